@@ -1,0 +1,200 @@
+"""A corpus as memory-mapped token files: written once in constant memory, then read without copying.
+
+The files of a corpus, split and tokenizer are kept in the user's cache folder under a name made of
+all three, and are used again by every run that needs the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kmixer.data.config import DataConfig, TokenizerConfig
+from kmixer.data.corpora import Corpus, find_corpus
+from kmixer.data.tokenizers import ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
+from kmixer.errors import InputError
+from kmixer.files import describe_write_error, read_json, user_cache, write_json
+
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """Tokens (n,) of one part of a corpus, mapped from a file, and what they were made from."""
+
+    tokens: Tensor  # uint8, int16 or int32
+    characters: int
+    bytes: int
+
+    @property
+    def tokens_per_character(self) -> float:
+        return len(self.tokens) / self.characters
+
+    @property
+    def tokens_per_byte(self) -> float:
+        return len(self.tokens) / self.bytes
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Both parts of a tokenised corpus, its tokenizer, and the sha256 of its text."""
+
+    train: TokenSplit
+    validation: TokenSplit
+    tokenizer: Tokenizer
+    sha256: str
+
+
+class _Part(NamedTuple):
+    """Characters start <= i < stop of these files, joined."""
+
+    names: list[str] | None
+    start: int
+    stop: int | None
+
+
+def prepare_dataset(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, data_dir: Path | None = None) -> Dataset:
+    """Find the corpus, build the tokenizer (or take the one given), and map the token files.
+
+    The character vocabulary is that of the whole corpus; SentencePiece trains on the training part.
+
+    Raises:
+        InputError: an empty or missing corpus, or a split that leaves a part empty.
+    """
+    corpus = find_corpus(data.corpus, data_dir)
+    sha256 = corpus.sha256()
+    split = corpus.validation if data.validation is None else data.validation
+    parts, characters = _split(corpus, split)
+    if isinstance(tokenizer, TokenizerConfig):
+        tokenizer = _build_tokenizer(tokenizer, corpus, parts, characters)
+    key = json.dumps([sha256, split, tokenizer.to_json()], sort_keys=True)
+    folder = user_cache() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if not (folder / "meta.json").is_file():
+        _write(folder, {name: _read(corpus, part) for name, part in parts.items()}, tokenizer)
+    meta = read_json(folder / "meta.json")
+    train, validation = (_map(folder, name, meta) for name in SPLITS)
+    return Dataset(train, validation, tokenizer, sha256)
+
+
+def count_tokens(split: TokenSplit, vocabulary_size: int) -> Tensor:
+    """How often each token occurs (v,), counted in constant memory."""
+    counts = torch.zeros(vocabulary_size, dtype=torch.int64)
+    for block in split.tokens.split(1 << 22):
+        counts += torch.bincount(block.long(), minlength=vocabulary_size)
+    return counts
+
+
+def _split(corpus: Corpus, split: float | list[str]) -> tuple[dict[str, _Part], str]:
+    """The two parts, and the sorted characters of the whole corpus."""
+    seen: set[str] = set()
+    length = 0
+    for text in corpus.read():
+        seen.update(text)
+        length += len(text)
+    if length == 0:
+        raise InputError(f"corpus {corpus.name} is empty")
+    if isinstance(split, list):
+        unknown = [name for name in split if name not in corpus.names]
+        if unknown:
+            raise InputError(
+                f"data.validation: {', '.join(unknown)} not in corpus {corpus.name}; it has {', '.join(corpus.names)}"
+            )
+        kept = [name for name in corpus.names if name not in split]
+        if not kept:
+            raise InputError("data.validation: it names every file of the corpus; leave one for training")
+        parts = {"train": _Part(kept, 0, None), "validation": _Part(split, 0, None)}
+    else:
+        cut = int((1 - split) * length)
+        parts = {"train": _Part(None, 0, cut), "validation": _Part(None, cut, None)}
+    return parts, "".join(sorted(seen))
+
+
+def _read(corpus: Corpus, part: _Part) -> Iterator[str]:
+    position = 0
+    for text in corpus.read(part.names):
+        start, stop = part.start - position, len(text) if part.stop is None else part.stop - position
+        position += len(text)
+        if stop > 0 and start < len(text):
+            yield text[max(0, start) : stop]
+
+
+def _build_tokenizer(config: TokenizerConfig, corpus: Corpus, parts: dict[str, _Part], characters: str) -> Tokenizer:
+    if config.kind == "char":
+        return CharTokenizer(characters)
+    if config.kind == "byte":
+        return ByteTokenizer()
+    blocks = _cut_at_whitespace(_read(corpus, parts["train"]))
+    lines = (line for block in blocks for line in block.splitlines())
+    return SentencePieceTokenizer.train(lines, config.vocabulary_size)
+
+
+def _cut_at_whitespace(blocks: Iterable[str]) -> Iterator[str]:
+    """The same text in blocks that begin and end between words, so that each encodes by itself."""
+    rest = ""
+    for block in blocks:
+        text = rest + block
+        cut = max(text.rfind("\n"), text.rfind(" ")) + 1
+        if cut:
+            yield text[:cut]
+        rest = text[cut:]
+    if rest:
+        yield rest
+
+
+def _write(folder: Path, parts: dict[str, Iterator[str]], tokenizer: Tokenizer) -> None:
+    dtype = _storage(tokenizer.vocabulary_size)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    except OSError as error:
+        raise describe_write_error(error, folder) from error
+    try:
+        meta: dict[str, Any] = {"dtype": dtype.name}
+        for name, blocks in parts.items():
+            counts = {"tokens": 0, "characters": 0, "bytes": 0}
+            with (temporary / f"{name}.bin").open("wb") as file:
+                for text in _cut_at_whitespace(blocks):
+                    tokens = tokenizer.encode(text)
+                    file.write(tokens.astype(dtype).tobytes())
+                    counts["tokens"] += len(tokens)
+                    counts["characters"] += len(text)
+                    counts["bytes"] += len(text.encode())
+            meta[name] = counts
+        write_json(temporary / "meta.json", meta)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / "meta.json").is_file():  # otherwise another process was faster
+                raise
+    except OSError as error:
+        raise describe_write_error(error, folder) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _map(folder: Path, name: str, meta: Any) -> TokenSplit:
+    counts = meta[name]
+    path = folder / f"{name}.bin"
+    if counts["tokens"] == 0:
+        raise InputError(f"the {name} part of the corpus is empty; give more text or another data.validation")
+    size = counts["tokens"] * np.dtype(meta["dtype"]).itemsize
+    if not path.is_file() or path.stat().st_size != size:
+        raise InputError(f"{path} is damaged; remove the folder {folder}, it will be made again")
+    array = np.memmap(path, dtype=meta["dtype"], mode="c", shape=(counts["tokens"],))
+    return TokenSplit(torch.from_numpy(array), counts["characters"], counts["bytes"])
+
+
+def _storage(vocabulary_size: int) -> np.dtype[Any]:
+    if vocabulary_size <= 1 << 8:
+        return np.dtype(np.uint8)
+    return np.dtype(np.int16 if vocabulary_size <= 1 << 15 else np.int32)

@@ -1,0 +1,163 @@
+"""Tokenizers: characters, bytes, and SentencePiece unigram pieces. Saved as JSON inside the run.
+
+`encode` gives an int64 array; `decode` a string; `decoder()` a function that takes one token at a
+time and returns the text it completes.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import codecs
+import io
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kmixer.errors import InputError
+
+Tokens = npt.NDArray[np.int64]
+Kind = Literal["char", "byte", "sentencepiece"]
+
+# SentencePiece reads its training text into memory: past this many lines it takes a sample of them.
+MAX_TRAINING_LINES = 1_000_000
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer offers."""
+
+    @property
+    def vocabulary_size(self) -> int: ...
+
+    def encode(self, text: str) -> Tokens: ...
+
+    def decode(self, tokens: Iterable[int]) -> str: ...
+
+    def decoder(self) -> Callable[[int], str]: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+class CharTokenizer:
+    """One token a character; the vocabulary is sorted by code point."""
+
+    def __init__(self, characters: Iterable[str]) -> None:
+        self.characters = "".join(sorted(set(characters)))
+        self._codes = np.frombuffer(self.characters.encode("utf-32-le"), dtype=np.uint32)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str) -> Tokens:
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        tokens = np.searchsorted(self._codes, codes).clip(max=max(0, len(self._codes) - 1))
+        if len(codes) and not (len(self._codes) and np.array_equal(self._codes[tokens], codes)):
+            unknown = sorted(set(text) - set(self.characters))
+            shown = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+            raise InputError(f"the tokenizer does not know {shown}; it knows {self.characters!r}")
+        return tokens.astype(np.int64)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return "".join(self.characters[token] for token in tokens)
+
+    def decoder(self) -> Callable[[int], str]:
+        return self.characters.__getitem__
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "char", "characters": self.characters}
+
+
+class ByteTokenizer:
+    """One token a byte of UTF-8; 256 tokens. Bytes that are not UTF-8 decode to U+FFFD."""
+
+    vocabulary_size = 256
+
+    def encode(self, text: str) -> Tokens:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+    def decoder(self) -> Callable[[int], str]:
+        incremental = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda token: incremental.decode(bytes([token]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "byte"}
+
+
+class SentencePieceTokenizer:
+    """Unigram pieces (Kudo 2018). White space is folded: newlines come back as single spaces."""
+
+    def __init__(self, model: bytes) -> None:
+        import sentencepiece
+
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            raise InputError("the tokenizer's SentencePiece model cannot be read; restore it from a copy") from None
+
+    @classmethod
+    def train(cls, lines: Iterable[str], vocabulary_size: int) -> SentencePieceTokenizer:
+        """Train on lines of text. The vocabulary may come out smaller than asked for on small texts."""
+        import sentencepiece
+
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=vocabulary_size,
+                character_coverage=1.0,
+                split_digits=False,
+                byte_fallback=False,
+                hard_vocab_limit=False,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                unk_id=0,
+                input_sentence_size=MAX_TRAINING_LINES,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise InputError(f"SentencePiece cannot train {vocabulary_size} pieces on this text: {error}") from None
+        return cls(model.getvalue())
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self._processor.vocab_size())
+
+    def encode(self, text: str) -> Tokens:
+        return np.array(self._processor.encode(text), dtype=np.int64)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return str(self._processor.decode([int(token) for token in tokens]))
+
+    def decoder(self) -> Callable[[int], str]:
+        return lambda token: self._processor.id_to_piece(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "sentencepiece", "model": base64.b64encode(self._model).decode()}
+
+
+def tokenizer_from_json(value: Any, source: str) -> Tokenizer:
+    """The tokenizer that `to_json` described. Raises InputError naming `source` where it cannot be read."""
+    match value:
+        case {"kind": "char", "characters": str(characters)} if len(set(characters)) == len(characters) > 0:
+            return CharTokenizer(characters)
+        case {"kind": "byte"}:
+            return ByteTokenizer()
+        case {"kind": "sentencepiece", "model": str(model)}:
+            try:
+                return SentencePieceTokenizer(base64.b64decode(model, validate=True))
+            except binascii.Error:
+                pass
+    raise InputError(
+        f"{source} does not describe a tokenizer (kind: char, byte or sentencepiece); restore it from a copy"
+    )

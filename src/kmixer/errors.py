@@ -1,0 +1,12 @@
+"""The two ways a call can end that are not defects of kmixer: a wrong input, and a diverged run."""
+
+
+class InputError(ValueError):
+    """A wrong input: says in one line what was given, what is allowed and what to do.
+
+    The command line prints the message alone and exits with code 2.
+    """
+
+
+class DivergedError(RuntimeError):
+    """Training met a loss or gradient that is not finite. The command line exits with code 3."""

@@ -1,0 +1,6 @@
+"""Generation: sampling from logits, and streaming tokens from a state."""
+
+from kmixer.generation.sampling import Sampling
+from kmixer.generation.streaming import generate_text, generate_tokens
+
+__all__ = ["Sampling", "generate_text", "generate_tokens"]

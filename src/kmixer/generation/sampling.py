@@ -1,0 +1,54 @@
+"""Choosing the next token from logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kmixer.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: softmax(logits / temperature), cut to the likeliest.
+
+    temperature 0 takes the likeliest token. top_k keeps the k likeliest; top_p the smallest set of
+    likeliest tokens whose probability reaches p. With both, top_k is applied first.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature: got {self.temperature}; allowed: 0 (the likeliest token) or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k: got {self.top_k}; allowed: 1 or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p: got {self.top_p}; allowed: above 0, up to 1")
+
+    def __call__(self, logits: Float[Tensor, "b v"], generator: torch.Generator | None = None) -> Int[Tensor, " b"]:
+        """The next token of every row."""
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        probabilities = self.probabilities(logits)
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+    def probabilities(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        """The distribution the next token is drawn from, for temperatures above 0."""
+        scaled = logits.double() / self.temperature
+        if self.top_k is not None and self.top_k < scaled.shape[-1]:
+            kept = scaled.topk(self.top_k, dim=-1)
+            scaled = torch.full_like(scaled, -torch.inf).scatter(-1, kept.indices, kept.values)
+        probabilities = torch.softmax(scaled, dim=-1)
+        if self.top_p is not None:
+            ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+            before = ordered.cumsum(-1) - ordered  # probability of everything likelier
+            ordered = torch.where(before < self.top_p, ordered, 0.0)
+            probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+            probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+        return probabilities

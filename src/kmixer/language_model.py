@@ -1,0 +1,100 @@
+"""The model as a user meets it: load, call, stream, generate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kmixer.data.tokenizers import Tokenizer
+from kmixer.errors import InputError
+from kmixer.generation.sampling import Sampling
+from kmixer.generation.streaming import generate_text, generate_tokens
+from kmixer.models.causal_lm import CausalLM
+from kmixer.models.config import ModelConfig
+from kmixer.models.model_folder import CONFIG, WEIGHTS, load_tokenizer, load_weights, put_weights, read_config
+
+
+class LanguageModel(CausalLM):
+    """A causal language model with its tokenizer.
+
+    `model(tokens, state)` returns an `Output` with logits (b, t, v) and the state after the last
+    token; see `CausalLM`. `tokenizer` is None for a model made from a recipe without data.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__(config, vocabulary_size)
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_recipe(cls, recipe: str, settings: list[str] | None = None) -> LanguageModel:
+        """Fresh weights for a recipe (a packaged name or a TOML file), its vocabulary size taken from it."""
+        from kmixer.training.recipe import load_recipe
+
+        loaded = load_recipe(recipe, settings)
+        return cls(loaded.model, loaded.tokenizer.vocabulary_size)
+
+    def generate(
+        self,
+        prompt: str | Tensor,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        stream: bool = False,
+    ) -> Any:
+        """Continue a prompt with dropout off.
+
+        Args:
+            prompt: a text, or tokens (b, t) int64.
+            max_new_tokens: tokens to add.
+            temperature, top_k, top_p: see `Sampling`.
+            seed: makes the result repeatable.
+            stop: texts before which generation ends; for a text prompt.
+            stream: return an iterator over new text (or new tokens (b,)) instead of the whole.
+
+        Returns:
+            Prompt and continuation: a text for a text, tokens (b, t + new) for tokens.
+
+        Raises:
+            InputError: a prompt the tokenizer does not know, or settings out of range.
+        """
+        self.eval()
+        sampling = Sampling(temperature, top_k, top_p)
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise InputError("this model has no tokenizer: give the prompt as tokens (b, t)")
+            pieces = generate_text(self, self.tokenizer, prompt, max_new_tokens, sampling, seed=seed, stop=stop)
+            return pieces if stream else prompt + "".join(pieces)
+        if stop:
+            raise InputError("stop texts go with a text prompt, not with tokens")
+        columns = generate_tokens(self, prompt, max_new_tokens, sampling, seed=seed)
+        if stream:
+            return columns
+        return torch.cat([prompt, *(column[:, None] for column in columns)], dim=1)
+
+
+def load(path: str | Path) -> LanguageModel:
+    """Load a run folder or a model folder: weights, configuration and tokenizer, in evaluation mode.
+
+    Raises InputError, one line, where the folder is not a model or is damaged.
+    """
+    folder = Path(path)
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is not a run or model folder ({CONFIG} is missing)")
+    config = read_config(folder)
+    tensors, _ = load_weights(folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocabulary_size != config.vocabulary_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens and the model {config.vocabulary_size}"
+        )
+    with torch.device("meta"):
+        model = LanguageModel(config.model, config.vocabulary_size, tokenizer)
+    put_weights(model, tensors, str(folder / WEIGHTS))
+    return model.eval()

@@ -1,0 +1,7 @@
+"""Layers: one mixer a file, usable on their own. Each takes a state and returns a state."""
+
+from kmixer.layers.base_kernel import BaseKernel
+from kmixer.layers.feed_forward import FeedForward
+from kmixer.layers.k_operators import K0, K1, K2, K2State
+
+__all__ = ["K0", "K1", "K2", "BaseKernel", "FeedForward", "K2State"]

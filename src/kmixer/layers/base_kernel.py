@@ -1,0 +1,56 @@
+"""The causal base kernel with its parameters: owned by one K2 layer, or shared by a stack."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kmixer.ops.base_kernel import Kind, State, base_kernel, initial_state
+
+Init = Literal["exponential", "uniform"]
+
+# Rate of the exponential initialisation, per position of lag (the author's value).
+INITIAL_RATE = 0.15
+
+
+class BaseKernel(nn.Module):
+    """A learned causal map over time, the same for every channel; see `kmixer.ops.base_kernel`.
+
+    Args:
+        kind: "dense" and "low_rank" end at position `size`; "toeplitz" and "conv" stream for ever.
+        size: positions W (`dense`, `low_rank`) or lags (`toeplitz`, `conv`).
+        rank: R of `low_rank`.
+        init: "exponential" starts from exp(-0.15 lag), "uniform" from the mean of what has been
+            seen; rows sum to 1 in both. `low_rank` starts from the best rank-R fit to that.
+
+    Shapes: x (b, t, d) to y (b, t, d).
+    """
+
+    def __init__(self, kind: Kind, size: int, *, rank: int = 2, init: Init = "exponential") -> None:
+        super().__init__()
+        self.kind = kind
+        rate = INITIAL_RATE if init == "exponential" else 0.0
+        if kind in ("toeplitz", "conv"):
+            weights: tuple[Tensor, ...] = (torch.softmax(-rate * torch.arange(size), dim=0),)
+        else:
+            lag = torch.arange(size)[:, None] - torch.arange(size)[None, :]
+            matrix = torch.softmax(torch.where(lag >= 0, -rate * lag, -torch.inf), dim=1)
+            weights = (matrix,) if kind == "dense" else _best_low_rank(matrix, rank)
+        self.weights = nn.ParameterList(weights)
+
+    def initial_state(self, batch_size: int, width: int) -> State:
+        """The state before the first position."""
+        return initial_state(self.kind, tuple(self.weights), batch_size, width)
+
+    def forward(self, x: Float[Tensor, "b t d"], state: State | None = None) -> tuple[Tensor, State]:
+        return base_kernel(x, tuple(self.weights), kind=self.kind, state=state)
+
+
+def _best_low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """U, V (W, rank) with U V^T closest to the matrix, its singular values split evenly."""
+    u, s, vh = torch.linalg.svd(matrix)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, vh[:rank].T * root

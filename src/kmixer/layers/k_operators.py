@@ -1,0 +1,200 @@
+"""The three K-Operators layers: K1 mixes channels, K2 mixes time, K0 reads out.
+
+Every layer adds to its input (b, t, d). Source: Koneko 2026 (Zenodo 19004569, 19136398).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kmixer.errors import InputError
+from kmixer.layers.base_kernel import BaseKernel
+from kmixer.layers.feed_forward import FeedForward, linear
+from kmixer.ops.base_kernel import State as BaseKernelState
+from kmixer.ops.decay import Backend, decayed_linear_attention
+
+DecayInit = Literal["time_constant", "linear", "fraction"]
+
+NORM_EPS = 1e-8
+QUERY_KEY_STD = 0.05
+# Time constants of the initialisation end at a million positions, and logits at +-13.8.
+MIN_FRACTION = 1e-6
+
+
+class K1(nn.Module):
+    """h + A RMSNorm(h) + a, then h + FeedForward(RMSNorm(h)): position-wise."""
+
+    def __init__(self, width: int, *, mlp_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.mixing_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.mixing = linear(width, width)
+        self.feed_forward_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.feed_forward = FeedForward(width, dropout=mlp_dropout)
+
+    def forward(self, h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        h = h + self.mixing(self.mixing_norm(h))
+        return h + self.feed_forward(self.feed_forward_norm(h))
+
+
+class K0(nn.Module):
+    """h + gain * RMSNorm(h) + bias: the read-out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.gain = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        return h + self.gain * self.norm(h) + self.bias
+
+
+class K2State(NamedTuple):
+    """What a K2 layer carries: S (b, r, d) of the decay path, and the base kernel's state if any."""
+
+    decay: Tensor
+    base: BaseKernelState | None
+
+
+class K2(nn.Module):
+    """Mixes time by a base kernel and a decayed low-rank recurrence over the normalised input.
+
+        x = RMSNorm(h)
+        q, k = normalise(x u), normalise(x v)                 unit vectors of R^r
+        S_t = diag(g) S_{t-1} + k_t^T x_t                     g = low + (high - low) sigmoid(l)
+        y_t = (alpha * q_t) S_t + sigmoid(gate) (base x)_t    alpha = cap sigmoid(a)
+        h + P y + p, then h + FeedForward(RMSNorm(h))
+
+    Args:
+        width: d.
+        rank: r, the number of decays.
+        base_kernel: a `BaseKernel` of this layer, "shared" when the caller passes one to every
+            `forward` call, None for the decay path alone.
+        gate_init: initial logit of the base kernel's gate.
+        decay_range: (low, high) of the decays, 0 < low < high <= 1. A decay of 1 never forgets
+            and ruins long streams.
+        decay_init: "time_constant" spaces 1/(1 - g) logarithmically over the whole range;
+            "linear" starts g from 0.95 to 0.995, as far as the range allows;
+            "fraction" starts sigmoid(l) there, that is g close to high (v0.1 did).
+        alpha_cap: upper end of alpha.
+        alpha_per_channel: one alpha for each of the r channels instead of one for the layer.
+        mlp_dropout, residual_dropout: on the hidden units, and on P y + p.
+        copy_gate: hold the gate of the author's copy branch, unused and frozen, so that a model
+            has all parameters of the author's.
+        backend: of `decayed_linear_attention`.
+
+    Shapes: h (b, t, d) to (b, t, d), and a `K2State`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        rank: int,
+        *,
+        base_kernel: BaseKernel | Literal["shared"] | None = None,
+        gate_init: float = 0.0,
+        decay_range: tuple[float, float] = (0.05, 0.999),
+        decay_init: DecayInit = "time_constant",
+        alpha_cap: float = 1.0,
+        alpha_per_channel: bool = True,
+        mlp_dropout: float = 0.0,
+        residual_dropout: float = 0.0,
+        copy_gate: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        low, high = decay_range
+        if not 0 < low < high <= 1:
+            raise InputError(f"decay_range: got {decay_range}; allowed: 0 < low < high <= 1")
+        self.width, self.rank = width, rank
+        self.decay_range, self.alpha_cap = decay_range, alpha_cap
+        self.residual_dropout = residual_dropout
+        self.backend: Backend = backend
+
+        self.mixing_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.query = nn.Parameter(QUERY_KEY_STD * torch.randn(width, rank))
+        self.key = nn.Parameter(QUERY_KEY_STD * torch.randn(width, rank))
+        self.decay_logit = nn.Parameter(initial_decay_logit(rank, low, high, decay_init))
+        self.alpha_logit = nn.Parameter(torch.zeros(rank) if alpha_per_channel else torch.zeros(()))
+        self.base_kernel = None if base_kernel == "shared" else base_kernel
+        self.gate_logit = None if base_kernel is None else nn.Parameter(torch.tensor(float(gate_init)))
+        # sigmoid(-2.1972) = 0.1, where the author's copy branch starts.
+        self.copy_gate_logit = nn.Parameter(torch.tensor(-2.1972), requires_grad=False) if copy_gate else None
+        self.projection = linear(width, width)
+        self.feed_forward_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.feed_forward = FeedForward(width, dropout=mlp_dropout)
+
+    def decay(self) -> Float[Tensor, " r"]:
+        """The decays g (r,)."""
+        low, high = self.decay_range
+        return low + (high - low) * torch.sigmoid(self.decay_logit)
+
+    def alpha(self) -> Tensor:
+        """Weights of the decay path: (r,), or () for one a layer."""
+        return self.alpha_cap * torch.sigmoid(self.alpha_logit)
+
+    def initial_state(self, batch_size: int, base_kernel: BaseKernel | None = None) -> K2State:
+        """The state before the first position; `base_kernel` as in `forward`."""
+        kernel = self._kernel(base_kernel)
+        dtype = torch.float64 if self.query.dtype == torch.float64 else torch.float32
+        decay = self.query.new_zeros(batch_size, self.rank, self.width, dtype=dtype)
+        return K2State(decay, None if kernel is None else kernel.initial_state(batch_size, self.width))
+
+    def forward(
+        self,
+        h: Float[Tensor, "b t d"],
+        state: K2State | None = None,
+        base_kernel: BaseKernel | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], K2State]:
+        """One layer. `base_kernel` is the stack's kernel when this layer was made for a shared one."""
+        kernel = self._kernel(base_kernel)
+        x = self.mixing_norm(h)
+        queries_keys = (x @ torch.cat([self.query, self.key], dim=1)).unflatten(-1, (2, self.rank))
+        q, k = F.normalize(queries_keys, dim=-1, eps=NORM_EPS).unbind(-2)
+        y, decay_state = decayed_linear_attention(
+            self.alpha() * q,
+            k,
+            x,
+            torch.log(self.decay()),
+            state=None if state is None else state.decay,
+            backend=self.backend,
+        )
+        base_state = None
+        if kernel is not None:
+            assert self.gate_logit is not None
+            base, base_state = kernel(x, None if state is None else state.base)
+            y = y + torch.sigmoid(self.gate_logit) * base
+        h = h + F.dropout(self.projection(y), self.residual_dropout, self.training)
+        return h + self.feed_forward(self.feed_forward_norm(h)), K2State(decay_state, base_state)
+
+    def _kernel(self, shared: BaseKernel | None) -> BaseKernel | None:
+        expects_shared = self.gate_logit is not None and self.base_kernel is None
+        if expects_shared != (shared is not None):
+            raise InputError(
+                "this K2 layer was made with base_kernel='shared': pass the kernel to every call"
+                if expects_shared
+                else "this K2 layer was not made with base_kernel='shared': it takes no kernel from outside"
+            )
+        return self.base_kernel if shared is None else shared
+
+
+def initial_decay_logit(rank: int, low: float, high: float, init: DecayInit) -> Tensor:
+    """Logits (r,) of the decays at the start of training; see `K2` for the three ways."""
+    if init == "fraction":
+        fraction = torch.linspace(0.95, 0.995, rank, dtype=torch.float64)
+    elif init == "linear":
+        first, last = max(low + 1e-4, 0.95), min(high - 1e-4, 0.995)
+        if first > last:  # the range lies outside [0.95, 0.995]: start in its middle
+            first = last = (low + high) / 2
+        fraction = (torch.linspace(first, last, rank, dtype=torch.float64) - low) / (high - low)
+    else:
+        shortest, longest = 1 / (1 - low), 1 / (1 - min(high, 1 - MIN_FRACTION))
+        exponent = torch.linspace(0, 1, rank, dtype=torch.float64)
+        decay = 1 - 1 / (shortest * (longest / shortest) ** exponent)
+        fraction = (decay - low) / (high - low)
+    return torch.logit(fraction.clamp(MIN_FRACTION, 1 - MIN_FRACTION)).to(torch.get_default_dtype())

@@ -1,0 +1,78 @@
+"""A causal language model around a K-Stack: embedding, stack, norm, head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from kmixer.errors import InputError
+from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.k_operators import NORM_EPS
+from kmixer.models.config import ModelConfig
+from kmixer.models.heads import build_head
+from kmixer.models.k_stack import KStack, StackState
+
+
+class Output(NamedTuple):
+    """What a model returns: logits (b, t, v), or losses (b, t) in nats where targets were given."""
+
+    state: StackState
+    logits: Tensor | None = None
+    losses: Tensor | None = None
+
+
+class CausalLM(nn.Module):
+    """Next-token model: embedding -> (e -> d) -> dropout -> KStack -> RMSNorm -> head. No positional encoding.
+
+    Args:
+        config: the model's configuration.
+        vocabulary_size: v.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary_size = vocabulary_size
+        embedding_width = config.embedding_width or config.width
+        self.embedding = nn.Embedding(vocabulary_size, embedding_width)
+        nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
+        factorised = embedding_width != config.width
+        self.from_embedding = linear(embedding_width, config.width, bias=False) if factorised else nn.Identity()
+        self.stack = KStack(config)
+        self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
+        self.head = build_head(config, vocabulary_size)
+
+    def initial_state(self, batch_size: int) -> StackState:
+        """The state before the first token of `batch_size` sequences."""
+        return self.stack.initial_state(batch_size)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b t"],
+        state: StackState | None = None,
+        targets: Int[Tensor, "b t"] | None = None,
+    ) -> Output:
+        """Logits of the next token at every position, and the state after the last.
+
+        `model(tokens)` equals `model(tokens[:, :k])` followed by `model(tokens[:, k:], state)` for
+        every k. With `targets`, the cross-entropy of each target takes the place of the logits.
+
+        Raises InputError past the window of a model whose base kernel has one.
+        """
+        if tokens.ndim != 2:
+            raise InputError(f"tokens: got shape {tuple(tokens.shape)}; allowed: (batch, time)")
+        embedded = self.from_embedding(self.embedding(tokens))
+        hidden, state = self.stack(F.dropout(embedded, self.config.dropout.embedding, self.training), state)
+        hidden = self.norm(hidden)
+        if targets is None:
+            return Output(state, logits=self.head(hidden, self.embedding.weight))
+        return Output(state, losses=self.head.losses(hidden, targets, self.embedding.weight))
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Number of parameters of each direct part that has any; a shared tensor counts once, where it is owned."""
+    parts = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
+    return {name: count for name, count in parts.items() if count}

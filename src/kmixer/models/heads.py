@@ -1,0 +1,120 @@
+"""Heads: from hidden vectors to logits, and to the cross-entropy of given targets.
+
+Every head has `forward(hidden, embedding)` -> logits (b, t, v) and `losses(hidden, targets, embedding)`
+-> cross-entropies in nats (b, t); `embedding` (v, e) is the model's embedding table, used where it is tied.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kmixer.errors import InputError
+from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.k_operators import NORM_EPS
+from kmixer.models.config import HeadConfig, ModelConfig
+
+ADAPTIVE_DIVISOR = 4.0
+
+
+class LinearHead(nn.Module):
+    """logits = E h with the embedding table E, after a bias-free map d -> e where they differ."""
+
+    def __init__(self, width: int, embedding_width: int) -> None:
+        super().__init__()
+        factorised = embedding_width != width
+        self.to_embedding = linear(width, embedding_width, bias=False) if factorised else nn.Identity()
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        return F.linear(self.to_embedding(hidden), embedding)
+
+    def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
+        return cross_entropies(self(hidden, embedding), targets)
+
+
+class GeluHead(nn.Module):
+    """RMSNorm -> Linear(d, m d) -> GELU -> dropout -> Linear(m d, v) without bias."""
+
+    def __init__(self, width: int, vocabulary_size: int, config: HeadConfig) -> None:
+        super().__init__()
+        assert config.multiplier is not None
+        hidden = config.multiplier * width
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.up = linear(width, hidden)
+        self.down = linear(hidden, vocabulary_size, bias=False)
+        self.dropout = config.dropout
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        return self.down(F.dropout(F.gelu(self.up(self.norm(hidden))), self.dropout, self.training))
+
+    def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
+        return cross_entropies(self(hidden, embedding), targets)
+
+
+class AdaptiveHead(nn.Module):
+    """Adaptive softmax (Grave et al. 2017): frequent tokens in the first band, rare ones in narrower bands.
+
+    `order` (v,) is the rank of each token by descending frequency in the training data; it is part
+    of the model's function and saved with it. Until `set_frequencies` it is the identity.
+    """
+
+    order: Tensor
+
+    def __init__(self, width: int, vocabulary_size: int, config: HeadConfig) -> None:
+        super().__init__()
+        cutoffs = config.cutoffs or default_cutoffs(vocabulary_size)
+        if cutoffs[-1] >= vocabulary_size:
+            raise InputError(f"model.head.cutoffs: got {cutoffs}; all must be below the vocabulary's {vocabulary_size}")
+        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(width, vocabulary_size, cutoffs, ADAPTIVE_DIVISOR)
+        for module in self.softmax.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=INITIAL_STD)
+        self.dropout = config.dropout
+        self.register_buffer("order", torch.arange(vocabulary_size))
+
+    def set_frequencies(self, counts: Tensor) -> None:
+        """Order the vocabulary by counts (v,) in the training data; ties go to the lower token."""
+        by_frequency = torch.argsort(counts, descending=True, stable=True)
+        self.order[by_frequency] = torch.arange(len(counts), device=self.order.device)
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        flat = self.softmax.log_prob(self._drop(hidden).flatten(0, 1))
+        return flat[:, self.order].unflatten(0, hidden.shape[:2])
+
+    def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
+        result = self.softmax(self._drop(hidden).flatten(0, 1), self.order[targets].flatten())
+        return -result.output.view(targets.shape)
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self.dropout, self.training)
+
+
+Head = LinearHead | GeluHead | AdaptiveHead
+
+
+def build_head(config: ModelConfig, vocabulary_size: int) -> Head:
+    """The head a model configuration asks for."""
+    if config.head.kind == "linear":
+        return LinearHead(config.width, config.embedding_width or config.width)
+    kind = GeluHead if config.head.kind == "gelu" else AdaptiveHead
+    return kind(config.width, vocabulary_size, config.head)
+
+
+def default_cutoffs(vocabulary_size: int) -> list[int]:
+    """The author's rule for the frequency bands of the adaptive head."""
+    v = vocabulary_size
+    if v < 1024:
+        raise InputError(f"model.head.kind: 'adaptive' needs a vocabulary of 1024 or more and this one has {v}")
+    if v <= 4096:
+        return [max(256, v // 4), max(768, 3 * v // 4)]
+    if v <= 16384:
+        return [2000, max(4000, v // 2)]
+    return [2000, 10000, max(20000, 3 * v // 4)]
+
+
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of every position (b, t)."""
+    flat = logits.flatten(0, 1)
+    accurate = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    return F.cross_entropy(accurate, targets.flatten(), reduction="none").view(targets.shape)

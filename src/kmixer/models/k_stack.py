@@ -1,0 +1,100 @@
+"""The K-Stack: K1 -> K2 x layers -> K1 -> K0, passed once or refined towards an equilibrium."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kmixer.layers import K0, K1, K2, BaseKernel, K2State
+from kmixer.models.config import BaseKernelConfig, ModelConfig
+
+# For every refinement pass, the state of every K2 layer.
+StackState = tuple[tuple[K2State, ...], ...]
+
+
+class KStack(nn.Module):
+    """The stack of a `ModelConfig`, from hidden vectors (b, t, d) to hidden vectors.
+
+    With refinement, n steps of h <- h + eta (KStack(h) - h) share the weights; eta = sigmoid(e) is
+    learned and gradients pass through all steps. Each step has a state of its own: its input at
+    position t depends on positions up to t only, so a refined stack streams like a plain one.
+
+    Source: Koneko 2026 (Zenodo 19004569).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        kernel, decay, dropout = config.base_kernel, config.decay, config.dropout
+        self.passes = max(1, config.refinement.steps) if config.refinement else 1
+        self.refined = config.refinement is not None and config.refinement.steps > 0
+        self.eta_logit: nn.Parameter | None = None
+        if config.refinement is not None:
+            eta = config.refinement.initial_eta
+            self.eta_logit = nn.Parameter(torch.tensor(math.log(eta / (1 - eta))), requires_grad=self.refined)
+        self.shared_kernel = _build_kernel(kernel) if kernel.shared else None
+        self.first = K1(config.width, mlp_dropout=dropout.mlp)
+        self.mixers = nn.ModuleList(
+            K2(
+                config.width,
+                config.rank,
+                base_kernel="shared" if self.shared_kernel else _build_kernel(kernel),
+                gate_init=kernel.gate_init,
+                decay_range=decay.range,
+                decay_init=decay.init,
+                alpha_cap=decay.alpha_cap,
+                alpha_per_channel=decay.alpha == "per_channel",
+                mlp_dropout=dropout.mlp,
+                residual_dropout=dropout.residual,
+                copy_gate=config.copy_gate,
+                backend=decay.backend,
+            )
+            for _ in range(config.layers)
+        )
+        self.last = K1(config.width, mlp_dropout=dropout.mlp)
+        self.read_out = K0(config.width)
+
+    def eta(self) -> Tensor:
+        """Step size of the refinement, in (0, 1)."""
+        assert self.eta_logit is not None
+        return torch.sigmoid(self.eta_logit)
+
+    def initial_state(self, batch_size: int) -> StackState:
+        """The state before the first position."""
+        layers = tuple(mixer.initial_state(batch_size, self.shared_kernel) for mixer in self._mixers())
+        return (layers,) * self.passes
+
+    def forward(
+        self, h: Float[Tensor, "b t d"], state: StackState | None = None
+    ) -> tuple[Float[Tensor, "b t d"], StackState]:
+        if not self.refined:
+            h, layers = self._pass(h, state[0] if state else None)
+            return h, (layers,)
+        states = []
+        for step in range(self.passes):
+            refined, layers = self._pass(h, state[step] if state else None)
+            h = h + self.eta() * (refined - h)
+            states.append(layers)
+        return h, tuple(states)
+
+    def _pass(self, h: Tensor, state: tuple[K2State, ...] | None) -> tuple[Tensor, tuple[K2State, ...]]:
+        h = self.first(h)
+        states = []
+        for index, mixer in enumerate(self._mixers()):
+            h, layer_state = mixer(h, state[index] if state else None, self.shared_kernel)
+            states.append(layer_state)
+        return self.read_out(self.last(h)), tuple(states)
+
+    def _mixers(self) -> Iterator[K2]:
+        for mixer in self.mixers:
+            assert isinstance(mixer, K2)
+            yield mixer
+
+
+def _build_kernel(config: BaseKernelConfig) -> BaseKernel | None:
+    if config.kind == "none":
+        return None
+    return BaseKernel(config.kind, config.size, rank=config.rank or 0, init=config.init)

@@ -1,0 +1,149 @@
+"""Causal base kernel: a learned lower-triangular map over time, the same for every channel.
+
+    y_i = sum_{j <= i} K[i, j] x_j
+
+* `dense`     K is a free (W, W) matrix, tied to absolute positions inside a window of W.
+* `low_rank`  K = U V^T with U, V (W, R); tied to absolute positions likewise.
+* `toeplitz`  K[i, j] = w[i - j] with W learned lags. Streams for ever.
+* `conv`      the same with a short filter. Streams for ever.
+
+Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; the author's later code for `conv`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kmixer.errors import InputError
+from kmixer.ops.decay import decayed_linear_attention
+
+Kind = Literal["dense", "low_rank", "toeplitz", "conv"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+# Filters are applied to blocks of this many positions, or of the filter's length if that is more:
+# one (block, block + lags) matrix product, instead of one pass over memory per lag.
+MIN_BLOCK = 32
+
+
+class LowRankState(NamedTuple):
+    """State of a `low_rank` kernel: sums (b, R, d) of V_j x_j over the positions seen so far."""
+
+    sums: Tensor
+    position: int
+
+
+# dense: the inputs seen so far (b, p, d). toeplitz, conv: the last inputs (b, lags - 1, d).
+State = Tensor | LowRankState
+
+
+def initial_state(kind: Kind, weights: tuple[Tensor, ...], batch_size: int, width: int) -> State:
+    """The state before the first position, for inputs (batch_size, t, width)."""
+    weight = weights[0]
+    if kind == "low_rank":
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return LowRankState(weight.new_zeros(batch_size, weight.shape[1], width, dtype=dtype), 0)
+    length = 0 if kind == "dense" else weight.shape[0] - 1
+    return weight.new_zeros(batch_size, length, width)
+
+
+def base_kernel(
+    x: Float[Tensor, "b t d"],
+    weights: tuple[Tensor, ...],
+    *,
+    kind: Kind,
+    state: State | None = None,
+) -> tuple[Float[Tensor, "b t d"], State]:
+    """Apply a causal kernel over time: y_i = sum_{j <= i} K[i, j] x_j.
+
+    Args:
+        x: inputs (b, t, d).
+        weights: (K,) with K (W, W) for `dense`, of which only the lower triangle is used;
+            (U, V), each (W, R), for `low_rank`; (w,) with w (lags,) for `toeplitz` and `conv`.
+        kind: one of the four kernels.
+        state: what `initial_state` or an earlier call returned; the start of a sequence when None.
+
+    Returns:
+        y (b, t, d) and the state after the last position.
+
+    Raises:
+        InputError: an unknown kind, or `dense` and `low_rank` past position W.
+    """
+    if kind not in KINDS:
+        raise InputError(f"base kernel: got {kind!r}; allowed: {', '.join(KINDS)}")
+    if state is None:
+        state = initial_state(kind, weights, x.shape[0], x.shape[-1])
+    if x.shape[1] == 0:
+        return x, state
+    if kind == "low_rank":
+        assert isinstance(state, LowRankState)
+        return _low_rank(x, weights[0], weights[1], state)
+    assert isinstance(state, Tensor)
+    if kind == "dense":
+        return _dense(x, weights[0], state)
+    return _filter(x, weights[0], state)
+
+
+def _check_window(kind: str, position: int, t: int, window: int) -> None:
+    if position + t > window:
+        raise InputError(
+            f"the {kind} base kernel ends at position {window} and {position + t} were asked for; "
+            "give at most that many, or use a model with a toeplitz or conv base kernel, which stream"
+        )
+
+
+def _dense(x: Tensor, kernel: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    position, t = seen.shape[1], x.shape[1]
+    _check_window("dense", position, t, kernel.shape[0])
+    stop = position + t
+    inputs = torch.cat([seen.to(x.dtype), x], dim=1) if position else x
+    return kernel[position:stop, :stop].tril(position) @ inputs, inputs
+
+
+def _low_rank(x: Tensor, left: Tensor, right: Tensor, state: LowRankState) -> tuple[Tensor, LowRankState]:
+    b, t, _ = x.shape
+    window, rank = left.shape
+    _check_window("low_rank", state.position, t, window)
+    part = slice(state.position, state.position + t)
+    # sum_{j <= i} (U_i . V_j) x_j is linear attention whose queries and keys are the rows of U and V
+    # and which forgets nothing.
+    y, sums = decayed_linear_attention(
+        left[part].expand(b, t, rank),
+        right[part].expand(b, t, rank),
+        x,
+        left.new_zeros(rank),
+        state=state.sums,
+    )
+    return y, LowRankState(sums, state.position + t)
+
+
+def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+    b, t, d = x.shape
+    past = lags.shape[0] - 1
+    history = history.to(x.dtype)
+    inputs = torch.cat([history, x], dim=1)
+    block = max(MIN_BLOCK, past)
+    if t <= block:
+        y = _toeplitz(lags, t) @ inputs
+    else:
+        padding = -t % block
+        blocks = F.pad(x, (0, 0, 0, padding)).view(b, -1, block, d)
+        before = torch.cat([history[:, None], blocks[:, :-1, block - past :]], dim=1)
+        matrix = _toeplitz(lags, block)
+        y = matrix[:, :past] @ before + matrix[:, past:] @ blocks
+        y = y.view(b, t + padding, d)[:, :t]
+    return y, inputs[:, inputs.shape[1] - past :]
+
+
+def _toeplitz(lags: Tensor, rows: int) -> Tensor:
+    """The (rows, lags - 1 + rows) matrix that maps history and inputs to outputs."""
+    past = lags.shape[0] - 1
+    row = torch.arange(rows, device=lags.device)[:, None]
+    column = torch.arange(past + rows, device=lags.device)[None, :]
+    lag = row + past - column
+    inside = (lag >= 0) & (lag <= past)
+    return torch.where(inside, lags[lag.clamp(0, past)], lags.new_zeros(()))

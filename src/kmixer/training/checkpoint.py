@@ -1,0 +1,82 @@
+"""The full state of a training run in one safetensors file.
+
+There is no random state in it: the randomness of step s is a function of the seed, s and the process,
+so a run that resumes at step s draws what the uninterrupted run drew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from kmixer.errors import InputError
+from kmixer.models.causal_lm import CausalLM
+from kmixer.tensor_files import load_tensors, save_tensors
+from kmixer.training.run_folder import RunFolder
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside its weights and optimiser state."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training and evaluation, over all sessions of the run
+    best: dict[str, Any] | None = None  # {"step", "loss"} of the lowest validation loss
+    loss_sum: float = 0.0  # training losses since the last line of metrics
+    loss_count: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)  # see RunFolder.metrics_mark
+
+
+def save_checkpoint(run: RunFolder, model: CausalLM, optimizers: list[Optimizer], progress: Progress) -> None:
+    """Write the last checkpoint of a run atomically."""
+    progress.metrics = run.metrics_mark()
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, state in _optimizer_states(model, optimizers):
+        tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
+    save_tensors(run.checkpoint, tensors, asdict(progress))
+
+
+def load_checkpoint(run: RunFolder, model: CausalLM, optimizers: list[Optimizer]) -> Progress:
+    """Restore weights, optimiser state and metrics.jsonl to the last checkpoint."""
+    tensors, metadata = load_tensors(run.checkpoint)
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = tensor
+    for name, parameter in model.state_dict().items():
+        if name not in parts["model"] or parts["model"][name].shape != parameter.shape:
+            raise InputError(f"{run.checkpoint}: tensor {name} does not fit the recipe's model")
+    run.rewind_metrics(metadata["metrics"])
+    model.load_state_dict(parts["model"])
+    for name, state in _optimizer_states(model, optimizers):
+        prefix = f"{name}/"
+        for key, tensor in parts["optimizer"].items():
+            if key.startswith(prefix):
+                state[key.removeprefix(prefix)] = tensor
+    return Progress(**metadata)
+
+
+def _optimizer_states(model: CausalLM, optimizers: list[Optimizer]) -> list[tuple[str, dict[str, Any]]]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [
+        (names[parameter], optimizer.state[parameter])
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+
+
+def seed_of(seed: int, step: int, purpose: str) -> int:
+    """A 63-bit seed for one purpose at one step of a run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{purpose}".encode()).digest()[:8]) >> 1
+
+
+def seed_step(generator: torch.Generator, seed: int, step: int, process: int) -> None:
+    """Set the randomness of a step: of the batch, the same in all processes, and of dropout, one for each."""
+    generator.manual_seed(seed_of(seed, step, "batch"))
+    torch.manual_seed(seed_of(seed, step, f"dropout of process {process}"))

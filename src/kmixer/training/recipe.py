@@ -1,0 +1,153 @@
+"""Recipes: one TOML file says everything about an experiment."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from kmixer.config import StrictConfig
+from kmixer.data.config import DataConfig, TokenizerConfig
+from kmixer.errors import InputError
+from kmixer.files import read_text
+from kmixer.models.config import ModelConfig, Positive
+
+Protocol = Literal["windows", "stream"]
+NonNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainingConfig(StrictConfig):
+    """How the weights are found."""
+
+    seed: Annotated[int, Field(ge=0)] = 42
+    steps: Positive
+    batch_size: Positive  # windows a step, over all processes and accumulation steps
+    window: Positive  # tokens a window
+    optimizer: Literal["grouped", "simple", "muon"]  # see kmixer.training.optimizers
+    learning_rate: Annotated[float, Field(gt=0)]  # of AdamW
+    muon_learning_rate: Annotated[float, Field(gt=0)] | None = None  # of the matrices, optimizer "muon"
+    learning_rate_floor: NonNegative  # where the cosine ends; in proportion for every group
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: NonNegative = 0.02
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.8, 0.999)
+    clip: Annotated[float, Field(gt=0)] = 1.0  # of the norm of all gradients
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16: autocast, weights in float32
+    accumulation: Positive = 1  # forward and backward passes a step
+    evaluate_every: Positive = 250  # steps between evaluations, each with a checkpoint
+    log_every: Positive = 10  # steps between lines of training loss
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.optimizer == "muon") != (self.muon_learning_rate is not None):
+            raise ValueError(
+                f"optimizer {self.optimizer!r} with muon_learning_rate {self.muon_learning_rate}; "
+                "it goes with optimizer 'muon' and only with it"
+            )
+        if self.learning_rate_floor > self.learning_rate:
+            raise ValueError(
+                f"learning_rate_floor {self.learning_rate_floor} is above learning_rate {self.learning_rate}"
+            )
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be cut into accumulation = {self.accumulation} equal parts"
+            )
+        return self
+
+
+class EvaluationConfig(StrictConfig):
+    """How validation loss is measured during training; the first protocol chooses the best checkpoint."""
+
+    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1, strict=False)] = ("windows",)
+    window: Positive | None = None  # of protocol "windows"; None is the training window
+
+
+class Recipe(StrictConfig):
+    """An experiment: data, tokenizer, model, training, evaluation."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    description: str
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        kernel, limit = self.model.base_kernel, self.model.max_positions
+        for key, window in (("training.window", self.training.window), ("evaluation.window", self.evaluation.window)):
+            if limit is not None and window is not None and window > limit:
+                raise ValueError(
+                    f"{key}: got {window}; the {kernel.kind} base kernel has model.base_kernel.size {limit}"
+                )
+        if limit is not None and "stream" in self.evaluation.protocols:
+            raise ValueError(
+                f"evaluation.protocols: 'stream' needs a model that streams; the {kernel.kind} base kernel "
+                "does not (toeplitz, conv and none do)"
+            )
+        v = self.tokenizer.vocabulary_size
+        if self.model.head.kind == "adaptive" and self.model.head.cutoffs is None and v < 1024:
+            raise ValueError(f"model.head.kind: 'adaptive' needs tokenizer.vocabulary_size >= 1024, got {v}")
+        return self
+
+    @property
+    def evaluation_window(self) -> int:
+        return self.evaluation.window or self.training.window
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    folder = resources.files("kmixer") / "recipes"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def read_recipe_file(recipe: str) -> str:
+    """The text of a packaged recipe or of a TOML file."""
+    if recipe in packaged_recipes():
+        return (resources.files("kmixer") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
+    if Path(recipe).suffix == ".toml":
+        return read_text(Path(recipe))
+    raise InputError(f"recipe {recipe!r}: no such recipe; allowed: {', '.join(packaged_recipes())}, or a .toml file")
+
+
+def load_recipe(recipe: str, settings: list[str] | None = None) -> Recipe:
+    """A recipe by name or file, with `key=value` settings applied. Raises InputError, one line."""
+    text = read_recipe_file(recipe)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe {recipe} is not valid TOML: {error}") from None
+    for setting in settings or []:
+        _apply(values, setting)
+    return Recipe.parse(values, source=f"recipe {recipe}")
+
+
+def _apply(values: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise InputError(f"--set {setting}: got no value; write it as key=value, for example training.steps=100")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {setting}: {parent} is a value, not a group of keys")
+    if text.strip() == "none":  # back to the key's default
+        values.pop(last, None)
+    else:
+        values[last] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value; what is none is a string, so that text needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,188 @@
+"""A run on disk: everything needed to evaluate, resume, generate and report.
+
+recipe.toml               the recipe, fully resolved
+config.json               the model's configuration
+tokenizer.json
+model.safetensors         weights with the lowest validation loss so far
+metrics.jsonl             one JSON object a line: training losses and evaluations
+environment.json          versions, device, commit, sha256 of the corpus
+checkpoints/last.safetensors    weights and optimiser state of the last checkpoint
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kmixer
+from kmixer.errors import InputError
+from kmixer.files import describe_write_error, read_text, write_json, write_text
+from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
+from kmixer.training.recipe import Recipe
+
+RECIPE, METRICS, ENVIRONMENT, CHECKPOINT = (
+    "recipe.toml",
+    "metrics.jsonl",
+    "environment.json",
+    "checkpoints/last.safetensors",
+)
+FILES = (RECIPE, CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, CHECKPOINT)
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / METRICS
+        self.checkpoint = path / CHECKPOINT
+
+    def exists(self) -> bool:
+        return (self.path / RECIPE).is_file()
+
+    def check_free(self, *, force: bool) -> None:
+        """Raises InputError where a new run would destroy something."""
+        if self.exists():
+            if not force:
+                raise InputError(
+                    f"{self.path} holds a run; add --resume to continue it, --force to replace it, or choose --out"
+                )
+        elif self.path.exists() and (
+            not self.path.is_dir() or any(not p.name.startswith(".") for p in self.path.iterdir())
+        ):
+            raise InputError(f"{self.path} exists and is not a run; choose another --out")
+
+    def clear(self) -> None:
+        """Remove the files of a run, and nothing else."""
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove what writes of a killed process left behind."""
+        for folder in (self.path, self.checkpoint.parent):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        write_text(self.path / RECIPE, recipe.to_toml())
+
+    def read_recipe(self) -> Recipe:
+        if not self.exists():
+            raise InputError(f"{self.path} holds no run ({RECIPE} is missing)")
+        path = self.path / RECIPE
+        try:
+            values = tomllib.loads(read_text(path))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path} is not valid TOML: {error}") from None
+        return Recipe.parse(values, source=str(path))
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raises InputError naming the keys in which a run's recipe differs from this one."""
+        ours, theirs = _flat(self.read_recipe().model_dump()), _flat(recipe.model_dump())
+        changed = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+        if changed:
+            said = "; ".join(f"{key} is {ours.get(key)!r} in the run and {theirs.get(key)!r} now" for key in changed)
+            raise InputError(f"cannot resume {self.path} with another recipe: {said}")
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise describe_write_error(error, self.metrics) from error
+
+    def metrics_mark(self) -> dict[str, Any]:
+        """Length and sha256 of metrics.jsonl, flushed to the disk: a checkpoint keeps this."""
+        if not self.metrics.exists():
+            return {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+        with self.metrics.open("rb") as file:
+            os.fsync(file.fileno())
+            content = file.read()
+        return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def rewind_metrics(self, mark: dict[str, Any]) -> None:
+        """Cut metrics.jsonl back to a checkpoint's mark. Raises InputError where it was shortened or edited."""
+        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        kept = content[: mark["bytes"]]
+        if len(kept) < mark["bytes"] or hashlib.sha256(kept).hexdigest() != mark["sha256"]:
+            raise InputError(
+                f"{self.metrics} was shortened or edited since the last checkpoint; restore it from a copy"
+            )
+        if len(content) > len(kept):
+            write_text(self.metrics, kept.decode())
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that a killed run left unfinished is passed over."""
+        lines = read_text(self.metrics).split("\n")
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                raise InputError(f"{self.metrics}: line {number} is not valid JSON; restore it from a copy") from None
+
+    def write_environment(self, *, device: torch.device, processes: int, corpus_sha256: str) -> None:
+        write_json(self.path / ENVIRONMENT, environment(device, processes) | {"corpus_sha256": corpus_sha256})
+
+
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Versions, device and commit a measurement was made with."""
+    packages = ("torch", "numpy", "safetensors", "sentencepiece", "pydantic", "accelerate")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "kmixer": kmixer.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {package: metadata.version(package) for package in packages},
+        "platform": platform.platform(),
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "command": sys.argv,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from; None where it was installed from elsewhere."""
+    package = Path(kmixer.__file__).parent
+    root = package.parent.parent
+    if not (root / ".git").exists() or package.parent.name != "src" or shutil.which("git") is None:
+        return None
+    answer = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.stdout.strip() or None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
