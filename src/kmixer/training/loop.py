@@ -101,8 +101,8 @@ def train(
         run.check_recipe(recipe)
         if run.checkpoint.is_file():
             progress = load_checkpoint(run, model, optimizers)
-        else:  # killed before the first checkpoint
-            run.metrics.unlink(missing_ok=True)
+        else:
+            run.restart()
     if accelerator.is_main_process:
         run.remove_leftovers()
         if not resume:

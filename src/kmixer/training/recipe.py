@@ -139,7 +139,7 @@ def _apply(values: dict[str, Any], setting: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise InputError(f"--set {setting}: {parent} is a value, not a group of keys")
-    if text.strip() == "none":  # back to the key's default
+    if not text.strip():  # back to the key's default
         values.pop(last, None)
     else:
         values[last] = _parse_value(text.strip())

@@ -29,7 +29,7 @@ import torch
 import kmixer
 from kmixer.errors import InputError
 from kmixer.files import describe_write_error, read_text, write_json, write_text
-from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
+from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS, load_weights
 from kmixer.training.recipe import Recipe
 
 RECIPE, METRICS, ENVIRONMENT, CHECKPOINT = (
@@ -69,6 +69,15 @@ class RunFolder:
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def restart(self) -> None:
+        """Forget the metrics of a run that was killed before its first checkpoint.
+
+        Raises InputError where the weights come from elsewhere and training would destroy them.
+        """
+        if (self.path / WEIGHTS).is_file() and load_weights(self.path)[1].get("step") != 0:
+            raise InputError(f"{self.path} holds weights but no checkpoint to resume from; train into another --out")
+        self.metrics.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
         """Remove what writes of a killed process left behind."""

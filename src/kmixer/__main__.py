@@ -1,0 +1,5 @@
+"""python -m kmixer"""
+
+from kmixer.cli.main import main
+
+main()

@@ -1,0 +1,57 @@
+"""The `kmixer` command: its parts, and how errors reach the user."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import click
+import typer
+
+from kmixer.cli import data, inspect, model
+from kmixer.errors import DivergedError, InputError
+
+app = typer.Typer(
+    name="kmixer",
+    help="Attention-free and kernel-based sequence models: train, evaluate, generate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(model.train)
+app.command(name="eval")(model.evaluate)
+app.command()(model.generate)
+app.command()(inspect.recipes)
+app.command()(inspect.params)
+app.command()(model.convert)
+app.command()(model.pack)
+app.command()(model.unpack)
+app.add_typer(data.app, name="data")
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 0, 2 wrong input, 3 training diverged, 130 interrupted."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = app(arguments, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(f"{error.format_message()}; see kmixer --help", 2)
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except (InputError, DivergedError) as error:
+        if debug:
+            raise
+        _fail(str(error), 2 if isinstance(error, InputError) else 3)
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,164 @@
+"""kmixer train, eval, generate, convert, pack, unpack: what is done with one run.
+
+Modules that take long to import are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from kmixer.cli.options import Cpu, DataDir, Json, RecipeName, Run, Settings
+
+
+def train(
+    recipe: RecipeName,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE-seedN.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that is in the run folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run that is in the run folder.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Short for --set training.seed=N.")] = None,
+    data_dir: DataDir = None,
+    cpu: Cpu = False,
+) -> int:
+    """Train a recipe into a run folder. Ctrl-C saves and stops; --resume continues exactly.
+
+    Example: kmixer train shakespeare-quick
+    """
+    from kmixer.cli.progress import TerminalReporter
+    from kmixer.errors import InputError
+    from kmixer.training.loop import train as run_training
+    from kmixer.training.recipe import load_recipe
+
+    if resume and force:
+        raise InputError("--resume continues a run and --force replaces it; give one of them")
+    settings = list(settings or []) + ([f"training.seed={seed}"] if seed is not None else [])
+    loaded = load_recipe(recipe, settings)
+    out = out or Path("runs") / f"{loaded.name}-seed{loaded.training.seed}"
+    with TerminalReporter() as reporter:
+        result = run_training(loaded, out, resume=resume, force=force, data_dir=data_dir, cpu=cpu, reporter=reporter)
+    if not result.finished:
+        print(f"interrupted after step {result.step}; saved. Continue with the same command and --resume")
+        return 130
+    print(
+        f"done in {result.seconds:.0f} s. Lowest validation loss {result.best['loss']:.4f} nats a token, at step "
+        f"{result.best['step']}; those weights were chosen by it and are in {result.run}"
+    )
+    return 0
+
+
+def evaluate(
+    run: Run,
+    protocol: Annotated[
+        Literal["windows", "stream"], typer.Option(help="Windows with the state reset, or one stream.")
+    ] = "windows",
+    window: Annotated[int | None, typer.Option(help="Tokens a window; default: the recipe's.")] = None,
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Measure a run's loss on the validation part of its corpus, in float32.
+
+    Example: kmixer eval runs/shakespeare-quick-seed42 --protocol stream
+    """
+    from kmixer.data.token_files import prepare_dataset
+    from kmixer.errors import InputError
+    from kmixer.language_model import load
+    from kmixer.training.evaluation import evaluate as measure
+    from kmixer.training.run_folder import RunFolder
+
+    if window is not None and window < 1:
+        raise InputError(f"--window: got {window}; allowed: 1 or more")
+    recipe = RunFolder(run).read_recipe()
+    model = load(run)
+    assert model.tokenizer is not None
+    dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)
+    result = measure(model, dataset.validation, protocol, window or recipe.evaluation_window)
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    where = f"windows of {result.window}, state reset" if result.window else "one stream, state carried"
+    print(f"{recipe.data.corpus}, validation part, {result.tokens:,} tokens, {where}")
+    print(f"cross-entropy       {result.loss:.4f} nats a token")
+    print(f"perplexity          {result.perplexity:.4f} a token ({recipe.tokenizer.kind})")
+    print(f"bits per character  {result.bits_per_character:.4f}")
+    print(f"bits per byte       {result.bits_per_byte:.4f}")
+
+
+def generate(
+    run: Run,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 400,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of total probability p.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the text repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text to stop before; may be given again.")] = None,
+) -> None:
+    """Continue a text with a run's model, printed as it is written.
+
+    Example: kmixer generate runs/shakespeare-quick-seed42 --prompt "**HAMLET**"
+    """
+    from kmixer.generation.sampling import Sampling
+    from kmixer.generation.streaming import generate_text
+    from kmixer.language_model import load
+
+    model = load(run)
+    assert model.tokenizer is not None
+    sampling = Sampling(temperature, top_k, top_p)
+    pieces = generate_text(model, model.tokenizer, prompt, max_new_tokens, sampling, seed=seed, stop=stop or ())
+    for index, piece in enumerate(pieces):
+        sys.stdout.write(piece if index else prompt + piece)
+        sys.stdout.flush()
+    print()
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of the K-Operators author (.pt).")],
+    recipe: Annotated[str, typer.Option(help="The recipe that describes it.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    settings: Settings = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run that is in the run folder.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Turn one of the author's later checkpoints (short base kernel, copy branch off) into a run folder.
+
+    Example: kmixer convert char.pt --recipe k-operators-local-shakespeare --out runs/author
+    """
+    from kmixer.training.author_checkpoint import convert as convert_checkpoint
+    from kmixer.training.recipe import load_recipe
+
+    for line in convert_checkpoint(file, load_recipe(recipe, settings), out, force=force, data_dir=data_dir):
+        print(line)
+
+
+def pack(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Archive to make, .tar.gz.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Put a run into one archive, to send or to keep.
+
+    Example: kmixer pack runs/shakespeare-quick-seed42 --out quick.tar.gz
+    """
+    from kmixer.training.archive import pack as pack_run
+
+    pack_run(run, out, force=force)
+    print(out)
+
+
+def unpack(
+    archive: Annotated[Path, typer.Argument(help="An archive that kmixer pack made.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+) -> None:
+    """Unpack a run archive; anything but a run's own files is refused.
+
+    Example: kmixer unpack quick.tar.gz --out runs/quick
+    """
+    from kmixer.training.archive import unpack as unpack_run
+
+    unpack_run(archive, out)
+    print(out)

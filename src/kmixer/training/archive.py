@@ -1,0 +1,58 @@
+"""A run in one .tar.gz file, and back. Unpacking accepts a run's own files and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path
+
+from kmixer.errors import InputError
+from kmixer.files import atomic_write
+from kmixer.training.run_folder import FILES, RECIPE, RunFolder
+
+
+def pack(run: Path, archive: Path, *, force: bool = False) -> None:
+    """Write the files of a run into an archive."""
+    RunFolder(run).read_recipe()
+    if archive.exists() and not force:
+        raise InputError(f"{archive} exists; add --force to replace it, or choose --out")
+    with atomic_write(archive) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
+        for name in FILES:
+            path = run / name
+            if path.is_file():
+                tar.add(path, arcname=name, recursive=False)
+
+
+def unpack(archive: Path, run: Path) -> None:
+    """Make a run folder from an archive.
+
+    Raises:
+        InputError: the archive cannot be read, holds anything but the plain files of a run (a
+            symlink, a path with `..`, a pickle), or the folder holds something already.
+    """
+    RunFolder(run).check_free(force=False)
+    try:
+        with tarfile.open(archive, mode="r:gz") as tar:
+            members = tar.getmembers()
+            for member in members:
+                if not member.isfile() or member.name not in FILES:
+                    kind = "file" if member.isfile() else "link" if member.islnk() or member.issym() else "entry"
+                    raise InputError(f"{archive} holds the {kind} {member.name!r}, which no run has: refused")
+            names = [member.name for member in members]
+            if RECIPE not in names or len(set(names)) != len(names):
+                raise InputError(f"{archive} is not a run archive: it needs {RECIPE}, and every file once")
+            run.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=run.parent, prefix=".unpacking-") as temporary:
+                whole = Path(temporary) / "run"
+                for member in members:
+                    source = tar.extractfile(member)
+                    assert source is not None
+                    with source, atomic_write(whole / member.name) as target:
+                        shutil.copyfileobj(source, target)
+                whole.rename(run)
+    except FileNotFoundError:
+        raise InputError(f"{archive} is missing") from None
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise InputError(f"{archive} cannot be read as a run archive ({error})") from None
