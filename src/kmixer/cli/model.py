@@ -24,7 +24,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Short for --set training.seed=N.")] = None,
     data_dir: DataDir = None,
     cpu: Cpu = False,
-) -> int:
+) -> None:
     """Train a recipe into a run folder. Ctrl-C saves and stops; --resume continues exactly.
 
     Example: kmixer train shakespeare-quick
@@ -43,12 +43,11 @@ def train(
         result = run_training(loaded, out, resume=resume, force=force, data_dir=data_dir, cpu=cpu, reporter=reporter)
     if not result.finished:
         print(f"interrupted after step {result.step}; saved. Continue with the same command and --resume")
-        return 130
+        raise typer.Exit(130)
     print(
         f"done in {result.seconds:.0f} s. Lowest validation loss {result.best['loss']:.4f} nats a token, at step "
         f"{result.best['step']}; those weights were chosen by it and are in {result.run}"
     )
-    return 0
 
 
 def evaluate(

@@ -1,0 +1,205 @@
+"""Laws of decayed linear attention: every backend agrees with the recurrence, and the state is explicit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kmixer.errors import InputError
+from kmixer.ops import decayed_linear_attention
+from kmixer.ops.decay import BACKENDS, MAX_EXPONENT, _chunk_length
+
+FAST = ["mask", "block"]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+def make_inputs(
+    shape: tuple[int, int, int, int], decays: list[float], dtype: torch.dtype, seed: int = 0
+) -> list[Tensor]:
+    b, t, r, d = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+
+    log_decay = torch.log(torch.tensor(decays[:r], dtype=torch.float64)).to(dtype)
+    return [normal(b, t, r), normal(b, t, r), normal(b, t, d), log_decay, normal(b, r, d)]
+
+
+def run_with_gradients(inputs: list[Tensor], backend: Any) -> dict[str, Tensor]:
+    """Outputs, final state, and gradients of all five inputs for a loss that weighs every output differently."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    y, state = decayed_linear_attention(*leaves[:4], state=leaves[4], backend=backend)
+    (y * torch.cos(torch.arange(y.numel()).view(y.shape))).sum().backward(retain_graph=True)
+    (state * torch.sin(torch.arange(state.numel()).view(state.shape) + 1.0)).sum().backward()
+    names = ("dq", "dk", "dv", "dlog_decay", "dstate")
+    return {"y": y.detach(), "state": state.detach()} | {n: x.grad for n, x in zip(names, leaves, strict=True)}
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    for name, value in expected.items():
+        scale = value.abs().max().item() + 1e-30
+        assert (actual[name] - value).abs().max().item() <= tolerance * scale, name
+
+
+shapes = st.tuples(
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97]),
+    st.integers(1, 5),
+    st.integers(1, 6),
+)
+decay_lists = st.lists(st.floats(0.01, 0.9999), min_size=5, max_size=5)
+
+
+@given(shapes, decay_lists, st.integers(0, 1000))
+@pytest.mark.parametrize("backend", FAST)
+def test_backends_agree_with_the_recurrence_in_float64(
+    backend: str, shape: tuple[int, int, int, int], decays: list[float], seed: int
+) -> None:
+    inputs = make_inputs(shape, decays, torch.float64, seed)
+    assert_same(run_with_gradients(inputs, backend), run_with_gradients(inputs, "recurrent"), 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("decay", [0.01, 0.05, 0.5, 0.9999])
+@pytest.mark.parametrize("t", [1, 31, 32, 33, 1000])
+@pytest.mark.parametrize("backend", FAST)
+def test_backends_agree_at_the_edges(backend: str, t: int, decay: float, dtype: torch.dtype) -> None:
+    inputs = make_inputs((2, t, 3, 4), [decay, 0.9, decay], dtype)
+    reference = run_with_gradients([x.double() for x in inputs], "recurrent")
+    actual = {name: value.double() for name, value in run_with_gradients(inputs, backend).items()}
+    assert_same(actual, reference, TOLERANCE[dtype])
+
+
+@given(shapes, decay_lists, st.data())
+@pytest.mark.parametrize("backend", ["recurrent", *FAST])
+def test_any_split_gives_the_whole(
+    backend: Any, shape: tuple[int, int, int, int], decays: list[float], data: st.DataObject
+) -> None:
+    q, k, v, log_decay, state = make_inputs(shape, decays, torch.float64)
+    whole, final = decayed_linear_attention(q, k, v, log_decay, state=state, backend=backend)
+    cuts = sorted(data.draw(st.lists(st.integers(0, shape[1]), max_size=3)))
+    pieces = []
+    for start, stop in zip([0, *cuts], [*cuts, shape[1]], strict=True):
+        part = slice(start, stop)
+        y, state = decayed_linear_attention(q[:, part], k[:, part], v[:, part], log_decay, state=state, backend=backend)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(state, final, rtol=1e-10, atol=1e-10)
+
+
+def test_one_position_at_a_time_gives_the_whole() -> None:
+    q, k, v, log_decay, state = make_inputs((2, 70, 3, 4), [0.01, 0.7, 0.9999], torch.float64)
+    whole, final = decayed_linear_attention(q, k, v, log_decay, state=state)
+    for t in range(70):
+        part = slice(t, t + 1)
+        y, state = decayed_linear_attention(q[:, part], k[:, part], v[:, part], log_decay, state=state)
+        torch.testing.assert_close(y, whole[:, part], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(state, final, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", ["recurrent", *FAST])
+def test_a_batch_equals_its_rows(backend: Any) -> None:
+    q, k, v, log_decay, state = make_inputs((3, 45, 2, 3), [0.3, 0.99], torch.float64)
+    whole, final = decayed_linear_attention(q, k, v, log_decay, state=state, backend=backend)
+    for row in range(3):
+        one = slice(row, row + 1)
+        y, s = decayed_linear_attention(q[one], k[one], v[one], log_decay, state=state[one], backend=backend)
+        torch.testing.assert_close(y, whole[one], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(s, final[one], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["recurrent", *FAST])
+@pytest.mark.parametrize("position", [0, 31, 32, 40])
+def test_outputs_do_not_depend_on_later_inputs(backend: Any, position: int) -> None:
+    q, k, v, log_decay, _ = make_inputs((1, 50, 2, 3), [0.5, 0.99], torch.float64)
+    before, _ = decayed_linear_attention(q, k, v, log_decay, backend=backend)
+    for changed in (q, k, v):
+        changed[:, position] += 1.0
+    after, _ = decayed_linear_attention(q, k, v, log_decay, backend=backend)
+    assert torch.equal(before[:, :position], after[:, :position])
+    assert not torch.equal(before[:, position], after[:, position])
+
+
+@pytest.mark.parametrize("backend", ["recurrent", *FAST])
+def test_gradcheck(backend: Any) -> None:
+    inputs = [x.requires_grad_() for x in make_inputs((2, 35, 2, 2), [0.1, 0.98], torch.float64)]
+
+    def function(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> Any:
+        return decayed_linear_attention(q, k, v, log_decay, state=state, backend=backend)
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def test_a_missing_state_is_zeros() -> None:
+    q, k, v, log_decay, state = make_inputs((2, 40, 2, 3), [0.4, 0.9], torch.float64)
+    expected = decayed_linear_attention(q, k, v, log_decay, state=torch.zeros_like(state))
+    torch.testing.assert_close(decayed_linear_attention(q, k, v, log_decay), expected)
+
+
+@pytest.mark.parametrize("backend", ["recurrent", *FAST])
+def test_an_empty_sequence_returns_the_state(backend: Any) -> None:
+    q, k, v, log_decay, state = make_inputs((2, 0, 2, 3), [0.4, 0.9], torch.float64)
+    y, after = decayed_linear_attention(q, k, v, log_decay, state=state, backend=backend)
+    assert y.shape == (2, 0, 3)
+    assert torch.equal(after, state)
+
+
+def test_bfloat16_inputs_are_summed_in_float32() -> None:
+    exact = make_inputs((2, 200, 3, 4), [0.2, 0.9, 0.999], torch.float64)
+    rounded = [x.bfloat16() for x in exact[:3]]
+    y, state = decayed_linear_attention(*rounded, exact[3].float())
+    reference, final = decayed_linear_attention(*(x.double() for x in rounded), exact[3])
+    assert y.dtype == torch.bfloat16
+    assert state.dtype == torch.float32
+    # The state carries float32 error only; y is rounded to bfloat16 once, at the end.
+    torch.testing.assert_close(state.double(), final, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(y.double(), reference, rtol=2**-8, atol=1e-5)
+
+
+@given(st.floats(1e-12, 1.0))
+def test_chunks_keep_exponents_in_range(decay: float) -> None:
+    chunk = _chunk_length(torch.log(torch.tensor([decay, 0.99])))
+    assert chunk == 1 or -math.log(decay) * (chunk - 1) / 2 <= MAX_EXPONENT * (1 + 1e-6)
+    if decay >= 0.05:
+        assert chunk == 32
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor any operation made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(result):
+            if isinstance(value, Tensor):
+                self.largest = max(self.largest, value.numel())
+        return result
+
+
+@pytest.mark.parametrize(("backend", "allowed"), [("recurrent", False), ("mask", True), ("block", False)])
+def test_only_mask_holds_a_tensor_of_all_outer_products(backend: str, allowed: bool) -> None:
+    b, t, r, d = shape = (2, 96, 16, 16)
+    inputs = make_inputs(shape, [0.9] * r, torch.float32)
+    with LargestTensor() as mode:
+        run_with_gradients(inputs, backend)
+    assert (mode.largest >= b * t * r * d) == allowed
+
+
+def test_wrong_inputs_are_named() -> None:
+    q, k, v, log_decay, state = make_inputs((2, 4, 2, 3), [0.5, 0.9], torch.float32)
+    with pytest.raises(InputError, match=r"backend: got 'blok'; allowed: auto, recurrent, mask, block"):
+        decayed_linear_attention.__wrapped__(q, k, v, log_decay, backend="blok")  # past the annotation check
+    assert set(BACKENDS) == {"auto", "recurrent", "mask", "block"}
+    with pytest.raises(InputError, match=r"state \(b, r, d\) = \(2, 2, 3\); got \(2, 3, 2\)"):
+        decayed_linear_attention.__wrapped__(q, k, v, log_decay, state=state.mT)
+    with pytest.raises(InputError, match=r"got q \(2, 4, 2\), k \(2, 3, 2\)"):
+        decayed_linear_attention.__wrapped__(q, k[:, :3], v, log_decay)
