@@ -23,9 +23,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
     """Write tensors and JSON metadata atomically, with a sha256 over both."""
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     text = json.dumps(metadata, sort_keys=True)
-    header = {"kmixer": text, "sha256": _digest(plain, text)}
+    # One header key: safetensors orders several at random, and equal contents should be equal files.
+    header = json.dumps({"metadata": text, "sha256": _digest(plain, text)})
     with atomic_write(path) as file:
-        file.write(save(plain, metadata=header))
+        file.write(save(plain, metadata={"kmixer": header}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -37,15 +38,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise InputError(f"{path} is a pickle or a torch.save file, not safetensors; it is refused unread")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("kmixer", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
-    if "kmixer" not in header or "sha256" not in header:
-        raise InputError(f"{path} was not written by kmixer: its header lacks the keys 'kmixer' and 'sha256'")
-    if header["sha256"] != _digest(tensors, header["kmixer"]):
+    if header is None:
+        raise InputError(f"{path} was not written by kmixer: its header lacks the key 'kmixer'")
+    if header["sha256"] != _digest(tensors, header["metadata"]):
         raise InputError(f"{path} was changed after it was written (its sha256 differs); restore it from a copy")
-    return tensors, json.loads(header["kmixer"])
+    return tensors, json.loads(header["metadata"])
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 
 def random_windows(
-    tokens: Int[Tensor, " n"], window: int, batch_size: int, generator: torch.Generator
-) -> tuple[Int[Tensor, "b w"], Int[Tensor, "b w"]]:
+    tokens: Integer[Tensor, " n"], window: int, batch_size: int, generator: torch.Generator
+) -> tuple[Integer[Tensor, "b w"], Integer[Tensor, "b w"]]:
     """Inputs and targets of windows with independent uniform starts in 0..n-w-2, drawn on the tokens' device."""
     starts = torch.randint(len(tokens) - window - 1, (batch_size, 1), generator=generator, device=tokens.device)
     both = tokens[starts + torch.arange(window + 1, device=tokens.device)].long()
@@ -19,8 +19,8 @@ def random_windows(
 
 
 def consecutive_windows(
-    tokens: Int[Tensor, " n"], window: int, batch_size: int
-) -> Iterator[tuple[Int[Tensor, "b w"], Int[Tensor, "b w"]]]:
+    tokens: Integer[Tensor, " n"], window: int, batch_size: int
+) -> Iterator[tuple[Integer[Tensor, "b w"], Integer[Tensor, "b w"]]]:
     """Inputs and targets of the (n - 1) // w windows that do not overlap; the tail is dropped."""
     count = (len(tokens) - 1) // window
     inputs = tokens[: count * window].view(count, window)

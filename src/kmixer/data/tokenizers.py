@@ -79,7 +79,7 @@ class ByteTokenizer:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return bytes(tokens).decode(errors="replace")
+        return bytes(int(token) for token in tokens).decode(errors="replace")
 
     def decoder(self) -> Callable[[int], str]:
         incremental = codecs.getincrementaldecoder("utf-8")(errors="replace")

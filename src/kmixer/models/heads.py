@@ -66,6 +66,9 @@ class AdaptiveHead(nn.Module):
         cutoffs = config.cutoffs or default_cutoffs(vocabulary_size)
         if cutoffs[-1] >= vocabulary_size:
             raise InputError(f"model.head.cutoffs: got {cutoffs}; all must be below the vocabulary's {vocabulary_size}")
+        narrowest = int(ADAPTIVE_DIVISOR) ** len(cutoffs)
+        if width < narrowest:
+            raise InputError(f"model.width: got {width}; {len(cutoffs)} adaptive cutoffs need {narrowest}")
         self.softmax = nn.AdaptiveLogSoftmaxWithLoss(width, vocabulary_size, cutoffs, ADAPTIVE_DIVISOR)
         for module in self.softmax.modules():
             if isinstance(module, nn.Linear):

@@ -1,0 +1,274 @@
+"""Training: resuming is exact, a diverged run keeps its last good state, and nothing is destroyed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kmixer
+from kmixer.data.token_files import prepare_dataset
+from kmixer.errors import DivergedError, InputError
+from kmixer.tensor_files import load_tensors
+from kmixer.training.evaluation import evaluate
+from kmixer.training.loop import TIMING_KEYS, Reporter, train
+from kmixer.training.recipe import Recipe
+from kmixer.training.run_folder import RunFolder
+from tests.conftest import tiny_recipe_values
+
+
+def make_recipe(corpus: Path, **training: Any) -> Recipe:
+    values = tiny_recipe_values(corpus)
+    values["training"] |= training
+    return Recipe.parse(values, source="test")
+
+
+def metrics_without_times(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMING_KEYS} for line in RunFolder(run).read_metrics()]
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    assert metrics_without_times(first) == metrics_without_times(second)
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    ours, theirs = (load_tensors(run / "checkpoints/last.safetensors")[0] for run in (first, second))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class Stop(Exception):
+    """A crash."""
+
+
+class StopAfter(Reporter):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def trained(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+        if step == self.step:
+            raise Stop
+
+
+class InterruptAfter(StopAfter):
+    def trained(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "grouped", "simple"])
+def test_training_lowers_the_loss_and_repeats_bit_for_bit(optimizer: str, text_file: Path, tmp_path: Path) -> None:
+    rate = {"muon_learning_rate": 0.02 if optimizer == "muon" else None}
+    recipe = make_recipe(text_file, optimizer=optimizer, **rate)
+    for name in ("one", "two"):
+        result = train(recipe, tmp_path / name)
+    assert result.finished
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    losses = [line["validation"][0]["loss"] for line in metrics_without_times(tmp_path / "one") if "validation" in line]
+    assert len(losses) == 4  # before the first step, after steps 3 and 6, and at the end
+    assert losses[-1] < losses[0] - 0.2
+    assert result.best["loss"] == min(losses)
+
+
+@pytest.mark.parametrize("crash", [1, 3, 4, 5, 7])
+def test_a_crashed_run_resumes_bit_for_bit(crash: int, text_file: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(text_file)
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(recipe, tmp_path / "crashed", reporter=StopAfter(crash))
+    train(recipe, tmp_path / "crashed", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "crashed")
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_an_interrupted_run_is_saved_at_once_and_resumes_bit_for_bit(
+    step: int, text_file: Path, tmp_path: Path
+) -> None:
+    recipe = make_recipe(text_file)
+    train(recipe, tmp_path / "whole")
+    result = train(recipe, tmp_path / "parts", reporter=InterruptAfter(step))
+    assert (result.step, result.finished) == (step, False)
+    assert train(recipe, tmp_path / "parts", resume=True).finished
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_resumes_to_itself(text_file: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(text_file)
+    train(recipe, tmp_path / "run")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert train(recipe, tmp_path / "run", resume=True).finished
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_seeds_differ(text_file: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        train(make_recipe(text_file, seed=seed, steps=1), tmp_path / str(seed))
+    first, second = (load_tensors(tmp_path / str(seed) / "model.safetensors")[0] for seed in (1, 2))
+    assert not torch.equal(first["embedding.weight"], second["embedding.weight"])
+
+
+def test_accumulation_gives_the_gradients_of_the_whole_batch(text_file: Path, tmp_path: Path) -> None:
+    values = tiny_recipe_values(text_file)
+    del values["model"]["dropout"]
+    values["training"]["precision"] = "float64"
+    curves = []
+    for accumulation in (1, 2, 4):
+        values["training"]["accumulation"] = accumulation
+        train(Recipe.parse(values, source="test"), tmp_path / str(accumulation))
+        curves.append([line.get("train_loss") for line in metrics_without_times(tmp_path / str(accumulation))])
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], abs=1e-12)
+
+
+def test_bfloat16_training_stays_close_to_float32(text_file: Path, tmp_path: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        train(make_recipe(text_file, precision=precision), tmp_path / precision)
+    full, half = (metrics_without_times(tmp_path / p)[-1]["validation"][0]["loss"] for p in ("float32", "bfloat16"))
+    assert full != half
+    assert math.isclose(full, half, abs_tol=0.05)
+    assert load_tensors(tmp_path / "bfloat16" / "model.safetensors")[0]["embedding.weight"].dtype == torch.float32
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kmixer.models.causal_lm import CausalLM
+
+    recipe, run = make_recipe(text_file), tmp_path / "run"
+    forward, calls = CausalLM.forward, [0]
+
+    def broken(self: Any, tokens: Any, state: Any = None, targets: Any = None) -> Any:
+        output = forward(self, tokens, state, targets)
+        if self.training:
+            calls[0] += 1
+            if calls[0] == 5:
+                return output._replace(losses=output.losses * torch.nan)
+        return output
+
+    monkeypatch.setattr(CausalLM, "forward", broken)
+    with pytest.raises(DivergedError, match=r"step 5: loss nan.*keeps the best weights and the last good checkpoint"):
+        train(recipe, run)
+    tensors, metadata = load_tensors(run / "checkpoints/last.safetensors")
+    assert metadata["step"] == 3
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert train(recipe, run, resume=True).finished
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_with_another_recipe(text_file: Path, tmp_path: Path) -> None:
+    recipe, run = make_recipe(text_file), tmp_path / "run"
+    train(recipe, run)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match=r"holds a run; add --resume to continue it, --force to replace it"):
+        train(recipe, run)
+    changed = make_recipe(text_file, learning_rate=0.02)
+    with pytest.raises(InputError, match=r"training\.learning_rate is 0\.01 in the run and 0\.02 now"):
+        train(changed, run, resume=True)
+    missing = make_recipe(tmp_path / "gone.txt")
+    with pytest.raises(InputError, match="no such file or folder"):
+        train(missing, run, force=True)
+    with pytest.raises(InputError, match=r"a window of 30000 needs 30002 or more"):
+        train(make_recipe(text_file, window=30000), run, force=True)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    train(changed, run, force=True)
+    assert RunFolder(run).read_recipe().training.learning_rate == 0.02
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    for options in ({}, {"force": True}):
+        with pytest.raises(InputError, match="exists and is not a run; choose another --out"):
+            train(make_recipe(text_file), tmp_path / "thesis", **options)
+    with pytest.raises(InputError, match="holds no run"):
+        train(make_recipe(text_file), tmp_path / "nothing", resume=True)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(text_file: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(text_file)
+    train(recipe, tmp_path / "whole")
+
+    class StopAtTheStart(Reporter):
+        def started(self, *args: Any) -> None:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(recipe, tmp_path / "run", reporter=StopAtTheStart())
+    train(recipe, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["shortened", "edited"])
+def test_damaged_metrics_are_noticed(damage: str, text_file: Path, tmp_path: Path) -> None:
+    recipe, run = make_recipe(text_file), tmp_path / "run"
+    train(recipe, run)
+    content = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(content[:-30] if damage == "shortened" else content.replace("0", "1", 1))
+    with pytest.raises(InputError, match=r"metrics\.jsonl was shortened or edited"):
+        train(recipe, run, resume=True)
+
+
+def test_the_corpus_may_have_another_vocabulary_than_the_recipe_says(
+    text_file: Path, text: str, tmp_path: Path
+) -> None:
+    train(make_recipe(text_file, steps=1), tmp_path / "run")
+    assert RunFolder(tmp_path / "run").read_recipe().tokenizer.vocabulary_size == len(set(text))
+    assert kmixer.load(tmp_path / "run").vocabulary_size == len(set(text))
+
+
+def test_an_evaluation_counts_every_position_once(text_file: Path, tmp_path: Path) -> None:
+    """Both protocols against the plain sum over the model's own logits."""
+    recipe, run = make_recipe(text_file, steps=3), tmp_path / "run"
+    train(recipe, run)
+    model = kmixer.load(run).double()
+    split = prepare_dataset(recipe.data, model.tokenizer).validation
+    tokens = split.tokens.long()
+    with torch.no_grad():
+        log_probabilities = torch.log_softmax(model(tokens[None, :-1]).logits, -1)
+    expected = -log_probabilities.gather(-1, tokens[None, 1:, None]).mean().item()
+    stream = evaluate(model, split, "stream", 32)
+    assert (stream.tokens, stream.window) == (len(tokens) - 1, None)
+    assert stream.loss == pytest.approx(expected, abs=1e-10)
+    assert stream.perplexity == pytest.approx(math.exp(expected))
+    assert stream.bits_per_byte == pytest.approx(expected / math.log(2) * len(tokens) / split.bytes)
+
+    window = evaluate(model, split, "windows", 100)
+    total = 0.0
+    for start in range(0, window.tokens, 100):
+        x, y = tokens[None, start : start + 100], tokens[None, start + 1 : start + 101]
+        with torch.no_grad():
+            total += model(x, targets=y).losses.sum().item()
+    assert window.tokens == (len(tokens) - 1) // 100 * 100
+    assert window.loss == pytest.approx(total / window.tokens, abs=1e-10)
+
+
+def test_a_run_folder_holds_what_it_should(text_file: Path, tmp_path: Path) -> None:
+    train(make_recipe(text_file, steps=2), tmp_path / "run")
+    files = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert files == {
+        "recipe.toml",
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "environment.json",
+        "checkpoints/last.safetensors",
+    }
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert len(environment["corpus_sha256"]) == 64
+
+
+def test_batches_that_cannot_be_shared_are_named(text_file: Path, tmp_path: Path) -> None:
+    from kmixer.training.loop import _check_lengths
+
+    recipe = make_recipe(text_file)
+    dataset = prepare_dataset(recipe.data, recipe.tokenizer)
+    with pytest.raises(InputError, match="batch_size 4 cannot be shared evenly by 3 processes"):
+        _check_lengths(recipe, dataset, 3)
