@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_the_schedule_is_the_authors() -> None:
     assert factors[20] == 1.0
     assert math.isclose(factors[60], 0.1 + 0.9 * 0.5)
     assert 0.1 < factors[99] < 0.101
-    assert all(a > b for a, b in zip(factors[20:], factors[21:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(factors[20:]))
 
 
 def test_the_schedule_without_warm_up() -> None:

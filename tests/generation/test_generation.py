@@ -1,0 +1,154 @@
+"""Sampling and streaming generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kmixer
+from kmixer.errors import InputError
+from kmixer.generation.sampling import Sampling
+from kmixer.generation.streaming import generate_tokens, until
+from kmixer.models import ModelConfig
+from kmixer.training.loop import train
+from tests.training.test_loop import make_recipe
+
+
+@pytest.fixture
+def model(text_file: Path, tmp_path: Path) -> Any:
+    train(make_recipe(text_file, steps=2), tmp_path / "run")
+    return kmixer.load(tmp_path / "run")
+
+
+logits = st.lists(st.floats(-5, 5), min_size=2, max_size=12, unique=True).map(lambda x: torch.tensor([x]))
+
+
+@given(logits, st.integers(1, 12))
+def test_top_k_keeps_the_k_likeliest(values: torch.Tensor, k: int) -> None:
+    kept = Sampling(top_k=k).probabilities(values)[0] > 0
+    expected = torch.zeros_like(kept)
+    expected[values[0].topk(min(k, values.shape[1])).indices] = True
+    assert torch.equal(kept, expected)
+
+
+@given(logits, st.floats(0.05, 1.0))
+def test_top_p_keeps_the_smallest_sufficient_set(values: torch.Tensor, p: float) -> None:
+    plain = torch.softmax(values[0].double(), -1)
+    probabilities = Sampling(top_p=p).probabilities(values)[0]
+    kept = probabilities > 0
+    assert plain[kept].sum() >= p - 1e-12
+    assert plain[kept].sum() - plain[kept].min() < p
+    assert plain[~kept].sum() == 0 or plain[kept].min() >= plain[~kept].max()
+    torch.testing.assert_close(probabilities[kept], plain[kept] / plain[kept].sum())
+
+
+def test_temperature_sharpens_and_zero_takes_the_likeliest() -> None:
+    values = torch.tensor([[1.0, 2.0, 0.5]])
+    torch.testing.assert_close(
+        Sampling(temperature=0.5).probabilities(values), torch.softmax(2 * values.double(), dim=-1)
+    )
+    assert Sampling(temperature=0.0)(values).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature: got -1.0; allowed: 0"),
+        ({"temperature": float("nan")}, "temperature: got nan"),
+        ({"top_k": 0}, "top_k: got 0; allowed: 1 or more"),
+        ({"top_p": 0.0}, "top_p: got 0.0; allowed: above 0, up to 1"),
+        ({"top_p": 1.5}, "top_p: got 1.5"),
+    ],
+)
+def test_settings_out_of_range_are_named(options: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Sampling(**options)
+
+
+def test_generation_is_repeatable_and_returns_the_whole(model: Any) -> None:
+    text = model.generate("The ", max_new_tokens=50, seed=7)
+    assert text == model.generate("The ", max_new_tokens=50, seed=7)
+    assert text != model.generate("The ", max_new_tokens=50, seed=8)
+    assert text.startswith("The ")
+    assert len(text) == 54
+    assert "The " + "".join(model.generate("The ", max_new_tokens=50, seed=7, stream=True)) == text
+    assert model.generate("The ", max_new_tokens=0) == "The "
+
+
+def test_greedy_generation_is_that_of_rerunning_the_model(model: Any) -> None:
+    prompt = torch.from_numpy(model.tokenizer.encode("A dictionary "))[None].repeat(2, 1)
+    prompt[1] = prompt[1].flip(0)
+    tokens = prompt
+    with torch.no_grad():
+        for _ in range(20):
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(model.generate(prompt, max_new_tokens=20, temperature=0.0), tokens)
+
+
+def test_generation_continues_from_a_state(model: Any) -> None:
+    prompt = torch.from_numpy(model.tokenizer.encode("A dictionary "))[None]
+    whole = list(generate_tokens(model, prompt, 10, Sampling(temperature=0.0)))
+    with torch.no_grad():
+        state = model(prompt[:, :6]).state
+    assert list(generate_tokens(model, prompt[:, 6:], 10, Sampling(temperature=0.0), state=state)) == whole
+
+
+def test_a_long_prompt_is_read_in_pieces(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = torch.randint(10, (1, 100), generator=torch.Generator().manual_seed(0))
+    whole = list(generate_tokens(model, prompt, 5, Sampling(temperature=0.0)))
+    monkeypatch.setattr("kmixer.generation.streaming.PREFILL_CHUNK", 7)
+    assert list(generate_tokens(model, prompt, 5, Sampling(temperature=0.0))) == whole
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.integers(1, 5))
+def test_text_ends_before_the_first_stop(text: str, stop: list[str], size: int) -> None:
+    pieces = [text[i : i + size] for i in range(0, len(text), size)]
+    ends = [text.index(word) for word in stop if word in text]
+    assert "".join(until(iter(pieces), stop)) == text[: min(ends, default=len(text))]
+
+
+def test_text_is_not_held_back_without_need() -> None:
+    arrived = []
+    for piece in until(iter(["ab", "c", "<", "e"]), ["<end>"]):
+        arrived.append(piece)
+    assert arrived == ["ab", "c", "<e"]
+
+
+def test_prompts_that_cannot_be_are_named(model: Any) -> None:
+    with pytest.raises(InputError, match="the tokenizer does not know '☃'; it knows"):
+        model.generate("snow ☃", max_new_tokens=5)
+    with pytest.raises(InputError, match='prompt: got ""; give one character or more'):
+        model.generate("", max_new_tokens=5)
+    with pytest.raises(InputError, match=r"prompt: token outside 0\.\."):
+        model.generate(torch.tensor([[9999]]), max_new_tokens=5)
+    with pytest.raises(InputError, match="max_new_tokens: got -1"):
+        model.generate("a", max_new_tokens=-1)
+    fresh = kmixer.LanguageModel.from_recipe("shakespeare-quick")
+    with pytest.raises(InputError, match="no tokenizer: give the prompt as tokens"):
+        fresh.generate("a", max_new_tokens=1)
+
+
+def test_a_model_with_a_window_says_where_it_ends() -> None:
+    values = {"width": 8, "layers": 1, "rank": 2, "base_kernel": {"kind": "dense", "size": 20}}
+    model = kmixer.LanguageModel(ModelConfig.parse(values, source="test"), 10)
+    prompt = torch.zeros(1, 5, dtype=torch.long)
+    assert model.generate(prompt, max_new_tokens=15).shape == (1, 20)
+    with pytest.raises(InputError, match=r"the dense base kernel ends at 20: ask for 15 or fewer .* which stream"):
+        model.generate(prompt, max_new_tokens=16)
+
+
+@pytest.mark.parametrize("kind", ["conv", "toeplitz"])
+def test_the_state_keeps_its_size(kind: str) -> None:
+    values = {"width": 8, "layers": 2, "rank": 2, "base_kernel": {"kind": kind, "size": 20}}
+    model = kmixer.LanguageModel(ModelConfig.parse(values, source="test"), 10).eval()
+    state = model.initial_state(1)
+    sizes = [x.shape for x in torch.utils._pytree.tree_leaves(state)]
+    with torch.inference_mode():
+        for _ in range(30):
+            state = model(torch.ones(1, 3, dtype=torch.long), state).state
+            assert [x.shape for x in torch.utils._pytree.tree_leaves(state)] == sizes
