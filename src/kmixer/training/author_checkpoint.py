@@ -92,10 +92,10 @@ def convert(file: Path, recipe: Recipe, out: Path, *, force: bool = False, data_
         "author_perplexity": checkpoint["best_ppl"],
     }
     run.clear()
-    run.write_recipe(recipe)
     save_config(out, model, tokenizer)
     save_weights(out, model, about)
     run.write_environment(device=torch.device("cpu"), processes=1, corpus_sha256=corpus_sha256)
+    run.write_recipe(recipe)  # last: a folder without it is no run
     decay = recipe.model.decay
     return [
         f"{file}: {sum(p.numel() for p in model.parameters()):,} parameters, saved at step {checkpoint['step']}, "
@@ -119,7 +119,7 @@ def translate(theirs: dict[str, Tensor], layers: int, source: str) -> dict[str, 
                 f"{source}: tensor {key} has no place in a family-(c) model of {layers} K2 layers "
                 "with a linear or gelu head; check the recipe's model.layers"
             )
-        ours[name] = tensor.float()
+        ours[name] = tensor.float().clone()
         if key.endswith("rho_logit") and abs(float(tensor) - COPY_GATE_INIT) > COPY_GATE_TOLERANCE:
             raise InputError(
                 f"{source}: its copy branch (ROSA) was trained ({key} is {float(tensor):.3f}, untrained "
