@@ -42,8 +42,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
-    if header is None:
-        raise InputError(f"{path} was not written by kmixer: its header lacks the key 'kmixer'")
+    if not isinstance(header, dict) or header.keys() != {"metadata", "sha256"}:
+        raise InputError(f"{path} was not written by kmixer: its header does not hold metadata and a sha256")
     if header["sha256"] != _digest(tensors, header["metadata"]):
         raise InputError(f"{path} was changed after it was written (its sha256 differs); restore it from a copy")
     return tensors, json.loads(header["metadata"])

@@ -138,7 +138,7 @@ CONVERT += ["--set", "model.rank=3", "--set", "tokenizer.kind=char", "--set", "t
 @pytest.fixture
 def corpus_of_65_characters(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.txt"
-    path.write_text("".join(map(chr, range(33, 98))) * 100)
+    path.write_text("".join(map(chr, range(33, 98))) * 400)
     return path
 
 

@@ -1,0 +1,64 @@
+"""Stream a million tokens through a run's model: memory must stay flat, and the loss must not grow.
+
+    python benchmarks/stream.py runs/shakespeare-quick --tokens 1000000
+
+Reads the validation part of the run's corpus as one sequence, again and again until there are enough
+tokens, with the state carried throughout. Prints resident memory and cross-entropy by tenths, and JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+import kmixer
+from kmixer.data.token_files import prepare_dataset
+from kmixer.training.evaluation import stream_losses
+from kmixer.training.run_folder import RunFolder, environment
+
+
+def resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--data-dir", type=Path)
+    arguments = parser.parse_args()
+    model = kmixer.load(arguments.run)
+    split = prepare_dataset(RunFolder(arguments.run).read_recipe().data, model.tokenizer, arguments.data_dir).validation
+    copies = -(-(arguments.tokens + 1) // len(split.tokens))
+    tokens = torch.cat([split.tokens] * copies)[: arguments.tokens + 1]
+
+    tenths = []
+    bounds = [arguments.tokens * i // 10 for i in range(1, 11)]
+    total, count, seen = 0.0, 0, 0
+    with torch.no_grad():
+        for block in stream_losses(model, tokens, chunk=max(1, arguments.tokens // 250)):
+            total += block.double().sum().item()
+            count += block.numel()
+            seen += block.numel()
+            if seen >= bounds[len(tenths)]:
+                tenths.append({"tokens": seen, "loss": total / count, "resident_megabytes": resident_megabytes()})
+                print(
+                    f"{seen:>10,} tokens  loss {total / count:.4f}  resident {tenths[-1]['resident_megabytes']:.1f} MB"
+                )
+                total, count = 0.0, 0
+    memory = [tenth["resident_megabytes"] for tenth in tenths]
+    result = {
+        "tenths": tenths,
+        "memory_spread": max(memory) / min(memory) - 1,
+        "loss_of_last_tenth_minus_second": tenths[-1]["loss"] - tenths[1]["loss"],
+        "environment": environment(torch.device("cpu")),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
