@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops import base_kernel
-from kmixer.ops.base_kernel import KINDS, initial_state
+from kmixer.ops.base_kernel import KINDS, MAX_NATIVE_LAGS, initial_state
 
 WINDOW = 150
 STREAMING = ("toeplitz", "conv")
@@ -75,6 +76,26 @@ def test_any_split_gives_the_whole(kind: Any, t: int, data: st.DataObject) -> No
         pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(state, final, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
+@given(st.integers(1, 3), st.integers(1, 70), st.integers(1, 40), st.integers(1, MAX_NATIVE_LAGS), st.booleans())
+def test_the_compiled_filter_is_the_filter(b: int, t: int, d: int, lags: int, started: bool) -> None:
+    generator = torch.Generator().manual_seed(t)
+    x = torch.randn(b, t, d, generator=generator)
+    weights = torch.randn(lags, generator=generator)
+    history = torch.randn(b, lags - 1, d, generator=generator) * started
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [leaf.clone().to(dtype).requires_grad_() for leaf in (x, weights, history)]
+        y, state = base_kernel(leaves[0], (leaves[1],), kind="conv", state=leaves[2])
+        (y * torch.cos(torch.arange(y.numel()).view(y.shape))).sum().backward(retain_graph=True)
+        if state.numel():
+            (state * 0.5).sum().backward()
+        gradients = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
+        results.append([value.double() for value in (y, state, *gradients)])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", STREAMING)

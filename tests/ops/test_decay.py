@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops import decayed_linear_attention
 from kmixer.ops.decay import BACKENDS, MAX_EXPONENT, _chunk_length
 
-FAST = ["mask", "block"]
+FAST = ["mask", "block"]  # in every dtype; `native` is for float32
+BUILT = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
@@ -49,6 +51,53 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], toleranc
         assert (actual[name] - value).abs().max().item() <= tolerance * scale, name
 
 
+@BUILT
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 100), st.integers(1, 40), st.integers(1, 150)),
+    st.lists(st.floats(0.01, 1.0), min_size=40, max_size=40),
+    st.integers(1, 4),
+)
+def test_the_compiled_recurrence_is_the_recurrence(
+    shape: tuple[int, int, int, int], decays: list[float], threads: int
+) -> None:
+    inputs = make_inputs(shape, decays, torch.float32)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        actual = run_with_gradients(inputs, "native")
+    finally:
+        torch.set_num_threads(before)
+    reference = run_with_gradients([x.double() for x in inputs], "recurrent")
+    assert_same({name: value.double() for name, value in actual.items()}, reference, 2e-5)
+
+
+@BUILT
+def test_the_compiled_recurrence_repeats_bit_for_bit_and_splits_anywhere() -> None:
+    q, k, v, log_decay, state = make_inputs((3, 100, 5, 70), [0.01, 0.3, 0.9, 0.999, 1.0], torch.float32)
+    first, second = (run_with_gradients([q, k, v, log_decay, state], "native") for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    whole, final = decayed_linear_attention(q, k, v, log_decay, state=state, backend="native")
+    for cut in (0, 1, 31, 32, 33, 99):
+        head, middle = decayed_linear_attention(
+            q[:, :cut], k[:, :cut], v[:, :cut], log_decay, state=state, backend="native"
+        )
+        tail, end = decayed_linear_attention(
+            q[:, cut:], k[:, cut:], v[:, cut:], log_decay, state=middle, backend="native"
+        )
+        assert torch.equal(torch.cat([head, tail], 1), whole)
+        assert torch.equal(end, final)
+
+
+@BUILT
+def test_the_compiled_recurrence_keeps_nan_where_it_belongs() -> None:
+    q, k, v, log_decay, _ = make_inputs((2, 50, 2, 20), [0.5, 0.9], torch.float32)
+    v[0, 20, 3] = torch.nan
+    y, _ = decayed_linear_attention(q, k, v, log_decay, backend="native")
+    assert bool(y[0, 20:, 3].isnan().all())
+    y[0, 20:, 3] = 0.0
+    assert bool(y.isfinite().all())
+
+
 shapes = st.tuples(
     st.integers(1, 3),
     st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97]),
@@ -67,10 +116,13 @@ def test_backends_agree_with_the_recurrence_in_float64(
     assert_same(run_with_gradients(inputs, backend), run_with_gradients(inputs, "recurrent"), 1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("decay", [0.01, 0.05, 0.5, 0.9999])
 @pytest.mark.parametrize("t", [1, 31, 32, 33, 1000])
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [(b, d) for b in FAST for d in (torch.float64, torch.float32)]
+    + [pytest.param("native", torch.float32, marks=BUILT)],
+)
 def test_backends_agree_at_the_edges(backend: str, t: int, decay: float, dtype: torch.dtype) -> None:
     inputs = make_inputs((2, t, 3, 4), [decay, 0.9, decay], dtype)
     reference = run_with_gradients([x.double() for x in inputs], "recurrent")
@@ -185,7 +237,9 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("backend", "allowed"), [("recurrent", False), ("mask", True), ("block", False)])
+@pytest.mark.parametrize(
+    ("backend", "allowed"), [("recurrent", False), ("mask", True), ("block", False), ("auto", False)]
+)
 def test_only_mask_holds_a_tensor_of_all_outer_products(backend: str, allowed: bool) -> None:
     b, t, r, d = shape = (2, 96, 16, 16)
     inputs = make_inputs(shape, [0.9] * r, torch.float32)
@@ -196,9 +250,11 @@ def test_only_mask_holds_a_tensor_of_all_outer_products(backend: str, allowed: b
 
 def test_wrong_inputs_are_named() -> None:
     q, k, v, log_decay, state = make_inputs((2, 4, 2, 3), [0.5, 0.9], torch.float32)
-    with pytest.raises(InputError, match=r"backend: got 'blok'; allowed: auto, recurrent, mask, block"):
+    with pytest.raises(InputError, match=r"backend: got 'blok'; allowed: auto, recurrent, mask, block, native"):
         decayed_linear_attention.__wrapped__(q, k, v, log_decay, backend="blok")  # past the annotation check
-    assert set(BACKENDS) == {"auto", "recurrent", "mask", "block"}
+    assert set(BACKENDS) == {"auto", "recurrent", "mask", "block", "native"}
+    with pytest.raises(InputError, match=r"backend 'native' needs float32 or smaller inputs on a CPU"):
+        decayed_linear_attention(*(x.double() for x in (q, k, v, log_decay)), backend="native")
     with pytest.raises(InputError, match=r"state \(b, r, d\) = \(2, 2, 3\); got \(2, 3, 2\)"):
         decayed_linear_attention.__wrapped__(q, k, v, log_decay, state=state.mT)
     with pytest.raises(InputError, match=r"got q \(2, 4, 2\), k \(2, 3, 2\)"):

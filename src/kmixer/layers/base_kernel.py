@@ -45,8 +45,13 @@ class BaseKernel(nn.Module):
         """The state before the first position."""
         return initial_state(self.kind, tuple(self.weights), batch_size, width)
 
-    def forward(self, x: Float[Tensor, "b t d"], state: State | None = None) -> tuple[Tensor, State]:
-        return base_kernel(x, tuple(self.weights), kind=self.kind, state=state)
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: State | None = None, gate: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """gate times the kernel applied to x; the gate () goes onto the weights, which are fewer than the outputs."""
+        first, *others = self.weights
+        scaled = first if gate is None else gate * first
+        return base_kernel(x, (scaled, *others), kind=self.kind, state=state)
 
 
 def _best_low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

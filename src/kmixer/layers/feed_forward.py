@@ -1,12 +1,26 @@
-"""Linear maps as every K-Operators model initialises them, and the feed-forward layer."""
+"""Linear maps and norms as every K-Operators model has them, and the feed-forward layer."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kmixer.ops.fused import linear_dropout_add, linear_gelu_dropout, rms_norm
+
 INITIAL_STD = 0.02
+NORM_EPS = 1e-8
+
+
+class RMSNorm(nn.Module):
+    """weight x / sqrt(mean(x^2) + 1e-8) over the last axis; weight starts at 1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return rms_norm(x, self.weight, NORM_EPS)
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
@@ -19,7 +33,7 @@ def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
 
 
 class FeedForward(nn.Module):
-    """down(dropout(GELU(up(x)))) with hidden width 2d and the exact GELU."""
+    """residual + down(dropout(GELU(up(x)))) with hidden width 2d and the exact GELU."""
 
     def __init__(self, width: int, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -27,6 +41,7 @@ class FeedForward(nn.Module):
         self.down = linear(2 * width, width)
         self.dropout = dropout
 
-    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        hidden = F.dropout(F.gelu(self.up(x)), self.dropout, self.training)
-        return self.down(hidden)
+    def forward(self, residual: Float[Tensor, "... d"], x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        dropout = self.dropout if self.training else 0.0
+        hidden = linear_gelu_dropout(x, self.up.weight, self.up.bias, dropout)
+        return linear_dropout_add(residual, hidden, self.down.weight, self.down.bias, 0.0)

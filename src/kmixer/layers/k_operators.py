@@ -8,19 +8,18 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.base_kernel import BaseKernel
-from kmixer.layers.feed_forward import FeedForward, linear
+from kmixer.layers.feed_forward import NORM_EPS, FeedForward, RMSNorm, linear
 from kmixer.ops.base_kernel import State as BaseKernelState
 from kmixer.ops.decay import Backend, decayed_linear_attention
+from kmixer.ops.fused import linear_dropout_add, normalize
 
 DecayInit = Literal["time_constant", "linear", "fraction"]
 
-NORM_EPS = 1e-8
 QUERY_KEY_STD = 0.05
 # Time constants of the initialisation end at a million positions, and logits at +-13.8.
 MIN_FRACTION = 1e-6
@@ -31,14 +30,14 @@ class K1(nn.Module):
 
     def __init__(self, width: int, *, mlp_dropout: float = 0.0) -> None:
         super().__init__()
-        self.mixing_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.mixing_norm = RMSNorm(width)
         self.mixing = linear(width, width)
-        self.feed_forward_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = FeedForward(width, dropout=mlp_dropout)
 
     def forward(self, h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        h = h + self.mixing(self.mixing_norm(h))
-        return h + self.feed_forward(self.feed_forward_norm(h))
+        h = linear_dropout_add(h, self.mixing_norm(h), self.mixing.weight, self.mixing.bias, 0.0)
+        return self.feed_forward(h, self.feed_forward_norm(h))
 
 
 class K0(nn.Module):
@@ -46,7 +45,7 @@ class K0(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.norm = RMSNorm(width)
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
@@ -116,7 +115,7 @@ class K2(nn.Module):
         self.residual_dropout = residual_dropout
         self.backend: Backend = backend
 
-        self.mixing_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.mixing_norm = RMSNorm(width)
         self.query = nn.Parameter(QUERY_KEY_STD * torch.randn(width, rank))
         self.key = nn.Parameter(QUERY_KEY_STD * torch.randn(width, rank))
         self.decay_logit = nn.Parameter(initial_decay_logit(rank, low, high, decay_init))
@@ -126,7 +125,7 @@ class K2(nn.Module):
         # sigmoid(-2.1972) = 0.1, where the author's copy branch starts.
         self.copy_gate_logit = nn.Parameter(torch.tensor(-2.1972), requires_grad=False) if copy_gate else None
         self.projection = linear(width, width)
-        self.feed_forward_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = FeedForward(width, dropout=mlp_dropout)
 
     def decay(self) -> Float[Tensor, " r"]:
@@ -155,7 +154,7 @@ class K2(nn.Module):
         kernel = self._kernel(base_kernel)
         x = self.mixing_norm(h)
         queries_keys = (x @ torch.cat([self.query, self.key], dim=1)).unflatten(-1, (2, self.rank))
-        q, k = F.normalize(queries_keys, dim=-1, eps=NORM_EPS).unbind(-2)
+        q, k = normalize(queries_keys, NORM_EPS).unbind(-2)
         y, decay_state = decayed_linear_attention(
             self.alpha() * q,
             k,
@@ -167,10 +166,11 @@ class K2(nn.Module):
         base_state = None
         if kernel is not None:
             assert self.gate_logit is not None
-            base, base_state = kernel(x, None if state is None else state.base)
-            y = y + torch.sigmoid(self.gate_logit) * base
-        h = h + F.dropout(self.projection(y), self.residual_dropout, self.training)
-        return h + self.feed_forward(self.feed_forward_norm(h)), K2State(decay_state, base_state)
+            base, base_state = kernel(x, None if state is None else state.base, torch.sigmoid(self.gate_logit))
+            y = y + base
+        dropout = self.residual_dropout if self.training else 0.0
+        h = linear_dropout_add(h, y, self.projection.weight, self.projection.bias, dropout)
+        return self.feed_forward(h, self.feed_forward_norm(h)), K2State(decay_state, base_state)
 
     def _kernel(self, shared: BaseKernel | None) -> BaseKernel | None:
         expects_shared = self.gate_logit is not None and self.base_kernel is None

@@ -9,8 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, linear
-from kmixer.layers.k_operators import NORM_EPS
+from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
 from kmixer.models.config import ModelConfig
 from kmixer.models.heads import build_head
 from kmixer.models.k_stack import KStack, StackState
@@ -42,7 +41,7 @@ class CausalLM(nn.Module):
         factorised = embedding_width != config.width
         self.from_embedding = linear(embedding_width, config.width, bias=False) if factorised else nn.Identity()
         self.stack = KStack(config)
-        self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
+        self.norm = RMSNorm(config.width)
         self.head = build_head(config, vocabulary_size)
 
     def initial_state(self, batch_size: int) -> StackState:

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, linear
-from kmixer.layers.k_operators import NORM_EPS
+from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
 from kmixer.models.config import HeadConfig, ModelConfig
 
 ADAPTIVE_DIVISOR = 4.0
@@ -40,7 +39,7 @@ class GeluHead(nn.Module):
         super().__init__()
         assert config.multiplier is not None
         hidden = config.multiplier * width
-        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.norm = RMSNorm(width)
         self.up = linear(width, hidden)
         self.down = linear(hidden, vocabulary_size, bias=False)
         self.dropout = config.dropout

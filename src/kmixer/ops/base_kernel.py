@@ -12,20 +12,23 @@ Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; the author's la
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.decay import decayed_linear_attention
 
 Kind = Literal["dense", "low_rank", "toeplitz", "conv"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
-# Filters are applied to blocks of this many positions, or of the filter's length if that is more:
+# Up to this many lags the compiled filter reads every input from the first cache level.
+MAX_NATIVE_LAGS = 64
+# Otherwise filters are applied to blocks of this many positions, or of the filter's length if that is more:
 # one (block, block + lags) matrix product, instead of one pass over memory per lag.
 MIN_BLOCK = 32
 
@@ -125,6 +128,10 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
     past = lags.shape[0] - 1
     history = history.to(x.dtype)
+    if x.dtype == lags.dtype == torch.float32 and len(lags) <= MAX_NATIVE_LAGS and native.usable(x, lags):
+        y = _NativeFilter.apply(x.contiguous(), history.contiguous(), lags.contiguous())
+        kept = torch.cat([history, x[:, max(0, t - past) :]], dim=1)
+        return y, kept[:, kept.shape[1] - past :]
     inputs = torch.cat([history, x], dim=1)
     block = max(MIN_BLOCK, past)
     if t <= block:
@@ -137,6 +144,26 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
         y = matrix[:, :past] @ before + matrix[:, past:] @ blocks
         y = y.view(b, t + padding, d)[:, :t]
     return y, inputs[:, inputs.shape[1] - past :]
+
+
+class _NativeFilter(torch.autograd.Function):
+    """The filter, compiled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, history: Tensor, lags: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        native.call("filter_forward", x, history, lags, y, *x.shape, len(lags))
+        ctx.save_for_backward(x, history, lags)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, history, lags = ctx.saved_tensors
+        dx, dhistory = torch.empty_like(x), torch.empty_like(history)
+        dlags = lags.new_empty(len(x), len(lags), dtype=torch.float64)
+        native.call("filter_backward", x, history, lags, dy.contiguous(), dx, dhistory, dlags, *x.shape, len(lags))
+        return dx, dhistory, dlags.sum(0).to(lags.dtype)
 
 
 def _toeplitz(lags: Tensor, rows: int) -> Tensor:

@@ -7,6 +7,7 @@
 * `mask` weights every pair of positions, as in the K-Operators preprints: quadratic in t, and the
   only backend that holds a (b, t, r, d) tensor. Kept as a baseline.
 * `block` works on chunks of c positions with matrix products, and carries the state between chunks.
+* `native` runs the recurrence compiled, its state in the processor's cache; float32, on a CPU.
 
 Source: Koneko 2026 (Zenodo 19136398), decay path; the chunked form uses that g does not depend on t.
 """
@@ -20,9 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kmixer import native
 from kmixer.errors import InputError
 
-Backend = Literal["auto", "recurrent", "mask", "block"]
+Backend = Literal["auto", "recurrent", "mask", "block", "native"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # More rows a chunk cost more in the (c, c) product than they save in chunk states.
@@ -30,6 +32,8 @@ MAX_CHUNK = 32
 # The scaled queries and keys reach g^-(c-1)/2. exp(48) leaves 40 nats to either end of float32's
 # range for the inputs themselves, and admits every g >= 0.05 at c = 32.
 MAX_EXPONENT = 48.0
+# The compiled backward leaves partial sums over blocks of this many channels (kWide in kernels.cpp).
+NATIVE_CHANNELS = 64
 
 
 def decayed_linear_attention(
@@ -50,7 +54,8 @@ def decayed_linear_attention(
         v: values (b, t, d).
         log_decay: natural logarithm of the decays (r,), each in (-inf, 0].
         state: S before the first position (b, r, d); zeros when None.
-        backend: "auto" takes `recurrent` for a single position and `block` otherwise.
+        backend: "auto" takes `recurrent` for a single position, and otherwise `native` where it can
+            run and `block` where it cannot.
 
     Returns:
         y (b, t, d) in the dtype of v, and the state after the last position (b, r, d).
@@ -69,11 +74,22 @@ def decayed_linear_attention(
     if t == 0:
         return v, state.to(dtype)
     if backend == "auto":
-        backend = "recurrent" if t == 1 else "block"
+        backend = _choose(q, t, dtype)
+    if backend == "native" and not (dtype == torch.float32 and native.usable(q, k, v)):
+        raise InputError(
+            "backend 'native' needs float32 or smaller inputs on a CPU and the compiled kernels, which "
+            "are built at installation where there is a C++ compiler; backend 'block' runs everywhere"
+        )
     run = _IMPLEMENTATIONS[backend]
     with torch.autocast(v.device.type, enabled=False):
         y, state = run(q.to(dtype), k.to(dtype), v.to(dtype), log_decay.to(dtype), state.to(dtype))
     return y.to(v.dtype), state
+
+
+def _choose(q: Tensor, t: int, dtype: torch.dtype) -> Backend:
+    if t == 1:
+        return "recurrent"
+    return "native" if dtype == torch.float32 and native.usable(q) else "block"
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> None:
@@ -216,8 +232,39 @@ def _into_chunks(c: int, *tensors: Tensor) -> list[Tensor]:
     return [x.reshape(-1, c, x.shape[-1]) for x in tensors]
 
 
+def _native(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    contiguous = (x.contiguous() for x in (q, k, v, log_decay, state))
+    y, final = _Native.apply(*contiguous)
+    return y, final
+
+
+class _Native(torch.autograd.Function):
+    """The compiled recurrence; its backward runs it again, and then the recurrence of dS backwards in time."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> Any:
+        y, final = torch.empty_like(v), torch.empty_like(state)
+        native.call("decay_forward", q, k, v, log_decay.exp(), state, y, final, *q.shape, v.shape[-1])
+        ctx.save_for_backward(q, k, v, log_decay, state)
+        return y, final
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> Any:
+        q, k, v, log_decay, state = ctx.saved_tensors
+        b, _, r = q.shape
+        blocks = -(-v.shape[-1] // NATIVE_CHANNELS)
+        dq, dk = q.new_empty(blocks, *q.shape), k.new_empty(blocks, *k.shape)
+        dv, dstate = torch.empty_like(v), torch.empty_like(state)
+        dlog_decay = log_decay.new_empty(blocks, b, r, dtype=torch.float64)
+        inputs = (q, k, v, log_decay.exp(), state, dy.contiguous(), dfinal.contiguous())
+        native.call("decay_backward", *inputs, dq, dk, dv, dlog_decay, dstate, *q.shape, v.shape[-1])
+        return dq.sum(0), dk.sum(0), dv, dlog_decay.sum((0, 1)).to(log_decay.dtype), dstate
+
+
 _IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "recurrent": _recurrent,
     "mask": _mask,
     "block": _block,
+    "native": _native,
 }

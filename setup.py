@@ -1,0 +1,26 @@
+"""Builds the compiled CPU kernels where there is a C++ compiler; everything else is in pyproject.toml."""
+
+import platform
+
+from setuptools import Extension, setup
+
+# Sums may be reordered so that loops become vectors, but NaN and infinity keep their meaning, and no
+# flag is given that would change the floating-point mode of the process when the library is loaded.
+FLAGS = "-O3 -std=c++17 -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math"
+BUILDS = {"generic": ""}
+if platform.machine() in ("x86_64", "AMD64"):
+    BUILDS["avx2"] = "-mavx2 -mfma"
+    BUILDS["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512"
+
+setup(
+    ext_modules=[
+        Extension(
+            f"kmixer.native._kernels_{name}",
+            ["src/kmixer/native/kernels.cpp"],
+            extra_compile_args=[*FLAGS.split(), "-pthread", *machine.split()],
+            extra_link_args=["-pthread"],
+            optional=True,  # without a compiler the library works, with torch alone
+        )
+        for name, machine in BUILDS.items()
+    ]
+)

@@ -1,0 +1,52 @@
+"""The compiled CPU kernels: built at installation where there is a C++ compiler, never required.
+
+`kernels()` is the library for this machine's processor, or None. The three builds of kernels.cpp are
+plain shared libraries with a C interface; tensors are passed by address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+# Which build runs on which processor, best first, by torch's name for what the processor can do.
+BUILDS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where none were built."""
+    for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
+        spec = importlib.util.find_spec(f"kmixer.native._kernels_{build}")
+        if spec is not None and spec.origin is not None:
+            return ctypes.CDLL(spec.origin)
+    return None
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels can take these: built, on a CPU, outside torch.compile and torch.export."""
+    return kernels() is not None and all(x.device.type == "cpu" for x in tensors) and not torch.compiler.is_compiling()
+
+
+def call(name: str, *arguments: Tensor | float | ctypes.c_void_p) -> None:
+    """Call a kernel; tensors go by the address of their first element and must be contiguous.
+
+    Whole numbers go as int64 unless wrapped in a ctypes type; floats as float.
+    """
+    library = kernels()
+    assert library is not None
+    getattr(library, name)(*(_convert(argument) for argument in arguments), ctypes.c_int64(torch.get_num_threads()))
+
+
+def _convert(argument: Tensor | float | ctypes.c_void_p) -> object:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
+    return argument

@@ -1,0 +1,480 @@
+// Compiled kernels for float32 on a CPU. Plain C interface: pointers, sizes, and a number of threads.
+//
+// This file is built three times, for AVX-512, for AVX2 and for any processor; native/__init__.py
+// loads the one the machine can run. Loops are written so that the compiler makes vectors of them.
+//
+// Every kernel has its definition in Python, in ops/decay.py or ops/fused.py, and is tested against it.
+// Sums over rows are made per thread and added in the order of the threads: the same number of
+// threads gives the same bits.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+// Channels of one pass of the decay kernels: four AVX-512 registers of outputs and of values.
+constexpr int64_t kWide = 64;
+constexpr int64_t kNarrow = 16;
+// Positions between two stored states in the backward pass: lags for the gradient of the decay are
+// counted from there, so that sums over positions do not cancel.
+constexpr int64_t kChunk = 32;
+
+// f(begin, end, thread) on contiguous parts of 0..count.
+template <class Function>
+void parallel(int64_t count, int64_t threads, Function f) {
+  threads = std::max<int64_t>(1, std::min(threads, count));
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < threads; ++i)
+    others.emplace_back([=] { f(count * i / threads, count * (i + 1) / threads, i); });
+  f(0, count / threads, 0);
+  for (auto& thread : others) thread.join();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Decayed linear attention, as its recurrence: S = g S + k v^T, y = q S, with the state in cache.
+
+// One batch row and `width` channels; S (r, width).
+template <class Width>
+INLINE void decay_forward_row(const float* q, const float* k, const float* v, const float* g, float* S, float* y,
+                              int64_t t, int64_t r, int64_t d, Width width) {
+  for (int64_t i = 0; i < t; ++i, q += r, k += r, v += d, y += d) {
+    float sum[kWide] = {};
+    for (int64_t c = 0; c < r; ++c) {
+      float* s = S + c * width;
+      for (int64_t j = 0; j < width; ++j) {
+        s[j] = g[c] * s[j] + k[c] * v[j];
+        sum[j] += q[c] * s[j];
+      }
+    }
+    for (int64_t j = 0; j < width; ++j) y[j] = sum[j];
+  }
+}
+
+// dq, and the state at the start of every chunk, from the same recurrence.
+template <class Width>
+INLINE void decay_backward_queries(const float* k, const float* v, const float* g, const float* dy, float* S,
+                                   float* starts, float* dq, int64_t t, int64_t r, int64_t d, Width width) {
+  for (int64_t i = 0; i < t; ++i, k += r, v += d, dy += d, dq += r) {
+    if (i % kChunk == 0) {
+      std::memcpy(starts, S, sizeof(float) * r * width);
+      starts += r * width;
+    }
+    for (int64_t c = 0; c < r; ++c) {
+      float* s = S + c * width;
+      float sum = 0;
+      for (int64_t j = 0; j < width; ++j) {
+        s[j] = g[c] * s[j] + k[c] * v[j];
+        sum += s[j] * dy[j];
+      }
+      dq[c] = sum;
+    }
+  }
+}
+
+// dk, dv and the gradient of log g, from the recurrence of dS backwards in time.
+// Every term of the loss carries g to the power of its lag, so its derivative by log g is lag times
+// the term. Inside a chunk that is sum_i i (q_i dq_i - k_i dk_i), and a state that crosses from one
+// chunk to the next adds the chunk's length times <S, dS>.
+template <class Width>
+INLINE void decay_backward_keys(const float* q, const float* k, const float* v, const float* g, const float* dy,
+                                const float* dq, const float* starts, const float* S, float* dS, float* dk, float* dv,
+                                double* dlog, int64_t t, int64_t r, int64_t d, Width width) {
+  const int64_t last = (t - 1) % kChunk;
+  for (int64_t c = 0; c < r; ++c) {
+    double product = 0;
+    for (int64_t j = 0; j < width; ++j) product += S[c * width + j] * dS[c * width + j];
+    dlog[c] += last * product;
+  }
+  for (int64_t i = t - 1; i >= 0; --i) {
+    const float *qi = q + i * r, *ki = k + i * r, *vi = v + i * d, *dyi = dy + i * d, *dqi = dq + i * r;
+    float *dki = dk + i * r, *dvi = dv + i * d;
+    const int64_t lag = i % kChunk;
+    float sum[kWide] = {};
+    for (int64_t c = 0; c < r; ++c) {
+      float* s = dS + c * width;
+      float dot = 0;
+      for (int64_t j = 0; j < width; ++j) {
+        const float ds = s[j] + qi[c] * dyi[j];
+        dot += ds * vi[j];
+        sum[j] += ki[c] * ds;
+        s[j] = g[c] * ds;
+      }
+      dki[c] = dot;
+      dlog[c] += lag * (double(qi[c]) * dqi[c] - double(ki[c]) * dot);
+    }
+    for (int64_t j = 0; j < width; ++j) dvi[j] = sum[j];
+    if (lag == 0) {
+      const float* start = starts + (i / kChunk) * r * width;
+      const int64_t weight = i == 0 ? 1 : kChunk;
+      for (int64_t c = 0; c < r; ++c) {
+        double product = 0;
+        for (int64_t j = 0; j < width; ++j) product += start[c * width + j] * dS[c * width + j];
+        dlog[c] += weight * product;
+      }
+    }
+  }
+}
+
+// Calls f with the width of channels start..: a constant where it is one of the two usual widths.
+template <class Function>
+INLINE void with_width(int64_t channels, Function f) {
+  if (channels == kWide)
+    f(std::integral_constant<int64_t, kWide>());
+  else if (channels == kNarrow)
+    f(std::integral_constant<int64_t, kNarrow>());
+  else
+    f(channels);
+}
+
+INLINE void load_state(const float* state, float* S, int64_t r, int64_t d, int64_t width) {
+  for (int64_t c = 0; c < r; ++c) std::memcpy(S + c * width, state + c * d, sizeof(float) * width);
+}
+
+INLINE void store_state(const float* S, float* state, int64_t r, int64_t d, int64_t width) {
+  for (int64_t c = 0; c < r; ++c) std::memcpy(state + c * d, S + c * width, sizeof(float) * width);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Elementwise pieces
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+INLINE float widen(float x) { return x; }
+INLINE float widen(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+INLINE void narrow(float x, float* y) { *y = x; }
+INLINE void narrow(float x, BFloat16* y) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  y->bits = uint16_t(x == x ? rounded : 0x7fc0);
+}
+
+// 0 or `scale`: whether element `index` survives dropout. A 32-bit mix of seed and index
+// (lowbias32 by Ellis, two rounds of multiply and shift), compared with a threshold.
+INLINE float keep(uint32_t index, uint32_t seed, uint32_t threshold, float scale) {
+  uint32_t x = index ^ seed;
+  x ^= x >> 16;
+  x *= 0x7feb352dU;
+  x ^= x >> 15;
+  x *= 0x846ca68bU;
+  x ^= x >> 16;
+  return x < threshold ? 0.0f : scale;
+}
+
+// e^x for x <= 0, to 2 units in the last place: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2].
+INLINE float exp_negative(float x) {
+  x = std::max(x, -87.0f);
+  const float n = __builtin_rintf(x * 1.44269504f);
+  const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.0f / 720;
+  p = p * f + 1.0f / 120;
+  p = p * f + 1.0f / 24;
+  p = p * f + 1.0f / 6;
+  p = p * f + 0.5f;
+  p = p * f + 1.0f;
+  p = p * f + 1.0f;
+  const int32_t bits = (int32_t(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+// Normal distribution function and density: erfc by Abramowitz and Stegun 7.1.26, error below 1.5e-7.
+INLINE void normal(float x, float* distribution, float* density) {
+  const float z = std::fabs(x) * 0.70710678f;
+  const float e = exp_negative(-z * z);
+  const float u = 1.0f / (1.0f + 0.3275911f * z);
+  float p = 1.061405429f;
+  p = p * u - 1.453152027f;
+  p = p * u + 1.421413741f;
+  p = p * u - 0.284496736f;
+  p = p * u + 0.254829592f;
+  const float tail = 0.5f * p * u * e;
+  *distribution = x < 0 ? tail : 1.0f - tail;
+  *density = 0.39894228f * e;
+}
+
+template <class T>
+void gelu_forward(const T* x, const float* bias, T* y, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold,
+                  float scale, int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t j = 0; j < width; ++j) {
+        const float u = widen(x[i * width + j]) + bias[j];
+        float distribution, density;
+        normal(u, &distribution, &density);
+        narrow(u * distribution * keep(uint32_t(i * width + j), seed, threshold, scale), &y[i * width + j]);
+      }
+  });
+}
+
+template <class T>
+void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbias, int64_t rows, int64_t width,
+                   uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
+  std::vector<float> sums(std::max<int64_t>(1, threads) * width);
+  float* all = sums.data();
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t thread) {
+    float* sum = all + thread * width;
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t j = 0; j < width; ++j) {
+        const float u = widen(x[i * width + j]) + bias[j];
+        float distribution, density;
+        normal(u, &distribution, &density);
+        const float mask = keep(uint32_t(i * width + j), seed, threshold, scale);
+        const float gradient = widen(dy[i * width + j]) * mask * (distribution + u * density);
+        narrow(gradient, &dx[i * width + j]);
+        sum[j] += gradient;
+      }
+  });
+  for (int64_t j = 0; j < width; ++j) {
+    dbias[j] = 0;
+    for (int64_t i = 0; i < threads; ++i) dbias[j] += all[i * width + j];
+  }
+}
+
+template <class T>
+void add_forward(const float* residual, const T* x, const float* bias, float* y, int64_t rows, int64_t width,
+                 uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t j = 0; j < width; ++j) {
+        const int64_t at = i * width + j;
+        const float mask = threshold ? keep(uint32_t(at), seed, threshold, scale) : 1.0f;
+        y[at] = residual[at] + mask * (widen(x[at]) + bias[j]);
+      }
+  });
+}
+
+template <class T>
+void add_backward(const float* dy, T* dx, float* dbias, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold,
+                  float scale, int64_t threads) {
+  std::vector<float> sums(std::max<int64_t>(1, threads) * width);
+  float* all = sums.data();
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t thread) {
+    float* sum = all + thread * width;
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t j = 0; j < width; ++j) {
+        const int64_t at = i * width + j;
+        const float mask = threshold ? keep(uint32_t(at), seed, threshold, scale) : 1.0f;
+        const float gradient = mask * dy[at];
+        narrow(gradient, &dx[at]);
+        sum[j] += gradient;
+      }
+  });
+  for (int64_t j = 0; j < width; ++j) {
+    dbias[j] = 0;
+    for (int64_t i = 0; i < threads; ++i) dbias[j] += all[i * width + j];
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// y (b, t, d) and final (b, r, d); q, k (b, t, r), v (b, t, d), g (r,), state (b, r, d).
+void decay_forward(const float* q, const float* k, const float* v, const float* g, const float* state, float* y,
+                   float* final, int64_t b, int64_t t, int64_t r, int64_t d, int64_t threads) {
+  const int64_t blocks = (d + kWide - 1) / kWide;
+  parallel(b * blocks, threads, [=](int64_t begin, int64_t end, int64_t) {
+    std::vector<float> scratch(r * kWide);
+    float* S = scratch.data();
+    for (int64_t job = begin; job < end; ++job) {
+      const int64_t row = job / blocks, first = job % blocks * kWide;
+      with_width(std::min(kWide, d - first), [&](auto width) __attribute__((always_inline)) {
+        load_state(state + row * r * d + first, S, r, d, width);
+        decay_forward_row(q + row * t * r, k + row * t * r, v + row * t * d + first, g, S, y + row * t * d + first, t, r,
+                          d, width);
+        store_state(S, final + row * r * d + first, r, d, width);
+      });
+    }
+  });
+}
+
+// Partial sums over blocks of 64 channels: dq, dk (blocks, b, t, r), dlog (blocks, b, r); dv (b, t, d), dstate (b, r, d).
+void decay_backward(const float* q, const float* k, const float* v, const float* g, const float* state, const float* dy,
+                    const float* dfinal, float* dq, float* dk, float* dv, double* dlog, float* dstate, int64_t b,
+                    int64_t t, int64_t r, int64_t d, int64_t threads) {
+  const int64_t blocks = (d + kWide - 1) / kWide;
+  parallel(b * blocks, threads, [=](int64_t begin, int64_t end, int64_t) {
+    const int64_t chunks = (t + kChunk - 1) / kChunk;
+    std::vector<float> scratch((2 + chunks) * r * kWide);
+    float *S = scratch.data(), *dS = S + r * kWide, *starts = dS + r * kWide;
+    for (int64_t job = begin; job < end; ++job) {
+      const int64_t row = job / blocks, block = job % blocks, first = block * kWide;
+      const int64_t keys = row * t * r, values = row * t * d + first, part = (block * b + row) * t * r;
+      double* dlog_part = dlog + (block * b + row) * r;
+      std::fill(dlog_part, dlog_part + r, 0.0);
+      with_width(std::min(kWide, d - first), [&](auto width) __attribute__((always_inline)) {
+        load_state(state + row * r * d + first, S, r, d, width);
+        decay_backward_queries(k + keys, v + values, g, dy + values, S, starts, dq + part, t, r, d, width);
+        load_state(dfinal + row * r * d + first, dS, r, d, width);
+        decay_backward_keys(q + keys, k + keys, v + values, g, dy + values, dq + part, starts, S, dS, dk + part,
+                            dv + values, dlog_part, t, r, d, width);
+        store_state(dS, dstate + row * r * d + first, r, d, width);
+      });
+    }
+  });
+}
+
+// Causal filter y_t = sum_l w_l x_{t-l}; x (b, t, d), history (b, lags - 1, d) are the inputs before x.
+void filter_forward(const float* x, const float* history, const float* w, float* y, int64_t b, int64_t t, int64_t d,
+                    int64_t lags, int64_t threads) {
+  parallel(b * t, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t batch = row / t, i = row % t;
+      float* out = y + row * d;
+      for (int64_t j = 0; j < d; ++j) out[j] = 0;
+      for (int64_t l = 0; l < lags; ++l) {
+        const float* in = i >= l ? x + (row - l) * d : history + ((batch + 1) * (lags - 1) + i - l) * d;
+        for (int64_t j = 0; j < d; ++j) out[j] += w[l] * in[j];
+      }
+    }
+  });
+}
+
+// dx, dhistory, and dw as partial sums (b, lags).
+void filter_backward(const float* x, const float* history, const float* w, const float* dy, float* dx, float* dhistory,
+                     double* dw, int64_t b, int64_t t, int64_t d, int64_t lags, int64_t threads) {
+  const int64_t past = lags - 1;
+  parallel(b, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t batch = begin; batch < end; ++batch) {
+      const float* gradient = dy + batch * t * d;
+      std::fill(dw + batch * lags, dw + (batch + 1) * lags, 0.0);
+      for (int64_t i = -past; i < t; ++i) {
+        const float* in = i >= 0 ? x + (batch * t + i) * d : history + ((batch + 1) * past + i) * d;
+        float* out = i >= 0 ? dx + (batch * t + i) * d : dhistory + ((batch + 1) * past + i) * d;
+        for (int64_t j = 0; j < d; ++j) out[j] = 0;
+        for (int64_t l = std::max<int64_t>(0, -i); l < std::min(lags, t - i); ++l) {
+          const float* g = gradient + (i + l) * d;
+          float dot = 0;
+          for (int64_t j = 0; j < d; ++j) {
+            out[j] += w[l] * g[j];
+            dot += in[j] * g[j];
+          }
+          dw[batch * lags + l] += dot;
+        }
+      }
+    }
+  });
+}
+
+// y = weight x / sqrt(mean(x^2) + eps) over rows of `width`; inverse (rows,) is kept for the backward.
+void rms_norm_forward(const float* x, const float* weight, float* y, float* inverse, int64_t rows, int64_t width,
+                      float eps, int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = x + i * width;
+      float sum = 0;
+      for (int64_t j = 0; j < width; ++j) sum += row[j] * row[j];
+      const float scale = 1.0f / std::sqrt(sum / width + eps);
+      inverse[i] = scale;
+      for (int64_t j = 0; j < width; ++j) y[i * width + j] = weight[j] * (row[j] * scale);
+    }
+  });
+}
+
+void rms_norm_backward(const float* x, const float* weight, const float* inverse, const float* dy, float* dx,
+                       float* dweight, int64_t rows, int64_t width, int64_t threads) {
+  std::vector<float> sums(std::max<int64_t>(1, threads) * width);
+  float* all = sums.data();
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t thread) {
+    float* total = all + thread * width;
+    for (int64_t i = begin; i < end; ++i) {
+      const float *row = x + i * width, *gradient = dy + i * width;
+      const float scale = inverse[i];
+      float sum = 0;
+      for (int64_t j = 0; j < width; ++j) {
+        sum += gradient[j] * weight[j] * row[j];
+        total[j] += gradient[j] * row[j] * scale;
+      }
+      const float shared = sum * scale * scale / width;
+      for (int64_t j = 0; j < width; ++j) dx[i * width + j] = scale * (gradient[j] * weight[j] - row[j] * shared);
+    }
+  });
+  for (int64_t j = 0; j < width; ++j) {
+    dweight[j] = 0;
+    for (int64_t i = 0; i < threads; ++i) dweight[j] += all[i * width + j];
+  }
+}
+
+// y = x / max(|x|, eps) over rows of `width`; inverse (rows,) is kept for the backward.
+void normalize_forward(const float* x, float* y, float* inverse, int64_t rows, int64_t width, float eps,
+                       int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = x + i * width;
+      float sum = 0;
+      for (int64_t j = 0; j < width; ++j) sum += row[j] * row[j];
+      const float scale = 1.0f / std::max(std::sqrt(sum), eps);
+      inverse[i] = scale;
+      for (int64_t j = 0; j < width; ++j) y[i * width + j] = row[j] * scale;
+    }
+  });
+}
+
+// Rows below eps were divided by a constant: only the first term is left of their gradient.
+void normalize_backward(const float* y, const float* inverse, const float* dy, float* dx, int64_t rows, int64_t width,
+                        float eps, int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float *row = y + i * width, *gradient = dy + i * width;
+      float sum = 0;
+      for (int64_t j = 0; j < width; ++j) sum += gradient[j] * row[j];
+      if (inverse[i] >= 1.0f / eps) sum = 0;
+      for (int64_t j = 0; j < width; ++j) dx[i * width + j] = inverse[i] * (gradient[j] - row[j] * sum);
+    }
+  });
+}
+
+// The elementwise kernels take x in float32, or in bfloat16 (bf16 != 0); rows (rows, width), bias (width,).
+// Dropout: element i survives if a mix of seed and i is at or above `threshold`, and is scaled by `scale`.
+void bias_gelu_dropout_forward(const void* x, const float* bias, void* y, int64_t rows, int64_t width, uint32_t seed,
+                               uint32_t threshold, float scale, int32_t bf16, int64_t threads) {
+  if (bf16)
+    gelu_forward((const BFloat16*)x, bias, (BFloat16*)y, rows, width, seed, threshold, scale, threads);
+  else
+    gelu_forward((const float*)x, bias, (float*)y, rows, width, seed, threshold, scale, threads);
+}
+
+void bias_gelu_dropout_backward(const void* x, const float* bias, const void* dy, void* dx, float* dbias, int64_t rows,
+                                int64_t width, uint32_t seed, uint32_t threshold, float scale, int32_t bf16,
+                                int64_t threads) {
+  if (bf16)
+    gelu_backward((const BFloat16*)x, bias, (const BFloat16*)dy, (BFloat16*)dx, dbias, rows, width, seed, threshold,
+                  scale, threads);
+  else
+    gelu_backward((const float*)x, bias, (const float*)dy, (float*)dx, dbias, rows, width, seed, threshold, scale,
+                  threads);
+}
+
+void bias_dropout_add_forward(const float* residual, const void* x, const float* bias, float* y, int64_t rows,
+                              int64_t width, uint32_t seed, uint32_t threshold, float scale, int32_t bf16,
+                              int64_t threads) {
+  if (bf16)
+    add_forward(residual, (const BFloat16*)x, bias, y, rows, width, seed, threshold, scale, threads);
+  else
+    add_forward(residual, (const float*)x, bias, y, rows, width, seed, threshold, scale, threads);
+}
+
+void bias_dropout_add_backward(const float* dy, void* dx, float* dbias, int64_t rows, int64_t width, uint32_t seed,
+                               uint32_t threshold, float scale, int32_t bf16, int64_t threads) {
+  if (bf16)
+    add_backward(dy, (BFloat16*)dx, dbias, rows, width, seed, threshold, scale, threads);
+  else
+    add_backward(dy, (float*)dx, dbias, rows, width, seed, threshold, scale, threads);
+}
+
+}  // extern "C"

@@ -1,0 +1,152 @@
+"""Elementwise neighbours of the mixers, fused on a CPU where the compiled kernels are built.
+
+Each function is defined by one line of torch, which runs on every device; the compiled path agrees
+with it but for dropout, where it draws from a generator of its own (seeded by torch's).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kmixer import native
+
+# Elements of one dropout mask are numbered in 32 bits.
+MAX_ELEMENTS = 1 << 32
+
+
+def rms_norm(x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"], eps: float) -> Float[Tensor, "*rows d"]:
+    """weight x / sqrt(mean(x^2) + eps) over the last axis."""
+    if _float32(x, weight):
+        return _RMSNorm.apply(x.contiguous(), weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def normalize(x: Float[Tensor, "*rows r"], eps: float) -> Float[Tensor, "*rows r"]:
+    """x / max(|x|, eps) over the last axis."""
+    if _float32(x):
+        return _Normalize.apply(x.contiguous(), eps)
+    return F.normalize(x, dim=-1, eps=eps)
+
+
+def linear_gelu_dropout(x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    """dropout(GELU(x W^T + bias)), the exact GELU; `dropout` is the probability in force, 0 in evaluation."""
+    if _elementwise(x, bias):
+        return _BiasGeluDropout.apply(F.linear(x, weight), bias, dropout, _seed(dropout))
+    return F.dropout(F.gelu(F.linear(x, weight, bias)), dropout)
+
+
+def linear_dropout_add(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    """residual + dropout(x W^T + bias)."""
+    if _elementwise(x, bias) and residual.dtype == torch.float32:
+        return _BiasDropoutAdd.apply(residual.contiguous(), F.linear(x, weight), bias, dropout, _seed(dropout))
+    return residual + F.dropout(F.linear(x, weight, bias), dropout)
+
+
+def _float32(*tensors: Tensor) -> bool:
+    return all(x.dtype == torch.float32 for x in tensors) and native.usable(*tensors)
+
+
+def _elementwise(x: Tensor, bias: Tensor) -> bool:
+    return (
+        x.dtype in (torch.float32, torch.bfloat16)
+        and bias.dtype == torch.float32
+        and x.numel() // x.shape[-1] * len(bias) < MAX_ELEMENTS
+        and native.usable(x, bias)
+    )
+
+
+def _seed(dropout: float) -> int:
+    return int(torch.randint(1 << 32, ())) if dropout else 0
+
+
+def _dropout_arguments(dropout: float, seed: int, x: Tensor) -> tuple[Any, ...]:
+    threshold = min(round(dropout * 2**32), 2**32 - 1)
+    bf16 = ctypes.c_int32(x.dtype == torch.bfloat16)
+    return ctypes.c_uint32(seed), ctypes.c_uint32(threshold), float(1 / (1 - dropout)), bf16
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    return x.numel() // x.shape[-1], x.shape[-1]
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        rows, width = _rows(x)
+        y, inverse = torch.empty_like(x), x.new_empty(rows)
+        native.call("rms_norm_forward", x, weight, y, inverse, rows, width, float(eps))
+        ctx.save_for_backward(x, weight, inverse)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, weight, inverse = ctx.saved_tensors
+        dx, dweight = torch.empty_like(x), torch.empty_like(weight)
+        native.call("rms_norm_backward", x, weight, inverse, dy.contiguous(), dx, dweight, *_rows(x))
+        return dx, dweight, None
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        rows, width = _rows(x)
+        y, inverse = torch.empty_like(x), x.new_empty(rows)
+        native.call("normalize_forward", x, y, inverse, rows, width, float(eps))
+        ctx.save_for_backward(y, inverse)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        y, inverse = ctx.saved_tensors
+        dx = torch.empty_like(y)
+        native.call("normalize_backward", y, inverse, dy.contiguous(), dx, *_rows(y), float(ctx.eps))
+        return dx, None
+
+
+class _BiasGeluDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
+        y = torch.empty_like(x)
+        native.call("bias_gelu_dropout_forward", x, bias, y, *_rows(x), *_dropout_arguments(dropout, seed, x))
+        ctx.save_for_backward(x, bias)
+        ctx.dropout, ctx.seed = dropout, seed
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, bias = ctx.saved_tensors
+        dx, dbias = torch.empty_like(x), torch.empty_like(bias)
+        arguments = _dropout_arguments(ctx.dropout, ctx.seed, x)
+        native.call("bias_gelu_dropout_backward", x, bias, dy.contiguous(), dx, dbias, *_rows(x), *arguments)
+        return dx, dbias, None, None
+
+
+class _BiasDropoutAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
+        y = torch.empty_like(residual)
+        arguments = _dropout_arguments(dropout, seed, x)
+        native.call("bias_dropout_add_forward", residual, x, bias, y, *_rows(x), *arguments)
+        ctx.dropout, ctx.seed, ctx.dtype = dropout, seed, x.dtype
+        ctx.save_for_backward(bias)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        (bias,) = ctx.saved_tensors
+        dy = dy.contiguous()
+        dx, dbias = torch.empty_like(dy, dtype=ctx.dtype), torch.empty_like(bias)
+        arguments = _dropout_arguments(ctx.dropout, ctx.seed, dx)
+        native.call("bias_dropout_add_backward", dy, dx, dbias, *_rows(dx), *arguments)
+        return dy, dx, dbias, None, None

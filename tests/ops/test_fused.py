@@ -1,0 +1,139 @@
+"""The fused elementwise functions: the compiled path is the definition, and its dropout is dropout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kmixer import native
+from kmixer.ops.fused import linear_dropout_add, linear_gelu_dropout, normalize, rms_norm
+
+pytestmark = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
+
+EPS = 1e-8
+
+
+def make(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator) for shape in shapes]
+
+
+def results(function: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Output and the gradient of every input, as float64."""
+    leaves = [x.detach().clone().to(dtype).requires_grad_() for x in inputs]
+    y = function(*leaves)
+    (y * torch.cos(torch.arange(y.numel()).view(y.shape))).sum().backward()
+    return [value.double() for value in (y.detach(), *(x.grad for x in leaves))]
+
+
+def assert_compiled_is_definition(function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    """In float32 the compiled path runs, in float64 the definition."""
+    for actual, expected in zip(*(results(function, inputs, t) for t in (torch.float32, torch.float64)), strict=True):
+        # Outputs and gradients are sums of terms of order 1 that may cancel, so 1 is part of the scale.
+        scale = 1 + expected.abs().max().item()
+        assert (actual - expected).abs().max().item() <= 3e-6 * scale
+
+
+rows = st.tuples(st.integers(1, 3), st.integers(1, 20))
+widths = st.integers(1, 90)
+
+
+@given(rows, widths, st.floats(1e-3, 1e3))
+def test_rms_norm(shape: tuple[int, int], width: int, scale: float) -> None:
+    x, weight = make((*shape, width), (width,))
+    assert_compiled_is_definition(lambda x, w: rms_norm(x, w, EPS), [x * scale, weight])
+
+
+@given(rows, widths)
+def test_normalize(shape: tuple[int, int], width: int) -> None:
+    assert_compiled_is_definition(lambda x: normalize(x, EPS), make((*shape, width)))
+
+
+def test_rows_of_zeros_are_divided_by_eps() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    y = normalize(x, 0.5)
+    y.backward(torch.ones(2, 3))
+    assert torch.equal(y, torch.zeros(2, 3))
+    assert torch.equal(x.grad, torch.full((2, 3), 2.0))
+
+
+@given(rows, st.integers(1, 20), widths)
+def test_linear_gelu(shape: tuple[int, int], inputs: int, outputs: int) -> None:
+    tensors = make((*shape, inputs), (outputs, inputs), (outputs,))
+    assert_compiled_is_definition(lambda x, w, b: linear_gelu_dropout(x, w, b, 0.0), tensors)
+
+
+@given(rows, st.integers(1, 20), widths)
+def test_linear_add(shape: tuple[int, int], inputs: int, outputs: int) -> None:
+    tensors = make((*shape, outputs), (*shape, inputs), (outputs, inputs), (outputs,))
+    assert_compiled_is_definition(lambda r, x, w, b: linear_dropout_add(r, x, w, b, 0.0), tensors)
+
+
+def test_gelu_is_exact_over_its_range() -> None:
+    x = torch.linspace(-12, 12, 4801)[:, None].requires_grad_()
+    y = linear_gelu_dropout(x, torch.ones(1, 1), torch.zeros(1), 0.0)
+    y.sum().backward()
+    exact = x.detach().double().requires_grad_()
+    F.gelu(exact).sum().backward()
+    assert (y.double() - F.gelu(exact)).abs().max() < 1e-6
+    assert (x.grad.double() - exact.grad).abs().max() < 1e-6
+    infinite = torch.tensor([[torch.inf], [torch.nan]])
+    assert not linear_gelu_dropout(infinite, torch.ones(1, 1), torch.zeros(1), 0.0).isfinite().any()
+
+
+def dropped_gelu(x: Tensor, p: float) -> Tensor:
+    return linear_gelu_dropout(x, torch.eye(x.shape[-1]), torch.zeros(x.shape[-1]), p)
+
+
+def dropped_add(x: Tensor, p: float) -> Tensor:
+    return linear_dropout_add(torch.zeros_like(x), x, torch.eye(x.shape[-1]), torch.zeros(x.shape[-1]), p)
+
+
+@pytest.mark.parametrize("function", [dropped_gelu, dropped_add])
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.9])
+def test_dropout_keeps_its_share_scales_it_and_passes_the_same_gradient(function: Any, p: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(400, 250, requires_grad=True)
+    y = function(x, p)
+    kept = y != 0
+    share, count = kept.double().mean().item(), x.numel()
+    assert abs(share - (1 - p)) < 5 * math.sqrt(p * (1 - p) / count)
+    full = function(x.detach(), 0.0)
+    torch.testing.assert_close(y[kept], full[kept] / (1 - p))
+    y.sum().backward()
+    assert torch.equal(x.grad != 0, kept)
+    # Neighbours along both axes are dropped independently.
+    for a, b in ((kept[1:], kept[:-1]), (kept[:, 1:], kept[:, :-1])):
+        both = (a & b).double().mean().item()
+        assert abs(both - (1 - p) ** 2) < 6 * math.sqrt((1 - p) ** 2 / count)
+
+
+def test_dropout_follows_torchs_seed() -> None:
+    x = torch.ones(50, 50)
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(dropped_add(x, 0.5))
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    assert not torch.equal(dropped_add(x, 0.5), dropped_add(x, 0.5))
+
+
+def test_bfloat16_inputs_are_rounded_once() -> None:
+    x, weight, bias = make((5, 16), (40, 16), (40,))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = linear_gelu_dropout(x, weight, bias, 0.0)
+        added = linear_dropout_add(torch.zeros(5, 40), x, weight, bias, 0.0)
+    product = x.bfloat16() @ weight.bfloat16().T
+    assert y.dtype == torch.bfloat16
+    assert added.dtype == torch.float32
+    torch.testing.assert_close(y.float(), F.gelu(product.float() + bias), rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(added, product.float() + bias, rtol=1e-6, atol=1e-6)
