@@ -39,10 +39,54 @@ void parallel(int64_t count, int64_t threads, Function f) {
 // ---------------------------------------------------------------------------------------------
 // Decayed linear attention, as its recurrence: S = g S + k v^T, y = q S, with the state in cache.
 
-// One batch row and `width` channels; S (r, width).
+// Sixteen floats: one AVX-512 register, two of AVX2; loads and stores need no alignment.
+typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
+constexpr int64_t kLanes = 16;
+
+INLINE Vector load(const float* x) { return *(const Vector*)x; }
+INLINE void store(Vector x, float* y) { *(Vector*)y = x; }
+
+// `ranks` rows of the state and kWide channels, for all positions; adds to y where `more` holds.
+// With few ranks the compiler keeps the state in registers.
+template <int ranks>
+INLINE void decay_forward_wide(const float* q, const float* k, const float* v, const float* g, float* S, float* y,
+                               int64_t t, int64_t r, int64_t d, bool more) {
+  constexpr int parts = kWide / kLanes;
+  Vector state[ranks][parts];
+  for (int c = 0; c < ranks; ++c)
+    for (int p = 0; p < parts; ++p) state[c][p] = load(S + c * kWide + p * kLanes);
+  for (int64_t i = 0; i < t; ++i, q += r, k += r, v += d, y += d) {
+    for (int p = 0; p < parts; ++p) {
+      const Vector value = load(v + p * kLanes);
+      Vector sum = more ? load(y + p * kLanes) : Vector{};
+      for (int c = 0; c < ranks; ++c) {
+        state[c][p] = state[c][p] * g[c] + value * k[c];
+        sum += state[c][p] * q[c];
+      }
+      store(sum, y + p * kLanes);
+    }
+  }
+  for (int c = 0; c < ranks; ++c)
+    for (int p = 0; p < parts; ++p) store(state[c][p], S + c * kWide + p * kLanes);
+}
+
+// One batch row and `width` channels; S (r, width). Wide blocks run tiles of positions, four ranks at a
+// time, so that keys, queries, values and outputs of a tile stay in the first cache level.
 template <class Width>
 INLINE void decay_forward_row(const float* q, const float* k, const float* v, const float* g, float* S, float* y,
                               int64_t t, int64_t r, int64_t d, Width width) {
+  if (width == kWide) {
+    constexpr int64_t tile = 64;
+    for (int64_t i = 0; i < t; i += tile) {
+      const int64_t length = std::min(tile, t - i);
+      int64_t c = 0;
+      for (; c + 4 <= r; c += 4)
+        decay_forward_wide<4>(q + i * r + c, k + i * r + c, v + i * d, g + c, S + c * kWide, y + i * d, length, r, d, c > 0);
+      for (; c < r; ++c)
+        decay_forward_wide<1>(q + i * r + c, k + i * r + c, v + i * d, g + c, S + c * kWide, y + i * d, length, r, d, c > 0);
+    }
+    return;
+  }
   for (int64_t i = 0; i < t; ++i, q += r, k += r, v += d, y += d) {
     float sum[kWide] = {};
     for (int64_t c = 0; c < r; ++c) {
