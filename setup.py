@@ -16,7 +16,8 @@ setup(
     ext_modules=[
         Extension(
             f"kmixer.native._kernels_{name}",
-            ["src/kmixer/native/kernels.cpp"],
+            ["src/kmixer/native/kernels.cpp", "src/kmixer/native/decode.cpp"],
+            depends=["src/kmixer/native/common.h"],
             extra_compile_args=[*FLAGS.split(), "-pthread", *machine.split()],
             extra_link_args=["-pthread"],
             optional=True,  # without a compiler the library works, with torch alone

@@ -7,14 +7,7 @@
 // Sums over rows are made per thread and added in the order of the threads: the same number of
 // threads gives the same bits.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <thread>
-#include <vector>
-
-#define INLINE static inline __attribute__((always_inline))
+#include "common.h"
 
 namespace {
 
@@ -25,26 +18,8 @@ constexpr int64_t kNarrow = 16;
 // counted from there, so that sums over positions do not cancel.
 constexpr int64_t kChunk = 32;
 
-// f(begin, end, thread) on contiguous parts of 0..count.
-template <class Function>
-void parallel(int64_t count, int64_t threads, Function f) {
-  threads = std::max<int64_t>(1, std::min(threads, count));
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < threads; ++i)
-    others.emplace_back([=] { f(count * i / threads, count * (i + 1) / threads, i); });
-  f(0, count / threads, 0);
-  for (auto& thread : others) thread.join();
-}
-
 // ---------------------------------------------------------------------------------------------
 // Decayed linear attention, as its recurrence: S = g S + k v^T, y = q S, with the state in cache.
-
-// Sixteen floats: one AVX-512 register, two of AVX2; loads and stores need no alignment.
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
-constexpr int64_t kLanes = 16;
-
-INLINE Vector load(const float* x) { return *(const Vector*)x; }
-INLINE void store(Vector x, float* y) { *(Vector*)y = x; }
 
 // `ranks` rows of the state and kWide channels, for all positions; adds to y where `more` holds.
 // With few ranks the compiler keeps the state in registers.
@@ -216,39 +191,6 @@ INLINE float keep(uint32_t index, uint32_t seed, uint32_t threshold, float scale
   x *= 0x846ca68bU;
   x ^= x >> 16;
   return x < threshold ? 0.0f : scale;
-}
-
-// e^x for x <= 0, to 2 units in the last place: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2].
-INLINE float exp_negative(float x) {
-  x = std::max(x, -87.0f);
-  const float n = __builtin_rintf(x * 1.44269504f);
-  const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f / 720;
-  p = p * f + 1.0f / 120;
-  p = p * f + 1.0f / 24;
-  p = p * f + 1.0f / 6;
-  p = p * f + 0.5f;
-  p = p * f + 1.0f;
-  p = p * f + 1.0f;
-  const int32_t bits = (int32_t(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, 4);
-  return p * power;
-}
-
-// Normal distribution function and density: erfc by Abramowitz and Stegun 7.1.26, error below 1.5e-7.
-INLINE void normal(float x, float* distribution, float* density) {
-  const float z = std::fabs(x) * 0.70710678f;
-  const float e = exp_negative(-z * z);
-  const float u = 1.0f / (1.0f + 0.3275911f * z);
-  float p = 1.061405429f;
-  p = p * u - 1.453152027f;
-  p = p * u + 1.421413741f;
-  p = p * u - 0.284496736f;
-  p = p * u + 0.254829592f;
-  const float tail = 0.5f * p * u * e;
-  *distribution = x < 0 ? tail : 1.0f - tail;
-  *density = 0.39894228f * e;
 }
 
 template <class T>

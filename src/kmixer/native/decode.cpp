@@ -1,0 +1,192 @@
+// One decoding step of a whole model, without Python between its layers.
+//
+// A model is prepared as a list of operations on rows of floats. Rows are sequences, which do not
+// depend on each other: each thread runs the whole list for its share of them.
+
+#include "common.h"
+
+namespace {
+
+enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine };
+enum Activation : int64_t { kNone, kGelu };
+
+}  // namespace
+
+// One operation; decoding.py builds the same structure. Buffers are numbered scratch rows; weights of
+// linear maps are (inputs, padded outputs) with the outputs padded to a multiple of 16 by zeros.
+struct Operation {
+  int64_t kind, in, out, inputs, outputs;
+  int64_t activation, residual;  // kLinear: applied to in W + bias; buffer to add, or -1
+  const float* weight;           // kEmbed: table; kNorm, kReadOut: scale; kMix: decays (r,)
+  const float* bias;             // kLinear, kReadOut: bias or null; kMix: alpha (r,)
+  const float* extra;            // kReadOut: gain; kRefine: eta; kMix: filter (lags,) or null
+  float* state;                  // kMix: S (rows, r, width)
+  float* history;                // kMix: last inputs of the filter (rows, lags - 1, width)
+  int64_t rank, lags, queries;   // kMix: `queries` is the buffer of queries and keys (2 r)
+  float eps, unused;
+};
+
+namespace {
+
+INLINE int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// out[row] = in[row] W for `rows` rows and `parts` vectors of outputs; two chains of sums a vector
+// where there is one row, as a fused multiply-add takes four cycles.
+template <int rows, int parts>
+INLINE void multiply(const float* in, int64_t in_stride, const float* weight, int64_t stride, int64_t inputs, float* out,
+                     int64_t out_stride) {
+  constexpr int chains = rows == 1 ? 2 : 1;
+  Vector sum[chains][rows][parts] = {};
+  int64_t i = 0;
+  for (; i + chains <= inputs; i += chains)
+    for (int c = 0; c < chains; ++c)
+      for (int p = 0; p < parts; ++p) {
+        const Vector w = load(weight + (i + c) * stride + p * kLanes);
+        for (int r = 0; r < rows; ++r) sum[c][r][p] += w * in[r * in_stride + i + c];
+      }
+  for (; i < inputs; ++i)
+    for (int p = 0; p < parts; ++p) {
+      const Vector w = load(weight + i * stride + p * kLanes);
+      for (int r = 0; r < rows; ++r) sum[0][r][p] += w * in[r * in_stride + i];
+    }
+  for (int r = 0; r < rows; ++r)
+    for (int p = 0; p < parts; ++p) {
+      Vector total = sum[0][r][p];
+      for (int c = 1; c < chains; ++c) total += sum[c][r][p];
+      store(total, out + r * out_stride + p * kLanes);
+    }
+}
+
+template <int rows>
+INLINE void multiply_rows(const float* in, int64_t in_stride, const float* weight, int64_t inputs, int64_t outputs,
+                          float* out, int64_t out_stride) {
+  const int64_t stride = padded(outputs);
+  int64_t o = 0;
+  for (; o + 4 * kLanes <= stride; o += 4 * kLanes)
+    multiply<rows, 4>(in, in_stride, weight + o, stride, inputs, out + o, out_stride);
+  for (; o < stride; o += kLanes) multiply<rows, 1>(in, in_stride, weight + o, stride, inputs, out + o, out_stride);
+}
+
+INLINE float inverse_rms(const float* x, int64_t width, float eps) {
+  float sum = 0;
+  for (int64_t j = 0; j < width; ++j) sum += x[j] * x[j];
+  return 1.0f / std::sqrt(sum / width + eps);
+}
+
+INLINE float inverse_norm(const float* x, int64_t width, float eps) {
+  float sum = 0;
+  for (int64_t j = 0; j < width; ++j) sum += x[j] * x[j];
+  return 1.0f / std::max(std::sqrt(sum), eps);
+}
+
+// y = sum_c alpha_c q_c S_c + filter, after S = g S + k x, for one row.
+INLINE void mix(const Operation& op, int64_t row, const float* x, const float* queries, float* y) {
+  const int64_t width = op.inputs, r = op.rank, past = op.lags - 1;
+  const float *q = queries, *k = queries + r;
+  const float query_scale = inverse_norm(q, r, op.eps), key_scale = inverse_norm(k, r, op.eps);
+  float* S = op.state + row * r * width;
+  for (int64_t j = 0; j < width; ++j) y[j] = 0;
+  for (int64_t c = 0; c < r; ++c) {
+    const float g = op.weight[c], key = k[c] * key_scale, query = op.bias[c] * (q[c] * query_scale);
+    float* s = S + c * width;
+    for (int64_t j = 0; j < width; ++j) {
+      s[j] = g * s[j] + key * x[j];
+      y[j] += query * s[j];
+    }
+  }
+  if (op.lags == 0) return;
+  for (int64_t j = 0; j < width; ++j) y[j] += op.extra[0] * x[j];
+  float* history = op.history + row * past * width;
+  for (int64_t l = 1; l <= past; ++l) {
+    const float* before = history + (past - l) * width;
+    for (int64_t j = 0; j < width; ++j) y[j] += op.extra[l] * before[j];
+  }
+  if (past > 0) {
+    std::memmove(history, history + width, sizeof(float) * (past - 1) * width);
+    std::memcpy(history + (past - 1) * width, x, sizeof(float) * width);
+  }
+}
+
+INLINE void linear(const Operation& op, float* const* buffers, const int64_t* strides, int64_t first, int64_t rows) {
+  const float* in = buffers[op.in] + first * strides[op.in];
+  float* out = buffers[op.out] + first * strides[op.out];
+  const int64_t in_stride = strides[op.in], out_stride = strides[op.out];
+  // The last operation of a layer adds to its own output buffer, so the product waits in scratch.
+  thread_local std::vector<float> scratch;
+  const int64_t wide = padded(op.outputs);
+  scratch.resize(rows * wide);
+  float* product = scratch.data();
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4)
+    multiply_rows<4>(in + row * in_stride, in_stride, op.weight, op.inputs, op.outputs, product + row * wide, wide);
+  for (; row < rows; ++row)
+    multiply_rows<1>(in + row * in_stride, in_stride, op.weight, op.inputs, op.outputs, product + row * wide, wide);
+  for (row = 0; row < rows; ++row) {
+    const float* from = product + row * wide;
+    float* to = out + row * out_stride;
+    if (op.activation == kGelu) {
+      for (int64_t j = 0; j < op.outputs; ++j) {
+        const float u = from[j] + op.bias[j];
+        float distribution, density;
+        normal(u, &distribution, &density);
+        to[j] = u * distribution;
+      }
+    } else if (op.residual >= 0) {
+      const float* residual = buffers[op.residual] + (first + row) * strides[op.residual];
+      for (int64_t j = 0; j < op.outputs; ++j) to[j] = residual[j] + from[j] + op.bias[j];
+    } else if (op.bias) {
+      for (int64_t j = 0; j < op.outputs; ++j) to[j] = from[j] + op.bias[j];
+    } else {
+      std::memcpy(to, from, sizeof(float) * op.outputs);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t operation_size() { return sizeof(Operation); }
+
+// Runs the operations for rows of tokens; buffers[i] has rows of strides[i] floats.
+void decode_step(const Operation* operations, int64_t count, const int64_t* tokens, float* const* buffers,
+                 const int64_t* strides, int64_t rows, int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t index = 0; index < count; ++index) {
+      const Operation& op = operations[index];
+      if (op.kind == kLinear) {
+        linear(op, buffers, strides, begin, end - begin);
+        continue;
+      }
+      for (int64_t row = begin; row < end; ++row) {
+        float* out = buffers[op.out] + row * strides[op.out];
+        const float* in = op.kind == kEmbed ? nullptr : buffers[op.in] + row * strides[op.in];
+        const int64_t width = op.inputs;
+        switch (op.kind) {
+          case kEmbed:
+            std::memcpy(out, op.weight + tokens[row] * width, sizeof(float) * width);
+            break;
+          case kNorm: {
+            const float scale = inverse_rms(in, width, op.eps);
+            for (int64_t j = 0; j < width; ++j) out[j] = op.weight[j] * (in[j] * scale);
+            break;
+          }
+          case kMix:
+            mix(op, row, in, buffers[op.queries] + row * strides[op.queries], out);
+            break;
+          case kReadOut: {
+            const float scale = inverse_rms(in, width, op.eps);
+            for (int64_t j = 0; j < width; ++j)
+              out[j] = in[j] + op.extra[j] * (op.weight[j] * (in[j] * scale)) + op.bias[j];
+            break;
+          }
+          case kRefine:  // in: the refined vector, out: the vector it refines
+            for (int64_t j = 0; j < width; ++j) out[j] += op.extra[0] * (in[j] - out[j]);
+            break;
+        }
+      }
+    }
+  });
+}
+
+}  // extern "C"
