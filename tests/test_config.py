@@ -29,7 +29,7 @@ def test_packaged_recipes_are_valid_and_survive_being_written(name: str, tmp_pat
         ("model.base_kernel.sise=3", "unknown key model.base_kernel.sise; did you mean size?"),
         ("nonsense=1", "unknown key nonsense; allowed: name, description, data"),
         ("model.base_kernel.kind=convv", "model.base_kernel.kind: got 'convv'; allowed: 'none', 'dense'"),
-        ("model.decay.backend=fast", "decay.backend: got 'fast'; allowed: 'auto', 'recurrent', 'mask' or 'block'"),
+        ("model.decay.backend=fast", "decay.backend: got 'fast'; allowed: 'auto', 'recurrent', 'mask', 'block'"),
         ("training.steps=0", "training.steps: got 0; it should be greater than or equal to 1"),
         ("training.steps=ten", "training.steps: got 'ten'; it should be a valid integer"),
         ("training.steps=1.5", "training.steps: got 1.5; it should be a valid integer"),
@@ -45,7 +45,13 @@ def test_packaged_recipes_are_valid_and_survive_being_written(name: str, tmp_pat
         ("training.accumulation=5", "batch_size 32 cannot be cut into accumulation = 5 equal parts"),
         ("training.learning_rate_floor=1.0", "learning_rate_floor 1.0 is above learning_rate 0.01"),
         ("tokenizer.kind=byte", "vocabulary_size: got 84; kind 'byte' has 256"),
-        ("data.validation=1.5", "data.validation"),
+        ("data.validation=1.5", "data: validation: got 1.5; allowed: a fraction between 0 and 1, or a list of file"),
+        ("data.validation=[]", "validation: got []; allowed: a fraction between 0 and 1, or a list of file names"),
+        ("data.corpus=''", "data.corpus: got ''"),
+        ("training.learning_rate=nan", "training.learning_rate: got nan; it should be a finite number"),
+        ("model.base_kernel.gate_init=inf", "model.base_kernel.gate_init: got inf; it should be a finite number"),
+        ("evaluation.protocols=[]", "evaluation.protocols: got []; it should not be empty"),
+        ("model=3", "model: got 3; it should be a group of keys"),
         ("training.steps", "--set training.steps: got no value; write it as key=value"),
         ("name.x=1", "name is a value, not a group of keys"),
         ("training.optimizer=", "training.optimizer is missing"),
@@ -63,6 +69,7 @@ def test_settings_replace_values_and_go_back_to_defaults() -> None:
     assert recipe.model.decay.range == (0.1, 0.9)
     assert recipe.data.corpus == "a/b.txt"
     assert load_recipe(QUICK, ["training.evaluate_every="]).training.evaluate_every == 250
+    assert load_recipe(QUICK, ["model.refinement.steps="]).model.refinement is None
 
 
 def test_a_stream_needs_a_model_that_streams() -> None:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import pickle
+import random
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def run(text_file: Path, tmp_path: Path) -> Path:
         ("config.json", '"rank": 2', '"rank": "two"', r"model\.rank: got 'two'"),
         ("config.json", '"rank": 2', '"rank": 2,,', r"config\.json is not valid JSON \(line"),
         ("tokenizer.json", '"char"', '"chars"', "does not describe a tokenizer"),
-        ("tokenizer.json", '"characters": "', '"characters": "\N{SNOWMAN}', "the tokenizer has"),
+        ("tokenizer.json", '"characters": "', '"characters": "\N{SNOWMAN}', r"tokenizer\.json was changed"),
     ],
 )
 def test_edited_model_folders_are_noticed(run: Path, file: str, old: str, new: str, message: str) -> None:
@@ -147,11 +148,11 @@ def test_tensors_of_another_shape_are_named(run: Path) -> None:
         kmixer.load(run)
 
 
-def test_missing_files_are_named(run: Path) -> None:
-    for file in ("tokenizer.json", "model.safetensors", "config.json"):
-        (run / file).unlink()
-        with pytest.raises(InputError, match=f"{file}.*missing"):
-            kmixer.load(run)
+@pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors", "config.json"])
+def test_missing_files_are_named(file: str, run: Path) -> None:
+    (run / file).unlink()
+    with pytest.raises(InputError, match=f"{file}.*missing"):
+        kmixer.load(run)
 
 
 def test_loading_draws_no_random_numbers_and_keeps_what_trains(run: Path) -> None:
@@ -172,6 +173,8 @@ def test_packed_runs_come_back(run: Path, tmp_path: Path) -> None:
         unpack(tmp_path / "run.tar.gz", tmp_path / "again")
     with pytest.raises(InputError, match="exists; add --force"):
         pack(run, tmp_path / "run.tar.gz")
+    with pytest.raises(InputError, match="lies inside the run"):
+        pack(run, run / "model.safetensors", force=True)
 
 
 def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
@@ -190,7 +193,8 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile
         (entry("optimizer.pkl"), "holds the file 'optimizer.pkl'"),
         (entry("checkpoints", tarfile.DIRTYPE), "holds the entry 'checkpoints'"),
         (entry("metrics.jsonl", tarfile.CHRTYPE), "holds the entry 'metrics.jsonl'"),
-        (entry("recipe.toml"), "every file once"),
+        (entry("recipe.toml"), "each once"),
+        (entry("metrics.jsonl"), r"it needs config\.json, model\.safetensors, recipe\.toml, tokenizer\.json"),
     ],
 )
 def test_archives_with_anything_else_are_refused(bad: tarfile.TarInfo, message: str, tmp_path: Path) -> None:
@@ -208,9 +212,18 @@ def test_archives_that_cannot_be_read_are_named(run: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="is missing"):
         unpack(archive, tmp_path / "out")
     pack(run, archive)
-    archive.write_bytes(archive.read_bytes()[:-200])
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-200])
     with pytest.raises(InputError, match="cannot be read as a run archive"):
         unpack(archive, tmp_path / "out")
+    rng = random.Random(0)
+    for _ in range(20):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(20, len(whole))] ^= 1 << rng.randrange(8)
+        archive.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"run\.tar\.gz"):
+            unpack(archive, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
     archive.write_bytes(b"no archive")
     with pytest.raises(InputError, match="cannot be read as a run archive"):
         unpack(archive, tmp_path / "out")

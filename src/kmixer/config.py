@@ -13,7 +13,7 @@ from kmixer.errors import InputError
 class StrictConfig(BaseModel):
     """Base of all configurations: no unknown keys, no conversions, no changes after construction."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, values: Any, *, source: str) -> Self:
@@ -34,7 +34,7 @@ def parse(config: type[Config], values: Any, *, source: str) -> Config:
 
 def _describe(config: type[BaseModel], problem: Any) -> str:
     *parents, last = problem["loc"] or ("",)
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"]) or "the whole"
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         allowed = _keys_at(config, parents)
@@ -46,7 +46,11 @@ def _describe(config: type[BaseModel], problem: Any) -> str:
         return f"{key}: got {given!r}; allowed: {problem['ctx']['expected']}"
     if kind == "value_error":  # raised by a validator of ours, whose message says all
         message = str(problem["ctx"]["error"])
-        return f"{key}: {message}" if key else message
+        return f"{key}: {message}" if problem["loc"] else message
+    if kind == "model_type":
+        return f"{key}: got {given!r}; it should be a group of keys"
+    if kind == "too_short":
+        return f"{key}: got {given!r}; it should not be empty"
     message = problem["msg"].removeprefix("Input ")
     return f"{key}: got {given!r}; it {message}"
 

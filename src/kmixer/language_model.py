@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from kmixer.generation.streaming import generate_text, generate_tokens
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.config import ModelConfig
 from kmixer.models.model_folder import CONFIG, WEIGHTS, load_tokenizer, load_weights, put_weights, read_config
+
+Item = TypeVar("Item")
 
 
 class LanguageModel(CausalLM):
@@ -64,19 +66,28 @@ class LanguageModel(CausalLM):
         Raises:
             InputError: a prompt the tokenizer does not know, or settings out of range.
         """
-        self.eval()
         sampling = Sampling(temperature, top_k, top_p)
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise InputError("this model has no tokenizer: give the prompt as tokens (b, t)")
-            pieces = generate_text(self, self.tokenizer, prompt, max_new_tokens, sampling, seed=seed, stop=stop)
+            text = generate_text(self, self.tokenizer, prompt, max_new_tokens, sampling, seed=seed, stop=stop)
+            pieces = self._evaluating(text)
             return pieces if stream else prompt + "".join(pieces)
         if stop:
             raise InputError("stop texts go with a text prompt, not with tokens")
-        columns = generate_tokens(self, prompt, max_new_tokens, sampling, seed=seed)
+        columns = self._evaluating(generate_tokens(self, prompt, max_new_tokens, sampling, seed=seed))
         if stream:
             return columns
         return torch.cat([prompt, *(column[:, None] for column in columns)], dim=1)
+
+    def _evaluating(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The same items, made with dropout off; the mode is afterwards what it was."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield from items
+        finally:
+            self.train(was_training)
 
 
 def load(path: str | Path) -> LanguageModel:
@@ -88,12 +99,8 @@ def load(path: str | Path) -> LanguageModel:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not a run or model folder ({CONFIG} is missing)")
     config = read_config(folder)
-    tensors, _ = load_weights(folder)
     tokenizer = load_tokenizer(folder)
-    if tokenizer.vocabulary_size != config.vocabulary_size:
-        raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens and the model {config.vocabulary_size}"
-        )
+    tensors, _ = load_weights(folder)
     with torch.device("meta"):
         model = LanguageModel(config.model, config.vocabulary_size, tokenizer)
     put_weights(model, tensors, str(folder / WEIGHTS))

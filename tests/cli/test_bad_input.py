@@ -49,7 +49,7 @@ def test_recipes_and_keys(kmixer_command: Run, recipe_file: Path, tmp_path: Path
     assert "no such recipe; allowed: k-operators-local-bytes" in kmixer_command("train", "shakspeare").error()
     for setting, message in {
         "model.rnak=2": "unknown key model.rnak; did you mean rank?",
-        "model.decay.backend=fast": "allowed: 'auto', 'recurrent', 'mask' or 'block'",
+        "model.decay.backend=fast": "allowed: 'auto', 'recurrent', 'mask', 'block'",
         "training.steps=many": "training.steps: got 'many'; it should be a valid integer",
         "training.steps": "write it as key=value",
     }.items():
@@ -159,7 +159,7 @@ def test_pickles(kmixer_command: Run, run: Path) -> None:
 
 def test_prompts_and_folders(kmixer_command: Run, run: Path, tmp_path: Path) -> None:
     answer = kmixer_command("generate", run, "--prompt", "snow ☃ and ☂")
-    assert "the tokenizer does not know '☂', '☃'; it knows" in answer.error()
+    assert "the tokenizer does not know '☂', '☃'" in answer.error()
     assert "temperature: got -1.0" in kmixer_command("generate", run, "--prompt", "a", "--temperature", "-1").error()
     assert "is not a run or model folder" in kmixer_command("generate", tmp_path / "no", "--prompt", "a").error()
     assert "holds no run" in kmixer_command("eval", tmp_path / "no").error()
@@ -178,6 +178,28 @@ def test_models_that_do_not_stream(kmixer_command: Run, recipe_file: Path, tmp_p
     assert "window 33: the dense base kernel ends at position 32" in answer.error()
     answer = kmixer_command("generate", tmp_path / "run", "--prompt", "The ", "--max-new-tokens", 40)
     assert "the dense base kernel ends at 32: ask for 28 or fewer new tokens" in answer.error()
+
+
+def test_what_nobody_foresaw_is_one_line_too(
+    kmixer_command: Run, recipe_file: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = kmixer_command(*train(recipe_file, "/etc/passwd/x"))
+    assert "cannot write" in answer.error()
+    answer = kmixer_command("generate", run, "--prompt", "The ", "--seed", 1 << 70)
+    assert "seed: got" in answer.error()
+    monkeypatch.setattr("kmixer.cli.inspect.packaged_recipes", lambda: 1 / 0)
+    answer = kmixer_command("recipes")
+    assert answer.code == 1
+    assert answer.err == "error: ZeroDivisionError: division by zero (--debug shows where)\n"
+
+
+def test_a_changed_corpus(kmixer_command: Run, text_file: Path, run: Path) -> None:
+    text_file.write_text(text_file.read_text() + "x")
+    assert "is not what" in kmixer_command("eval", run).error()
+    assert (
+        "--window goes with --protocol windows"
+        in kmixer_command("eval", run, "--protocol", "stream", "--window", 3).error()
+    )
 
 
 def test_debug_shows_where(kmixer_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

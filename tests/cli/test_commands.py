@@ -159,7 +159,7 @@ def test_the_authors_checkpoints_become_runs(
     assert torch.equal(model.stack.read_out.gain, theirs["_orig_mod.k_stack.layers.4.gain"])
     assert kmixer_command("eval", tmp_path / "run", "--window", 64).code == 0
     assert (
-        "holds weights but no checkpoint to resume from"
+        "last.safetensors is missing"
         in kmixer_command("train", tmp_path / "run" / "recipe.toml", "--out", tmp_path / "run", "--resume").error()
     )
 

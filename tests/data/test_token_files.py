@@ -68,7 +68,7 @@ def test_pieces_are_trained_on_the_training_part_only(tmp_path: Path, text: str)
     assert models[0].to_json() == models[1].to_json()
 
 
-def test_token_files_are_made_once_and_damage_is_noticed(text_file: Path, private_cache: Path) -> None:
+def test_token_files_are_made_once_and_again_after_damage(text_file: Path, private_cache: Path) -> None:
     data = DataConfig(corpus=str(text_file), validation=0.2)
     prepare_dataset(data, CHAR)
     folders = {p: p.stat().st_mtime_ns for p in (private_cache / "tokens").iterdir()}
@@ -76,12 +76,13 @@ def test_token_files_are_made_once_and_damage_is_noticed(text_file: Path, privat
     assert {p: p.stat().st_mtime_ns for p in (private_cache / "tokens").iterdir()} == folders
     newest = max(folders, key=lambda p: folders[p])
     (newest / "train.bin").write_bytes(b"short")
-    with pytest.raises(InputError, match="is damaged; remove the folder"):
-        prepare_dataset(data, CHAR)
-    for file in newest.iterdir():
-        file.unlink()
-    newest.rmdir()
-    prepare_dataset(data, CHAR)
+    again = prepare_dataset(data, CHAR)
+    assert len(again.train.tokens) == 16000
+    for damage in ("{}", "[]", "{"):
+        (newest / "meta.json").write_text(damage)
+        assert len(prepare_dataset(data, CHAR).train.tokens) == 16000
+    (newest / "meta.json").unlink()
+    assert len(prepare_dataset(data, CHAR).train.tokens) == 16000
 
 
 def test_the_storage_type_fits_the_vocabulary(tmp_path: Path) -> None:

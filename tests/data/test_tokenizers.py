@@ -68,6 +68,11 @@ def test_training_pieces_is_repeatable(pieces: SentencePieceTokenizer, text: str
     assert again.encode(text).tolist() == pieces.encode(text).tolist()
 
 
+def test_unknown_pieces_are_shown(pieces: SentencePieceTokenizer) -> None:
+    assert pieces.unknown("Hello 日本") == ["日本"]
+    assert pieces.unknown("a dictionary") == []
+
+
 def test_too_little_text_for_the_pieces_is_one_line() -> None:
     with pytest.raises(InputError, match="SentencePiece cannot train 5 pieces") as caught:
         SentencePieceTokenizer.train(["all the letters of the alphabet and then some"], 5)

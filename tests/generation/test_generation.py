@@ -25,7 +25,7 @@ def model(text_file: Path, tmp_path: Path) -> Any:
     return kmixer.load(tmp_path / "run")
 
 
-logits = st.lists(st.floats(-5, 5), min_size=2, max_size=12, unique=True).map(lambda x: torch.tensor([x]))
+logits = st.lists(st.integers(-40, 40), min_size=2, max_size=12, unique=True).map(lambda x: torch.tensor([x]) / 8)
 
 
 @given(logits, st.integers(1, 12))
@@ -119,13 +119,29 @@ def test_text_is_not_held_back_without_need() -> None:
     assert arrived == ["ab", "c", "<e"]
 
 
+def test_generating_leaves_the_mode_as_it_was(model: Any) -> None:
+    for training in (True, False):
+        model.train(training)
+        model.generate("The ", max_new_tokens=2)
+        list(model.generate("The ", max_new_tokens=2, stream=True))
+        assert model.training is training
+
+
+def test_a_tiny_temperature_takes_the_likeliest() -> None:
+    assert Sampling(temperature=1e-320)(torch.tensor([[1.0, 3.0, 2.0]])).tolist() == [1]
+
+
 def test_prompts_that_cannot_be_are_named(model: Any) -> None:
-    with pytest.raises(InputError, match="the tokenizer does not know '☃'; it knows"):
+    with pytest.raises(InputError, match="the tokenizer does not know '☃'"):
         model.generate("snow ☃", max_new_tokens=5)
     with pytest.raises(InputError, match='prompt: got ""; give one character or more'):
         model.generate("", max_new_tokens=5)
     with pytest.raises(InputError, match=r"prompt: token outside 0\.\."):
         model.generate(torch.tensor([[9999]]), max_new_tokens=5)
+    with pytest.raises(InputError, match=r"seed: got -1; allowed: 0 to"):
+        model.generate("a", max_new_tokens=5, seed=-1)
+    with pytest.raises(InputError, match=r"does not know '\\udcff'"):
+        model.generate("a\udcff", max_new_tokens=5)
     with pytest.raises(InputError, match="max_new_tokens: got -1"):
         model.generate("a", max_new_tokens=-1)
     fresh = kmixer.LanguageModel.from_recipe("shakespeare-quick")
@@ -151,4 +167,8 @@ def test_the_state_keeps_its_size(kind: str) -> None:
     with torch.inference_mode():
         for _ in range(30):
             state = model(torch.ones(1, 3, dtype=torch.long), state).state
-            assert [x.shape for x in torch.utils._pytree.tree_leaves(state)] == sizes
+            leaves = torch.utils._pytree.tree_leaves(state)
+            assert [x.shape for x in leaves] == sizes
+    # Nor does it keep a long input alive behind a small view.
+    leaves = torch.utils._pytree.tree_leaves(model(torch.ones(1, 500, dtype=torch.long)).state)
+    assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in leaves)

@@ -248,6 +248,14 @@ def test_only_mask_holds_a_tensor_of_all_outer_products(backend: str, allowed: b
     assert (mode.largest >= b * t * r * d) == allowed
 
 
+@pytest.mark.parametrize("backend", ["block", pytest.param("native", marks=BUILT)])
+def test_second_derivatives_are_refused_not_left_out(backend: Any) -> None:
+    leaves = [x.requires_grad_() for x in make_inputs((1, 40, 2, 3), [0.5, 0.9], torch.float32)]
+    y, _ = decayed_linear_attention(*leaves[:4], backend=backend)
+    with pytest.raises(InputError, match="for second derivatives use float64, with backend 'recurrent'"):
+        torch.autograd.grad(y.sum(), leaves[0], create_graph=True)
+
+
 def test_wrong_inputs_are_named() -> None:
     q, k, v, log_decay, state = make_inputs((2, 4, 2, 3), [0.5, 0.9], torch.float32)
     with pytest.raises(InputError, match=r"backend: got 'blok'; allowed: auto, recurrent, mask, block, native"):

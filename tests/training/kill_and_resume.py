@@ -81,11 +81,11 @@ def content(run: Path) -> dict[str, bytes]:
     }
 
 
-def kill_once(recipe: Path, run: Path, rng: random.Random, *, in_a_write: bool, last_step: int) -> str:
+def kill_once(recipe: Path, run: Path, rng: random.Random, *, at_start: bool, in_a_write: bool, last_step: int) -> str:
     """Train until at least one new step is on record, go on for a random while, kill; where that was."""
     before = step_of(run)
     process = start(recipe, run)
-    moment = None
+    moment = time.monotonic() + rng.uniform(2, 4) if at_start else None  # imports, data, the first evaluation
     while process.poll() is None:
         now = time.monotonic()
         if moment is None and step_of(run) > before:
@@ -120,7 +120,9 @@ def main() -> None:
         finish(start(recipe, folder / "whole"))
         kills = written = 0
         for index in range(arguments.kills):
-            said = kill_once(recipe, folder / "killed", rng, in_a_write=index % 2 == 1, last_step=steps)
+            said = kill_once(
+                recipe, folder / "killed", rng, at_start=index == 0, in_a_write=index % 2 == 1, last_step=steps
+            )
             print(f"{index + 1}: {said}", flush=True)
             kills += said.startswith("killed")
             written += said.endswith("written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from kmixer.data.token_files import prepare_dataset
 from kmixer.errors import DivergedError, InputError
 from kmixer.tensor_files import load_tensors
 from kmixer.training.evaluation import evaluate
-from kmixer.training.loop import TIMING_KEYS, Reporter, train
+from kmixer.training.loop import Reporter, train
 from kmixer.training.recipe import Recipe
 from kmixer.training.run_folder import RunFolder
 from tests.conftest import tiny_recipe_values
@@ -30,7 +31,9 @@ def make_recipe(corpus: Path, **training: Any) -> Recipe:
 
 
 def metrics_without_times(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in TIMING_KEYS} for line in RunFolder(run).read_metrics()]
+    """The lines of metrics.jsonl without what two runs of one recipe do not share."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -124,9 +127,20 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(text_file: Path, tm
         assert curve == pytest.approx(curves[0], abs=1e-12)
 
 
-def test_bfloat16_training_stays_close_to_float32(text_file: Path, tmp_path: Path) -> None:
+HEADS = {
+    "linear": {},
+    "gelu": {"head": {"kind": "gelu", "multiplier": 1}},
+    "adaptive": {"head": {"kind": "adaptive", "cutoffs": [20, 50]}},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_bfloat16_training_stays_close_to_float32(head: str, text_file: Path, tmp_path: Path) -> None:
+    values = tiny_recipe_values(text_file)
+    values["model"] |= HEADS[head]
     for precision in ("float32", "bfloat16"):
-        train(make_recipe(text_file, precision=precision), tmp_path / precision)
+        values["training"]["precision"] = precision
+        train(Recipe.parse(values, source="test"), tmp_path / precision)
     full, half = (metrics_without_times(tmp_path / p)[-1]["validation"][0]["loss"] for p in ("float32", "bfloat16"))
     assert full != half
     assert math.isclose(full, half, abs_tol=0.05)
@@ -190,18 +204,76 @@ def test_a_folder_that_is_not_a_run_is_left_alone(text_file: Path, tmp_path: Pat
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(text_file: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(text_file)
-    train(recipe, tmp_path / "whole")
+class StopAtTheStart(Reporter):
+    def started(self, *args: Any) -> None:
+        raise CrashError
 
-    class StopAtTheStart(Reporter):
-        def started(self, *args: Any) -> None:
-            raise CrashError
 
+def test_a_run_takes_its_place_with_its_first_checkpoint(text_file: Path, tmp_path: Path) -> None:
+    """Killed before that, it leaves nothing in its place, and a run that is there as it was."""
+    recipe, run = make_recipe(text_file), tmp_path / "run"
     with pytest.raises(CrashError):
-        train(recipe, tmp_path / "run", reporter=StopAtTheStart())
-    train(recipe, tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+        train(recipe, run, reporter=StopAtTheStart())
+    assert not run.exists()
+    train(recipe, run)
+    (run / "notes.txt").write_text("a file of the user")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    changed = make_recipe(text_file, learning_rate=0.02)
+    with pytest.raises(CrashError):
+        train(changed, run, force=True, reporter=StopAtTheStart())
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    train(changed, run, force=True)
+    assert (run / "notes.txt").read_text() == "a file of the user"
+    assert RunFolder(run).read_recipe() == RunFolder(run).read_recipe().model_copy(
+        update={"training": changed.training}
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.txt", "run"]
+
+
+def test_a_forced_run_that_cannot_be_written_leaves_the_old_one(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, run = make_recipe(text_file), tmp_path / "run"
+    train(recipe, run)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    sync, calls = os.fsync, [0]
+
+    def full(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="no space left on the disk"):
+        train(recipe, run, force=True)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_is_not_resumed_on_another_text(text_file: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(text_file)
+    with pytest.raises(CrashError):
+        train(recipe, tmp_path / "run", reporter=StopAfter(4))
+    text_file.write_text(text_file.read_text()[::-1])
+    with pytest.raises(InputError, match=r"the text of corpus .* is not what it was"):
+        train(recipe, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_damage_to_the_best_weights_is_noticed_on_resuming(file: str, text_file: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(text_file)
+    train(recipe, tmp_path / "run")
+    (tmp_path / "run" / file).write_text("x")
+    with pytest.raises(InputError, match=file.replace(".", r"\.")):
+        train(recipe, tmp_path / "run", resume=True)
+
+
+def test_weights_are_not_taken_for_a_checkpoint(text_file: Path, tmp_path: Path) -> None:
+    recipe, run = make_recipe(text_file), tmp_path / "run"
+    train(recipe, run)
+    (run / "checkpoints/last.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match="is not a checkpoint of a run"):
+        train(recipe, run, resume=True)
 
 
 @pytest.mark.parametrize("damage", ["shortened", "edited"])

@@ -30,14 +30,33 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit codes: 0, 2 wrong input, 3 training diverged, 130 interrupted."""
+    """Run the command line. Exit codes: 0, 1 a defect, 2 wrong input, 3 training diverged, 130 interrupted."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
         app(arguments)
-    except (InputError, DivergedError) as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stdout = None
+        sys.exit(1)
+    except Exception as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 3)
+        print(f"error: {_describe(error)}", file=sys.stderr)
+        sys.exit(_exit_code(error))
     sys.exit(0)
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, DivergedError):
+        return 3
+    return 2 if isinstance(error, InputError | OSError) else 1
+
+
+def _describe(error: Exception) -> str:
+    """One line: our own messages as they are, anything else with its type and the way to its traceback."""
+    if isinstance(error, InputError | DivergedError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]} (--debug shows where)"

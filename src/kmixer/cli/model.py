@@ -1,18 +1,30 @@
 """kmixer train, eval, generate, convert, pack, unpack: what is done with one run.
 
-Modules that take long to import are imported by the command that needs them.
+Training is imported by its command alone: accelerate takes as long to import as torch.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from kmixer.cli.options import Cpu, DataDir, Json, RecipeName, Run, Settings
+from kmixer.data.token_files import prepare_dataset
+from kmixer.errors import InputError
+from kmixer.generation.sampling import Sampling
+from kmixer.generation.streaming import generate_text
+from kmixer.language_model import load
+from kmixer.models.model_folder import load_weights
+from kmixer.training.archive import pack as pack_run
+from kmixer.training.archive import unpack as unpack_run
+from kmixer.training.author_checkpoint import convert as convert_checkpoint
+from kmixer.training.evaluation import evaluate as measure
+from kmixer.training.recipe import load_recipe
+from kmixer.training.run_folder import RunFolder
 
 
 def train(
@@ -30,9 +42,7 @@ def train(
     Example: kmixer train shakespeare-quick
     """
     from kmixer.cli.progress import TerminalReporter
-    from kmixer.errors import InputError
     from kmixer.training.loop import train as run_training
-    from kmixer.training.recipe import load_recipe
 
     if resume and force:
         raise InputError("--resume continues a run and --force replaces it; give one of them")
@@ -41,6 +51,8 @@ def train(
     out = out or Path("runs") / f"{loaded.name}-seed{loaded.training.seed}"
     with TerminalReporter() as reporter:
         result = run_training(loaded, out, resume=resume, force=force, data_dir=data_dir, cpu=cpu, reporter=reporter)
+    if not result.is_main_process:
+        return
     if not result.finished:
         print(f"interrupted after step {result.step}; saved. Continue with the same command and --resume")
         raise typer.Exit(130)
@@ -63,18 +75,16 @@ def evaluate(
 
     Example: kmixer eval runs/shakespeare-quick-seed42 --protocol stream
     """
-    from kmixer.data.token_files import prepare_dataset
-    from kmixer.errors import InputError
-    from kmixer.language_model import load
-    from kmixer.training.evaluation import evaluate as measure
-    from kmixer.training.run_folder import RunFolder
-
     if window is not None and window < 1:
         raise InputError(f"--window: got {window}; allowed: 1 or more")
+    if window is not None and protocol == "stream":
+        raise InputError("--window goes with --protocol windows; a stream has none")
     recipe = RunFolder(run).read_recipe()
     model = load(run)
     assert model.tokenizer is not None
     dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)
+    if load_weights(run)[1].get("corpus_sha256") != dataset.sha256:
+        raise InputError(f"the text of corpus {recipe.data.corpus} is not what {run} was trained on")
     result = measure(model, dataset.validation, protocol, window or recipe.evaluation_window)
     if as_json:
         print(json.dumps(result.to_json()))
@@ -101,17 +111,13 @@ def generate(
 
     Example: kmixer generate runs/shakespeare-quick-seed42 --prompt "**HAMLET**"
     """
-    from kmixer.generation.sampling import Sampling
-    from kmixer.generation.streaming import generate_text
-    from kmixer.language_model import load
-
     model = load(run)
     assert model.tokenizer is not None
     sampling = Sampling(temperature, top_k, top_p)
     pieces = generate_text(model, model.tokenizer, prompt, max_new_tokens, sampling, seed=seed, stop=stop or ())
-    for index, piece in enumerate(pieces):
-        sys.stdout.write(piece if index else prompt + piece)
-        sys.stdout.flush()
+    first = next(pieces, "")  # wrong input shows before anything is printed
+    for piece in itertools.chain([prompt, first], pieces):
+        print(piece, end="", flush=True)
     print()
 
 
@@ -127,9 +133,6 @@ def convert(
 
     Example: kmixer convert char.pt --recipe k-operators-local-shakespeare --out runs/author
     """
-    from kmixer.training.author_checkpoint import convert as convert_checkpoint
-    from kmixer.training.recipe import load_recipe
-
     for line in convert_checkpoint(file, load_recipe(recipe, settings), out, force=force, data_dir=data_dir):
         print(line)
 
@@ -143,8 +146,6 @@ def pack(
 
     Example: kmixer pack runs/shakespeare-quick-seed42 --out quick.tar.gz
     """
-    from kmixer.training.archive import pack as pack_run
-
     pack_run(run, out, force=force)
     print(out)
 
@@ -157,7 +158,5 @@ def unpack(
 
     Example: kmixer unpack quick.tar.gz --out runs/quick
     """
-    from kmixer.training.archive import unpack as unpack_run
-
     unpack_run(archive, out)
     print(out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -13,9 +13,19 @@ from kmixer.data.tokenizers import ByteTokenizer, Kind
 class DataConfig(StrictConfig):
     """A corpus and its split."""
 
-    corpus: str  # a registered name, a text file, or a folder of text files
+    corpus: Annotated[str, Field(min_length=1)]  # a registered name, a text file, or a folder of text files
     # A fraction of the characters at the end, or the files that are held out. None: the corpus's own split.
-    validation: Annotated[float, Field(gt=0, lt=1)] | Annotated[list[str], Field(min_length=1)] | None = None
+    validation: float | list[str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _splits(cls, values: Any) -> Any:
+        split = values.get("validation") if isinstance(values, dict) else None
+        fraction = isinstance(split, float) and 0 < split < 1
+        files = isinstance(split, list) and len(split) > 0 and all(isinstance(name, str) for name in split)
+        if split is not None and not fraction and not files:
+            raise ValueError(f"validation: got {split!r}; allowed: a fraction between 0 and 1, or a list of file names")
+        return values
 
 
 class TokenizerConfig(StrictConfig):

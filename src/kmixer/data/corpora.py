@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import codecs
 import hashlib
+import http.client
 import importlib.util
 import shutil
 import urllib.error
@@ -32,6 +33,7 @@ class Source:
     path: str
     url: str | None = None
     sha256: str | None = None
+    size: int | None = None  # bytes
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,12 @@ CORPORA: dict[str, CorpusEntry] = {
         "WikiText-2, tokenised, with <unk>; train and validation parts",
         "CC BY-SA 3.0",
         (
-            Source("wikitext-2/train.txt", _WIKITEXT + "train.txt"),
-            Source("wikitext-2/valid.txt", _WIKITEXT + "valid.txt"),
+            Source("wikitext-2/train.txt", _WIKITEXT + "train.txt", size=10_780_437),
+            Source(
+                "wikitext-2/valid.txt",
+                _WIKITEXT + "valid.txt",
+                "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+            ),
         ),
         validation=["wikitext-2/valid.txt"],
     ),
@@ -231,7 +237,9 @@ def _download(name: str, source: Source, path: Path) -> None:
     try:
         with urllib.request.urlopen(source.url, timeout=DOWNLOAD_SECONDS) as response, atomic_write(path) as file:
             shutil.copyfileobj(response, file)
-    except (urllib.error.URLError, TimeoutError) as error:
+            file.flush()
+            _verify(Path(file.name), source)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
         reason = getattr(error, "reason", error)
         raise InputError(
             f"corpus {name}: {source.url} cannot be fetched ({reason}); "
@@ -240,10 +248,11 @@ def _download(name: str, source: Source, path: Path) -> None:
 
 
 def _verify(path: Path, source: Source) -> None:
+    size = path.stat().st_size
+    if source.size is not None and size != source.size:
+        raise InputError(f"{path} is not the registered file: it has {size} bytes, not {source.size}; remove it")
     if source.sha256 and sha256_of(path) != source.sha256:
-        raise InputError(
-            f"{path} is not the registered file (sha256 differs from {source.sha256}); remove it and get it again"
-        )
+        raise InputError(f"{path} is not the registered file (its sha256 is not {source.sha256}); remove it")
 
 
 def _read_utf8(path: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from kmixer.errors import InputError
 from kmixer.files import describe_write_error, read_json, user_cache, write_json
 
 SPLITS = ("train", "validation")
+ABANDONED_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def prepare_dataset(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, da
         tokenizer = _build_tokenizer(tokenizer, corpus, parts, characters)
     key = json.dumps([sha256, split, tokenizer.to_json()], sort_keys=True)
     folder = user_cache() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if not (folder / "meta.json").is_file():
+    if not _is_whole(folder):
         _write(folder, {name: _read(corpus, part) for name, part in parts.items()}, tokenizer)
     meta = read_json(folder / "meta.json")
     train, validation = (_map(folder, name, meta) for name in SPLITS)
@@ -155,6 +157,9 @@ def _write(folder: Path, parts: dict[str, Iterator[str]], tokenizer: Tokenizer) 
     dtype = _storage(tokenizer.vocabulary_size)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(".making-*"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     except OSError as error:
         raise describe_write_error(error, folder) from error
@@ -171,15 +176,27 @@ def _write(folder: Path, parts: dict[str, Iterator[str]], tokenizer: Tokenizer) 
                     counts["bytes"] += len(text.encode())
             meta[name] = counts
         write_json(temporary / "meta.json", meta)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not (folder / "meta.json").is_file():  # otherwise another process was faster
-                raise
+        if not _is_whole(folder):  # unless another process was faster
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not _is_whole(folder):
+                    raise
     except OSError as error:
         raise describe_write_error(error, folder) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the token files are there as they were written; what is damaged is made again."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        size = np.dtype(meta["dtype"]).itemsize
+        return all((folder / f"{name}.bin").stat().st_size == meta[name]["tokens"] * size for name in SPLITS)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _map(folder: Path, name: str, meta: Any) -> TokenSplit:
@@ -187,9 +204,6 @@ def _map(folder: Path, name: str, meta: Any) -> TokenSplit:
     path = folder / f"{name}.bin"
     if counts["tokens"] == 0:
         raise InputError(f"the {name} part of the corpus is empty; give more text or another data.validation")
-    size = counts["tokens"] * np.dtype(meta["dtype"]).itemsize
-    if not path.is_file() or path.stat().st_size != size:
-        raise InputError(f"{path} is damaged; remove the folder {folder}, it will be made again")
     array = np.memmap(path, dtype=meta["dtype"], mode="c", shape=(counts["tokens"],))
     return TokenSplit(torch.from_numpy(array), counts["characters"], counts["bytes"])
 

@@ -1,7 +1,7 @@
 """Tokenizers: characters, bytes, and SentencePiece unigram pieces. Saved as JSON inside the run.
 
-`encode` gives an int64 array; `decode` a string; `decoder()` a function that takes one token at a
-time and returns the text it completes.
+`encode` gives an int64 array; `unknown` the parts of a text that have no token; `decode` a string;
+`decoder()` a function that takes one token at a time and returns the text it completes.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> Tokens: ...
 
+    def unknown(self, text: str) -> list[str]: ...
+
     def decode(self, tokens: Iterable[int]) -> str: ...
 
     def decoder(self) -> Callable[[int], str]: ...
@@ -52,13 +54,16 @@ class CharTokenizer:
         return len(self.characters)
 
     def encode(self, text: str) -> Tokens:
-        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         tokens = np.searchsorted(self._codes, codes).clip(max=max(0, len(self._codes) - 1))
         if len(codes) and not (len(self._codes) and np.array_equal(self._codes[tokens], codes)):
-            unknown = sorted(set(text) - set(self.characters))
+            unknown = self.unknown(text)
             shown = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
             raise InputError(f"the tokenizer does not know {shown}; it knows {self.characters!r}")
         return tokens.astype(np.int64)
+
+    def unknown(self, text: str) -> list[str]:
+        return sorted(set(text) - set(self.characters))
 
     def decode(self, tokens: Iterable[int]) -> str:
         return "".join(self.characters[token] for token in tokens)
@@ -77,6 +82,9 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> Tokens:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+
+    def unknown(self, text: str) -> list[str]:
+        return sorted({character for character in text if "\ud800" <= character <= "\udfff"})  # not in UTF-8
 
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(int(token) for token in tokens).decode(errors="replace")
@@ -135,6 +143,12 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> Tokens:
         return np.array(self._processor.encode(text), dtype=np.int64)
+
+    def unknown(self, text: str) -> list[str]:
+        text = text.encode("utf-8", "replace").decode()
+        pieces = self._processor.encode(text, out_type=str)
+        tokens = self._processor.encode(text)
+        return sorted({p for p, token in zip(pieces, tokens, strict=True) if token == self._processor.unk_id()})
 
     def decode(self, tokens: Iterable[int]) -> str:
         return str(self._processor.decode([int(token) for token in tokens]))

@@ -40,7 +40,8 @@ class Sampling:
 
     def probabilities(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
         """The distribution the next token is drawn from, for temperatures above 0."""
-        scaled = logits.double() / self.temperature
+        logits = logits.double()
+        scaled = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # at most 0: nothing overflows
         if self.top_k is not None and self.top_k < scaled.shape[-1]:
             kept = scaled.topk(self.top_k, dim=-1)
             scaled = torch.full_like(scaled, -torch.inf).scatter(-1, kept.indices, kept.values)

@@ -48,6 +48,8 @@ def generate_tokens(
         raise InputError(f"prompt: token outside 0..{model.vocabulary_size - 1}")
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens: got {max_new_tokens}; allowed: 0 or more")
+    if seed is not None and not 0 <= seed < 1 << 63:
+        raise InputError(f"seed: got {seed}; allowed: 0 to 2^63 - 1")
     limit = model.config.max_positions
     if limit is not None and state is None and prompt.shape[1] + max_new_tokens > limit:
         raise InputError(
@@ -91,7 +93,12 @@ def generate_text(
     """
     if not prompt:
         raise InputError('prompt: got ""; give one character or more')
+    unknown = tokenizer.unknown(prompt)
+    if unknown:
+        raise InputError(f"prompt: the tokenizer does not know {', '.join(map(repr, unknown))}")
     tokens = torch.from_numpy(tokenizer.encode(prompt)).to(model.embedding.weight.device)[None]
+    if tokens.numel() == 0:
+        raise InputError(f"prompt: got {prompt!r}, in which this tokenizer sees no token; give a word or more")
     decode = tokenizer.decoder()
     pieces = (decode(int(token)) for token in generate_tokens(model, tokens, max_new_tokens, sampling, seed=seed))
     return until(pieces, [text for text in stop if text])

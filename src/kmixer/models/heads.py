@@ -81,15 +81,19 @@ class AdaptiveHead(nn.Module):
         self.order[by_frequency] = torch.arange(len(counts), device=self.order.device)
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        flat = self.softmax.log_prob(self._drop(hidden).flatten(0, 1))
+        with torch.autocast(hidden.device.type, enabled=False):
+            flat = self.softmax.log_prob(self._input(hidden))
         return flat[:, self.order].unflatten(0, hidden.shape[:2])
 
     def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
-        result = self.softmax(self._drop(hidden).flatten(0, 1), self.order[targets].flatten())
+        # torch's module mixes dtypes under autocast; its bands are small beside the stack.
+        with torch.autocast(hidden.device.type, enabled=False):
+            result = self.softmax(self._input(hidden), self.order[targets].flatten())
         return -result.output.view(targets.shape)
 
-    def _drop(self, hidden: Tensor) -> Tensor:
-        return F.dropout(hidden, self.dropout, self.training)
+    def _input(self, hidden: Tensor) -> Tensor:
+        dropped = F.dropout(hidden, self.dropout, self.training)
+        return dropped.flatten(0, 1).to(self.softmax.head.weight.dtype)
 
 
 Head = LinearHead | GeluHead | AdaptiveHead

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,10 @@ def save_config(folder: Path, model: CausalLM, tokenizer: Tokenizer) -> None:
     write_json(folder / TOKENIZER, tokenizer.to_json())
 
 
-def save_weights(folder: Path, model: CausalLM, about: dict[str, Any]) -> None:
-    """Write model.safetensors; `about` says where the weights come from."""
-    save_tensors(folder / WEIGHTS, model.state_dict(), {"config": describe(model), "about": about})
+def save_weights(folder: Path, model: CausalLM, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
+    """Write model.safetensors, bound to its configuration and tokenizer; `about` says where the weights come from."""
+    metadata = {"config": describe(model), "tokenizer_sha256": _digest(tokenizer.to_json()), "about": about}
+    save_tensors(folder / WEIGHTS, model.state_dict(), metadata)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -52,13 +55,19 @@ def read_config(folder: Path) -> SavedConfig:
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights of a model folder and what is known about them, checked against its configuration."""
+    """Weights of a model folder and what is known about them, checked against its other files."""
     config = read_config(folder)
     tensors, metadata = load_tensors(folder / WEIGHTS)
     saved = SavedConfig.parse(metadata.get("config"), source=str(folder / WEIGHTS))
     if saved != config:
         raise InputError(f"{folder / CONFIG} was changed: the weights beside it belong to another configuration")
+    if metadata.get("tokenizer_sha256") != _digest(read_json(folder / TOKENIZER)):
+        raise InputError(f"{folder / TOKENIZER} was changed: the weights beside it belong to another tokenizer")
     return tensors, metadata["about"]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def put_weights(model: CausalLM, tensors: dict[str, Tensor], source: str) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.decay import decayed_linear_attention
+from kmixer.ops.gradients import first_order
 
 Kind = Literal["dense", "low_rank", "toeplitz", "conv"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -131,7 +132,7 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
     if x.dtype == lags.dtype == torch.float32 and len(lags) <= MAX_NATIVE_LAGS and native.usable(x, lags):
         y = _NativeFilter.apply(x.contiguous(), history.contiguous(), lags.contiguous())
         kept = torch.cat([history, x[:, max(0, t - past) :]], dim=1)
-        return y, kept[:, kept.shape[1] - past :]
+        return y, kept[:, kept.shape[1] - past :].clone()
     inputs = torch.cat([history, x], dim=1)
     block = max(MIN_BLOCK, past)
     if t <= block:
@@ -143,7 +144,8 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
         matrix = _toeplitz(lags, block)
         y = matrix[:, :past] @ before + matrix[:, past:] @ blocks
         y = y.view(b, t + padding, d)[:, :t]
-    return y, inputs[:, inputs.shape[1] - past :]
+    # A copy: a view would keep all inputs in memory for as long as the state lives.
+    return y, inputs[:, inputs.shape[1] - past :].clone()
 
 
 class _NativeFilter(torch.autograd.Function):
@@ -157,7 +159,7 @@ class _NativeFilter(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, history, lags = ctx.saved_tensors
         dx, dhistory = torch.empty_like(x), torch.empty_like(history)

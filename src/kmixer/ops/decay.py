@@ -23,6 +23,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
+from kmixer.ops.gradients import first_order
 
 Backend = Literal["auto", "recurrent", "mask", "block", "native"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -164,7 +165,7 @@ class _Chunked(torch.autograd.Function):
         return y.view(shape), final
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> Any:
         q, k, v, log_decay, starts = ctx.saved_tensors
         b, n = starts.shape[:2]
@@ -249,7 +250,7 @@ class _Native(torch.autograd.Function):
         return y, final
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> Any:
         q, k, v, log_decay, state = ctx.saved_tensors
         b, _, r = q.shape

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kmixer import native
+from kmixer.ops.gradients import first_order
 
 # Elements of one dropout mask are numbered in 32 bits.
 MAX_ELEMENTS = 1 << 32
@@ -85,7 +86,7 @@ class _RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, inverse = ctx.saved_tensors
         dx, dweight = torch.empty_like(x), torch.empty_like(weight)
@@ -104,7 +105,7 @@ class _Normalize(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
         y, inverse = ctx.saved_tensors
         dx = torch.empty_like(y)
@@ -122,7 +123,7 @@ class _BiasGeluDropout(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, bias = ctx.saved_tensors
         dx, dbias = torch.empty_like(x), torch.empty_like(bias)
@@ -142,7 +143,7 @@ class _BiasDropoutAdd(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
         (bias,) = ctx.saved_tensors
         dy = dy.contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import tarfile
 import tempfile
@@ -10,15 +11,20 @@ from pathlib import Path
 
 from kmixer.errors import InputError
 from kmixer.files import atomic_write
+from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS, load_weights
 from kmixer.training.run_folder import FILES, RECIPE, RunFolder
+
+NEEDED = {RECIPE, CONFIG, TOKENIZER, WEIGHTS}
 
 
 def pack(run: Path, archive: Path, *, force: bool = False) -> None:
     """Write the files of a run into an archive."""
     RunFolder(run).read_recipe()
+    if archive.resolve().is_relative_to(run.resolve()):
+        raise InputError(f"{archive} lies inside the run; choose --out elsewhere")
     if archive.exists() and not force:
         raise InputError(f"{archive} exists; add --force to replace it, or choose --out")
-    with atomic_write(archive) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
+    with atomic_write(archive) as file, tarfile.open(fileobj=file, mode="w:gz", dereference=True) as tar:
         for name in FILES:
             path = run / name
             if path.is_file():
@@ -34,6 +40,9 @@ def unpack(archive: Path, run: Path) -> None:
     """
     RunFolder(run).check_free(force=False)
     try:
+        with gzip.open(archive) as file:
+            while file.read(1 << 20):  # to the end, where the checksum is: tarfile would stop at damage
+                pass
         with tarfile.open(archive, mode="r:gz") as tar:
             members = tar.getmembers()
             for member in members:
@@ -41,8 +50,8 @@ def unpack(archive: Path, run: Path) -> None:
                     kind = "file" if member.isfile() else "link" if member.islnk() or member.issym() else "entry"
                     raise InputError(f"{archive} holds the {kind} {member.name!r}, which no run has: refused")
             names = [member.name for member in members]
-            if RECIPE not in names or len(set(names)) != len(names):
-                raise InputError(f"{archive} is not a run archive: it needs {RECIPE}, and every file once")
+            if not set(names) >= NEEDED or len(set(names)) != len(names):
+                raise InputError(f"{archive} is not a run archive: it needs {', '.join(sorted(NEEDED))}, each once")
             run.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=run.parent, prefix=".unpacking-") as temporary:
                 whole = Path(temporary) / "run"
@@ -51,6 +60,8 @@ def unpack(archive: Path, run: Path) -> None:
                     assert source is not None
                     with source, atomic_write(whole / member.name) as target:
                         shutil.copyfileobj(source, target)
+                RunFolder(whole).read_recipe()
+                load_weights(whole)
                 whole.rename(run)
     except FileNotFoundError:
         raise InputError(f"{archive} is missing") from None

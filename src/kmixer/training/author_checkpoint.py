@@ -73,8 +73,8 @@ def convert(file: Path, recipe: Recipe, out: Path, *, force: bool = False, data_
     """
     checkpoint = _read(file)
     tensors = translate(checkpoint["model"], recipe.model.layers, str(file))
-    run = RunFolder(out)
-    run.check_free(force=force)
+    place = RunFolder(out)
+    place.check_free(force=force)
     model = CausalLM(recipe.model, recipe.tokenizer.vocabulary_size)
     put_weights(model, tensors, f"{file} does not fit recipe {recipe.name}")
     tokenizer: Tokenizer = ByteTokenizer()
@@ -87,15 +87,17 @@ def convert(file: Path, recipe: Recipe, out: Path, *, force: bool = False, data_
             f"corpus {recipe.data.corpus} gives {tokenizer.vocabulary_size} tokens; {file} has {model.vocabulary_size}"
         )
     about = {
+        "corpus_sha256": corpus_sha256,
         "converted_from": file.name,
         "author_step": checkpoint["step"],
         "author_perplexity": checkpoint["best_ppl"],
     }
-    run.clear()
-    save_config(out, model, tokenizer)
-    save_weights(out, model, about)
-    run.write_environment(device=torch.device("cpu"), processes=1, corpus_sha256=corpus_sha256)
-    run.write_recipe(recipe)  # last: a folder without it is no run
+    run = place.staged()
+    run.write_recipe(recipe)
+    save_config(run.path, model, tokenizer)
+    save_weights(run.path, model, tokenizer, about)
+    run.write_environment(torch.device("cpu"), 1, corpus_sha256)
+    run.publish(place)
     decay = recipe.model.decay
     return [
         f"{file}: {sum(p.numel() for p in model.parameters()):,} parameters, saved at step {checkpoint['step']}, "
@@ -120,9 +122,10 @@ def translate(theirs: dict[str, Tensor], layers: int, source: str) -> dict[str, 
                 "with a linear or gelu head; check the recipe's model.layers"
             )
         ours[name] = tensor.float().clone()
-        if key.endswith("rho_logit") and abs(float(tensor) - COPY_GATE_INIT) > COPY_GATE_TOLERANCE:
+        gate = tensor.flatten()[0].item() if key.endswith("rho_logit") and tensor.numel() else COPY_GATE_INIT
+        if abs(gate - COPY_GATE_INIT) > COPY_GATE_TOLERANCE:
             raise InputError(
-                f"{source}: its copy branch (ROSA) was trained ({key} is {float(tensor):.3f}, untrained "
+                f"{source}: its copy branch (ROSA) was trained ({key} is {gate:.3f}, untrained "
                 f"{COPY_GATE_INIT}); kmixer has no copy branch yet, and without it the model would be another one"
             )
     tied = stripped.get("head.head.weight")
@@ -159,14 +162,17 @@ def _read(file: Path) -> dict[str, Any]:
         found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
         what = f"{found[1]}" if found else "something else"
         raise InputError(f"{file} holds more than tensors ({what}): refused, nothing in it was run") from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise InputError(f"{file} is not a checkpoint torch can read ({str(error).splitlines()[0]})") from None
+    # What torch's unpickler raises on bytes that were never a pickle.
+    except (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is not a checkpoint torch can read ({type(error).__name__})") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise InputError(f"{file} is not one of the author's checkpoints (it has no entry 'model')")
-    if not all(isinstance(tensor, Tensor) for tensor in checkpoint["model"].values()):
-        raise InputError(f"{file}: its entry 'model' holds something other than tensors")
-    return {
-        "model": checkpoint["model"],
-        "step": int(checkpoint.get("step", -1)),
-        "best_ppl": float(checkpoint.get("best_ppl", float("nan"))),
-    }
+    for key, tensor in checkpoint["model"].items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise InputError(f"{file}: its entry 'model' holds something other than named tensors")
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise InputError(f"{file}: tensor {key} is {tensor.dtype}, {tensor.layout}; allowed: dense real numbers")
+    step, perplexity = checkpoint.get("step"), checkpoint.get("best_ppl")
+    if not isinstance(step, int) or not isinstance(perplexity, float):
+        raise InputError(f"{file} is not one of the author's checkpoints (entries 'step' and 'best_ppl')")
+    return {"model": checkpoint["model"], "step": step, "best_ppl": perplexity}

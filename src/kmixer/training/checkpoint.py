@@ -30,6 +30,7 @@ class Progress:
     loss_sum: float = 0.0  # training losses since the last line of metrics
     loss_count: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)  # see RunFolder.metrics_mark
+    corpus_sha256: str = ""
 
 
 def save_checkpoint(run: RunFolder, model: CausalLM, optimizers: list[Optimizer], progress: Progress) -> None:
@@ -42,22 +43,24 @@ def save_checkpoint(run: RunFolder, model: CausalLM, optimizers: list[Optimizer]
 
 
 def load_checkpoint(run: RunFolder, model: CausalLM, optimizers: list[Optimizer]) -> Progress:
-    """Restore weights, optimiser state and metrics.jsonl to the last checkpoint."""
+    """Restore weights and optimiser state to the last checkpoint."""
     tensors, metadata = load_tensors(run.checkpoint)
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
+        if part not in parts:
+            raise InputError(f"{run.checkpoint} is not a checkpoint of a run: it holds the tensor {key}")
         parts[part][name] = tensor
     for name, parameter in model.state_dict().items():
         if name not in parts["model"] or parts["model"][name].shape != parameter.shape:
             raise InputError(f"{run.checkpoint}: tensor {name} does not fit the recipe's model")
-    run.rewind_metrics(metadata["metrics"])
     model.load_state_dict(parts["model"])
+    parameters = dict(model.named_parameters())
     for name, state in _optimizer_states(model, optimizers):
         prefix = f"{name}/"
         for key, tensor in parts["optimizer"].items():
             if key.startswith(prefix):
-                state[key.removeprefix(prefix)] = tensor
+                state[key.removeprefix(prefix)] = tensor.to(parameters[name].device)
     return Progress(**metadata)
 
 

@@ -23,15 +23,12 @@ from kmixer.data.token_files import Dataset, count_tokens, prepare_dataset
 from kmixer.errors import DivergedError, InputError
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead
-from kmixer.models.model_folder import load_tokenizer, save_config, save_weights
+from kmixer.models.model_folder import load_tokenizer, load_weights, save_config, save_weights
 from kmixer.training.checkpoint import Progress, load_checkpoint, save_checkpoint, seed_of, seed_step
 from kmixer.training.evaluation import Evaluation, evaluate
 from kmixer.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates
 from kmixer.training.recipe import Recipe
 from kmixer.training.run_folder import RunFolder
-
-# Keys of metrics.jsonl that two runs of the same recipe do not share.
-TIMING_KEYS = ("seconds", "tokens_per_second")
 
 
 class Reporter:
@@ -56,6 +53,7 @@ class Result:
     finished: bool  # False: interrupted, and saved
     best: dict[str, Any]  # {"step", "loss"} on the validation part, by the first protocol
     seconds: float
+    is_main_process: bool = True
 
 
 def train(
@@ -96,25 +94,24 @@ def train(
         model.head.set_frequencies(count_tokens(dataset.train, model.vocabulary_size))
     optimizers = build_optimizers(model, recipe.training)
 
-    progress = Progress()
+    place, progress = run, Progress(corpus_sha256=dataset.sha256)
     if resume:
         run.check_recipe(recipe)
-        if run.checkpoint.is_file():
-            progress = load_checkpoint(run, model, optimizers)
-        else:
-            run.restart()
-    if accelerator.is_main_process:
-        run.remove_leftovers()
-        if not resume:
-            run.clear()
+        progress = load_checkpoint(run, model, optimizers)
+        if progress.corpus_sha256 != dataset.sha256:
+            raise InputError(f"cannot resume {out}: the text of corpus {recipe.data.corpus} is not what it was")
+        load_weights(out)  # they may be the best there will be: damage is to be known now
+        if accelerator.is_main_process:
+            run.remove_leftovers()
+            run.rewind_metrics(progress.metrics)
+    else:
+        if accelerator.is_main_process:
+            run = place.staged()
             run.write_recipe(recipe)
-        if progress.step == 0:
-            save_config(out, model, dataset.tokenizer)
-            run.write_environment(
-                device=accelerator.device, processes=accelerator.num_processes, corpus_sha256=dataset.sha256
-            )
+            save_config(run.path, model, dataset.tokenizer)
+            run.write_environment(accelerator.device, accelerator.num_processes, dataset.sha256)
     accelerator.wait_for_everyone()
-    trainer = _Trainer(recipe, run, dataset, model, optimizers, progress, accelerator, reporter or Reporter())
+    trainer = _Trainer(recipe, run, place, dataset, model, optimizers, progress, accelerator, reporter or Reporter())
     return trainer.run_to_the_end()
 
 
@@ -125,6 +122,7 @@ class _Trainer:
         self,
         recipe: Recipe,
         run: RunFolder,
+        place: RunFolder,
         dataset: Dataset,
         model: CausalLM,
         optimizers: list[Optimizer],
@@ -132,7 +130,8 @@ class _Trainer:
         accelerator: Accelerator,
         reporter: Reporter,
     ) -> None:
-        self.recipe, self.config, self.run, self.dataset = recipe, recipe.training, run, dataset
+        self.recipe, self.config, self.dataset = recipe, recipe.training, dataset
+        self.run, self.place = run, place  # a new run moves to its place with its first checkpoint
         self.model, self.optimizers, self.progress = model, optimizers, progress
         self.accelerator = accelerator
         self.reporter = reporter if accelerator.is_main_process else Reporter()
@@ -145,9 +144,9 @@ class _Trainer:
     def run_to_the_end(self) -> Result:
         progress, config = self.progress, self.config
         parameters = sum(p.numel() for p in self.model.parameters())
-        self.reporter.started(self.recipe, self.run.path, self.dataset, parameters, progress.step)
+        self.reporter.started(self.recipe, self.place.path, self.dataset, parameters, progress.step)
         with _interrupts() as interrupted:
-            if progress.step == 0 and progress.best is None:
+            if progress.best is None:
                 self._evaluate()
             while progress.step < config.steps and not self._any(bool(interrupted)):
                 self._step()
@@ -158,7 +157,9 @@ class _Trainer:
         assert progress.best is not None
         finished = progress.step == config.steps
         self.accelerator.wait_for_everyone()
-        return Result(self.run.path, progress.step, finished, progress.best, progress.seconds)
+        return Result(
+            self.place.path, progress.step, finished, progress.best, progress.seconds, self.accelerator.is_main_process
+        )
 
     def _step(self) -> None:
         config, progress = self.config, self.progress
@@ -173,7 +174,7 @@ class _Trainer:
         if not (math.isfinite(mean_loss) and bool(torch.isfinite(norm))):
             raise DivergedError(
                 f"step {step}: loss {mean_loss}, gradient norm {float(norm)}; training stopped. "
-                f"{self.run.path} keeps the best weights and the last good checkpoint; "
+                f"{self.place.path} keeps the best weights and the last good checkpoint; "
                 "try a lower training.learning_rate or a longer training.warmup_steps"
             )
         for optimizer in self.optimizers:
@@ -237,7 +238,7 @@ class _Trainer:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"step {progress.step}: validation loss {loss}; training stopped. "
-                f"{self.run.path} keeps the best weights and the last good checkpoint"
+                + (f"{self.place.path} keeps the best weights and the last good checkpoint" if progress.best else "")
             )
         is_best = progress.best is None or loss < progress.best["loss"]
         if is_best:
@@ -247,14 +248,22 @@ class _Trainer:
             measured = [evaluation.to_json() for evaluation in evaluations]
             self.run.append_metrics({"step": progress.step, "validation": measured, "seconds": progress.seconds})
             if is_best:
-                about = {"recipe": recipe.name, "step": progress.step, "validation": measured}
-                save_weights(self.run.path, self.model, about)
+                about = {
+                    "recipe": recipe.name,
+                    "step": progress.step,
+                    "validation": measured,
+                    "corpus_sha256": progress.corpus_sha256,
+                }
+                save_weights(self.run.path, self.model, self.dataset.tokenizer, about)
         self._checkpoint()
         self.reporter.evaluated(progress.step, evaluations, is_best)
 
     def _checkpoint(self) -> None:
         if self.accelerator.is_main_process:
             save_checkpoint(self.run, self.model, self.optimizers, self.progress)
+            if self.run is not self.place:
+                self.run.publish(self.place)
+                self.run = self.place
 
     def _any(self, flag: bool) -> bool:
         """Whether the flag is set in any process: all of them leave the loop at the same step."""

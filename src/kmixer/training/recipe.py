@@ -136,6 +136,8 @@ def _apply(values: dict[str, Any], setting: str) -> None:
         raise InputError(f"--set {setting}: got no value; write it as key=value, for example training.steps=100")
     *parents, last = key.strip().split(".")
     for parent in parents:
+        if not text.strip() and parent not in values:
+            return  # nothing is set there: the default holds
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise InputError(f"--set {setting}: {parent} is a value, not a group of keys")

@@ -19,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import torch
 import kmixer
 from kmixer.errors import InputError
 from kmixer.files import describe_write_error, read_text, write_json, write_text
-from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS, load_weights
+from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
 from kmixer.training.recipe import Recipe
 
 RECIPE, METRICS, ENVIRONMENT, CHECKPOINT = (
@@ -39,6 +38,7 @@ RECIPE, METRICS, ENVIRONMENT, CHECKPOINT = (
     "checkpoints/last.safetensors",
 )
 FILES = (RECIPE, CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, CHECKPOINT)
+NAMES = {Path(file).parts[0] for file in FILES}
 
 
 class RunFolder:
@@ -59,25 +59,30 @@ class RunFolder:
                 raise InputError(
                     f"{self.path} holds a run; add --resume to continue it, --force to replace it, or choose --out"
                 )
-        elif self.path.exists() and (
-            not self.path.is_dir() or any(not p.name.startswith(".") for p in self.path.iterdir())
-        ):
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(f"{self.path} exists and is not a run; choose another --out")
 
-    def clear(self) -> None:
-        """Remove the files of a run, and nothing else."""
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+    def staged(self) -> RunFolder:
+        """A fresh hidden folder beside this one, for a run that has still to prove that it works."""
+        folder = RunFolder(self.path.with_name(f".{self.path.name}.new"))
+        shutil.rmtree(folder.path, ignore_errors=True)
+        return folder
 
-    def restart(self) -> None:
-        """Forget the metrics of a run that was killed before its first checkpoint.
-
-        Raises InputError where the weights come from elsewhere and training would destroy them.
-        """
-        if (self.path / WEIGHTS).is_file() and load_weights(self.path)[1].get("step") != 0:
-            raise InputError(f"{self.path} holds weights but no checkpoint to resume from; train into another --out")
-        self.metrics.unlink(missing_ok=True)
+    def publish(self, place: RunFolder) -> None:
+        """Move this staged run to its place; a run that is there is replaced, other files beside it are kept."""
+        old = place.path.with_name(f".{place.path.name}.old")
+        try:
+            shutil.rmtree(old, ignore_errors=True)
+            if place.path.exists():
+                place.path.rename(old)
+            self.path.rename(place.path)
+            if old.exists():
+                for path in old.iterdir():
+                    if path.name not in NAMES:
+                        path.rename(place.path / path.name)
+                shutil.rmtree(old)
+        except OSError as error:
+            raise describe_write_error(error, place.path) from error
 
     def remove_leftovers(self) -> None:
         """Remove what writes of a killed process left behind."""
@@ -133,16 +138,7 @@ class RunFolder:
         if len(content) > len(kept):
             write_text(self.metrics, kept.decode())
 
-    def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that a killed run left unfinished is passed over."""
-        lines = read_text(self.metrics).split("\n")
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                raise InputError(f"{self.metrics}: line {number} is not valid JSON; restore it from a copy") from None
-
-    def write_environment(self, *, device: torch.device, processes: int, corpus_sha256: str) -> None:
+    def write_environment(self, device: torch.device, processes: int, corpus_sha256: str) -> None:
         write_json(self.path / ENVIRONMENT, environment(device, processes) | {"corpus_sha256": corpus_sha256})
 
 
