@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Int
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
+from kmixer.generation.decoding import DecodingStep, can_prepare
 from kmixer.generation.sampling import Sampling
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import StackState
@@ -67,14 +68,30 @@ def generate_tokens(
     logits: Tensor | None = None
     for piece in prompt.split(PREFILL_CHUNK, dim=1):
         output = model(piece, state)
-        logits, state = output.logits, output.state
+        assert output.logits is not None
+        logits, state = output.logits[:, -1], output.state
+    step = _next_step(model, state)
     for index in range(max_new_tokens):
         assert logits is not None
-        tokens = sampling(logits[:, -1], generator)
+        tokens = sampling(logits, generator)
         yield tokens
         if index + 1 < max_new_tokens:
-            output = model(tokens[:, None], state)
-            logits, state = output.logits, output.state
+            logits = step(tokens)
+
+
+def _next_step(model: CausalLM, state: StackState) -> Callable[[Tensor], Tensor]:
+    """A function from tokens (b,) to the logits (b, v) of the next: prepared where that is possible."""
+    if can_prepare(model):
+        return DecodingStep(model, state)
+
+    def step(tokens: Tensor) -> Tensor:
+        nonlocal state
+        output = model(tokens[:, None], state)
+        state = output.state
+        assert output.logits is not None
+        return output.logits[:, -1]
+
+    return step
 
 
 def generate_text(
