@@ -17,6 +17,7 @@ CHECKED = (
     "kmixer.layers",
     "kmixer.models.causal_lm",
     "kmixer.models.k_stack",
+    "kmixer.models.transformer",
     "kmixer.generation.sampling",
     "kmixer.data.batches",
 )
