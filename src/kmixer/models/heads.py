@@ -1,7 +1,8 @@
 """Heads: from hidden vectors to logits, and to the cross-entropy of given targets.
 
-Every head has `forward(hidden, embedding)` -> logits (b, t, v) and `losses(hidden, targets, embedding)`
--> cross-entropies in nats (b, t); `embedding` (v, e) is the model's embedding table, used where it is tied.
+Every head has `forward(hidden, embedding)` -> logits (b, t, v), or (b, v) for hidden vectors (b, d), and
+`losses(hidden, targets, embedding)` -> cross-entropies in nats (b, t); `embedding` (v, e) is the model's
+embedding table, used where it is tied.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class AdaptiveHead(nn.Module):
         self.order[by_frequency] = torch.arange(len(counts), device=self.order.device)
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        flat = self.softmax.log_prob(self._drop(hidden).flatten(0, 1))
-        return flat[:, self.order].unflatten(0, hidden.shape[:2])
+        flat = self.softmax.log_prob(self._drop(hidden).flatten(0, -2))
+        return flat[:, self.order].unflatten(0, hidden.shape[:-1])
 
     def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
         result = self.softmax(self._drop(hidden).flatten(0, 1), self.order[targets].flatten())
