@@ -17,7 +17,9 @@ CHECKED = (
     "kmixer.layers",
     "kmixer.models.causal_lm",
     "kmixer.models.k_stack",
+    "kmixer.models.transformer",
     "kmixer.generation.sampling",
+    "kmixer.generation.step",
     "kmixer.data.batches",
 )
 HOOK = jaxtyping.install_import_hook(CHECKED, "beartype.beartype")

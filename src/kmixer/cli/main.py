@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from kmixer.cli import data, inspect, model
+from kmixer.cli import data, export, inspect, model
 from kmixer.errors import DivergedError, InputError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(inspect.params)
 app.command()(model.convert)
 app.command()(model.pack)
 app.command()(model.unpack)
+app.command()(export.export)
 app.add_typer(data.app, name="data")
 
 

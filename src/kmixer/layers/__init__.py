@@ -3,5 +3,6 @@
 from kmixer.layers.base_kernel import BaseKernel
 from kmixer.layers.feed_forward import FeedForward
 from kmixer.layers.k_operators import K0, K1, K2, K2State
+from kmixer.layers.softmax_attention import KeyValueCache, SoftmaxAttention
 
-__all__ = ["K0", "K1", "K2", "BaseKernel", "FeedForward", "K2State"]
+__all__ = ["K0", "K1", "K2", "BaseKernel", "FeedForward", "K2State", "KeyValueCache", "SoftmaxAttention"]

@@ -33,12 +33,13 @@ def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
 
 
 class FeedForward(nn.Module):
-    """residual + down(dropout(GELU(up(x)))) with hidden width 2d and the exact GELU."""
+    """residual + down(dropout(GELU(up(x)))) with hidden width 2d, or the one given, and the exact GELU."""
 
-    def __init__(self, width: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, *, hidden_width: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
-        self.up = linear(width, 2 * width)
-        self.down = linear(2 * width, width)
+        hidden_width = hidden_width or 2 * width
+        self.up = linear(width, hidden_width)
+        self.down = linear(hidden_width, width)
         self.dropout = dropout
 
     def forward(self, residual: Float[Tensor, "... d"], x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:

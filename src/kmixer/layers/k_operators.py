@@ -35,7 +35,7 @@ class K1(nn.Module):
         self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = FeedForward(width, dropout=mlp_dropout)
 
-    def forward(self, h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+    def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         h = linear_dropout_add(h, self.mixing_norm(h), self.mixing.weight, self.mixing.bias, 0.0)
         return self.feed_forward(h, self.feed_forward_norm(h))
 
@@ -49,7 +49,7 @@ class K0(nn.Module):
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+    def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return h + self.gain * self.norm(h) + self.bias
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
+from kmixer.layers.softmax_attention import KeyValueCache
 from kmixer.models.config import ModelConfig
 from kmixer.models.heads import build_head
 from kmixer.models.k_stack import KStack, StackState
@@ -18,7 +19,7 @@ from kmixer.models.k_stack import KStack, StackState
 class Output(NamedTuple):
     """What a model returns: logits (b, t, v), or losses (b, t) in nats where targets were given."""
 
-    state: StackState
+    state: StackState | tuple[KeyValueCache, ...]
     logits: Tensor | None = None
     losses: Tensor | None = None
 

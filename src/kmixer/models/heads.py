@@ -1,7 +1,8 @@
 """Heads: from hidden vectors to logits, and to the cross-entropy of given targets.
 
-Every head has `forward(hidden, embedding)` -> logits (b, t, v) and `losses(hidden, targets, embedding)`
--> cross-entropies in nats (b, t); `embedding` (v, e) is the model's embedding table, used where it is tied.
+Every head has `forward(hidden, embedding)` -> logits (b, t, v), or (b, v) for hidden vectors (b, d), and
+`losses(hidden, targets, embedding)` -> cross-entropies in nats (b, t); `embedding` (v, e) is the model's
+embedding table, used where it is tied.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class AdaptiveHead(nn.Module):
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             flat = self.softmax.log_prob(self._input(hidden))
-        return flat[:, self.order].unflatten(0, hidden.shape[:2])
+        return flat[:, self.order].unflatten(0, hidden.shape[:-1])
 
     def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
         # torch's module mixes dtypes under autocast; its bands are small beside the stack.
@@ -93,7 +94,7 @@ class AdaptiveHead(nn.Module):
 
     def _input(self, hidden: Tensor) -> Tensor:
         dropped = F.dropout(hidden, self.dropout, self.training)
-        return dropped.flatten(0, 1).to(self.softmax.head.weight.dtype)
+        return dropped.flatten(0, -2).to(self.softmax.head.weight.dtype)
 
 
 Head = LinearHead | GeluHead | AdaptiveHead

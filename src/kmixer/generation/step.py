@@ -1,0 +1,160 @@
+"""One decoding step of a language model as a module of its own, with its constants folded.
+
+    logits, state = step(token, state)        token (b, 1) int64, logits (b, v), state a flat tuple of tensors
+
+This is what `kmixer export` writes: a call on a single position has no chunks, no masks, no dropout and
+no sigmoids of parameters. It works on (b, d), which matrix products with bias want.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kmixer.errors import InputError
+from kmixer.layers.base_kernel import BaseKernel
+from kmixer.layers.feed_forward import NORM_EPS
+from kmixer.layers.k_operators import K2
+from kmixer.models.causal_lm import CausalLM
+from kmixer.ops.fused import linear_dropout_add, rms_norm
+
+StepState = tuple[Tensor, ...]
+
+
+class StepModule(nn.Module):
+    """The decoding step of a model in evaluation mode, in float32, on copies of its weights.
+
+    Equals `model(token, state)` for one position; `state` is the model's own state, flattened, in
+    the order of `state_names`. All of it is zeros before the first token.
+
+    Folded: the embedding with its projection and the first K1 layer, which sees one token only, into a
+    table (v, d); decays, alpha, gates and base kernel taps into constants.
+
+    Raises InputError for a model whose base kernel ends at a position: it has no step of constant size.
+    """
+
+    entered: Tensor
+    embedded: Tensor | None
+    eta: Tensor | None
+
+    def __init__(self, model: CausalLM) -> None:
+        super().__init__()
+        limit, kind = model.config.max_positions, model.config.base_kernel.kind
+        if limit is not None:
+            raise InputError(
+                f"the {kind} base kernel ends at position {limit}, so this model has no step to export; "
+                "use a model with a toeplitz or conv base kernel, or none: they stream"
+            )
+        model = copy.deepcopy(model).float().eval().requires_grad_(False)
+        stack = model.stack
+        refined = stack.refined
+        embedded = model.from_embedding(model.embedding.weight)
+        self.passes = stack.passes
+        self.register_buffer("entered", stack.first(embedded))
+        self.register_buffer("embedded", embedded if refined else None)
+        self.register_buffer("eta", stack.eta() if refined else None)
+        self.first = stack.first if refined else None
+        self.mixers = nn.ModuleList()
+        for mixer in stack.mixers:
+            assert isinstance(mixer, K2)
+            self.mixers.append(K2Step(mixer, mixer.base_kernel or stack.shared_kernel))
+        self.last, self.read_out = stack.last, stack.read_out
+        self.norm, self.head = model.norm, model.head
+        self.embedding = model.embedding.weight  # the table of a tied head
+        self.vocabulary_size = model.vocabulary_size
+
+    def state_names(self) -> list[str]:
+        """`PASS.layerINDEX.decay` and, where there is a base kernel, `PASS.layerINDEX.base`, in order."""
+        return [
+            f"{step}.layer{index}.{part}"
+            for step in range(self.passes)
+            for index, mixer in enumerate(self._mixers())
+            for part in (("decay",) if mixer.taps is None else ("decay", "base"))
+        ]
+
+    def initial_state(self, batch_size: int) -> StepState:
+        """The state before the first token: zeros."""
+        return tuple(
+            self.entered.new_zeros(batch_size, length, self.entered.shape[1])
+            for _ in range(self.passes)
+            for mixer in self._mixers()
+            for length in ((mixer.rank,) if mixer.taps is None else (mixer.rank, mixer.taps.shape[1] - 1))
+        )
+
+    def forward(self, token: Int[Tensor, "b 1"], state: StepState) -> tuple[Float[Tensor, "b v"], StepState]:
+        token = token.squeeze(1)
+        before, after = iter(state), list[Tensor]()
+        entered = F.embedding(token, self.entered)
+        if self.eta is None:
+            h = self._pass(entered, before, after)
+        else:
+            assert self.embedded is not None
+            assert self.first is not None
+            h = F.embedding(token, self.embedded)
+            for step in range(self.passes):
+                refined = self._pass(self.first(h) if step else entered, before, after)
+                h = h + self.eta * (refined - h)
+        return self.head(self.norm(h), self.embedding), tuple(after)
+
+    def _pass(self, h: Tensor, before: Iterator[Tensor], after: list[Tensor]) -> Tensor:
+        for mixer in self._mixers():
+            h, *state = mixer(h, next(before), None if mixer.taps is None else next(before))
+            after += [tensor for tensor in state if tensor is not None]
+        return self.read_out(self.last(h))
+
+    def _mixers(self) -> Iterator[K2Step]:
+        for mixer in self.mixers:
+            assert isinstance(mixer, K2Step)
+            yield mixer
+
+
+class K2Step(nn.Module):
+    """A K2 layer on one position: h (b, d), S (b, r, d) and the last inputs of its base kernel (b, lags - 1, d)."""
+
+    query_scale: Tensor
+    key_scale: Tensor
+    decay: Tensor
+    taps: Tensor | None
+
+    def __init__(self, layer: K2, kernel: BaseKernel | None) -> None:
+        super().__init__()
+        self.rank = layer.rank
+        self.mixing_norm = layer.mixing_norm
+        self.query, self.key = layer.query, layer.key
+        # alpha q / |q| = RMSNorm(q) alpha / sqrt(r): one fused operation where normalising and scaling are
+        # six. The guard goes under the root instead of below it: the same for every |q| above 1e-5.
+        self.eps = NORM_EPS**2 / self.rank
+        unit = torch.full((self.rank,), 1 / math.sqrt(self.rank))
+        self.register_buffer("query_scale", layer.alpha() * unit)
+        self.register_buffer("key_scale", unit)
+        # By way of the logarithm, as the layer has it: a decay near 1 that is rounded otherwise
+        # drifts from the layer's by its rounding at every step.
+        self.register_buffer("decay", layer.decay().log().exp()[:, None])
+        taps = None
+        if kernel is not None:
+            assert layer.gate_logit is not None
+            taps = (torch.sigmoid(layer.gate_logit) * kernel.weights[0]).flip(0)[None]
+        self.register_buffer("taps", taps)  # (1, lags), oldest first
+        self.projection = layer.projection
+        self.feed_forward_norm, self.feed_forward = layer.feed_forward_norm, layer.feed_forward
+
+    def forward(self, h: Tensor, state: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        x = self.mixing_norm(h)
+        query = rms_norm(x @ self.query, self.query_scale, self.eps)
+        key = rms_norm(x @ self.key, self.key_scale, self.eps)
+        row = x[:, None, :]
+        state = self.decay * state + key[:, :, None] * row
+        y = query[:, None, :] @ state
+        if self.taps is not None:
+            assert inputs is not None
+            inputs = torch.cat([inputs, row], dim=1)
+            y = y + self.taps @ inputs
+            inputs = inputs[:, 1:]
+        h = linear_dropout_add(h, y.squeeze(1), self.projection.weight, self.projection.bias, 0.0)
+        return self.feed_forward(h, self.feed_forward_norm(h)), state, inputs
