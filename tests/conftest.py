@@ -19,7 +19,7 @@ CHECKED = (
     "kmixer.models.k_stack",
     "kmixer.models.transformer",
     "kmixer.generation.sampling",
-    "kmixer.generation.step",
+    "kmixer.generation.exported_step",
     "kmixer.data.batches",
 )
 HOOK = jaxtyping.install_import_hook(CHECKED, "beartype.beartype")

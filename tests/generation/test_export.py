@@ -22,7 +22,7 @@ import kmixer
 from kmixer.data.tokenizers import CharTokenizer
 from kmixer.errors import InputError
 from kmixer.generation.export import describe, export
-from kmixer.generation.step import StepModule
+from kmixer.generation.exported_step import StepModule
 from kmixer.models import CausalLM, ModelConfig
 from kmixer.training.loop import train
 from tests.cli.conftest import kmixer_command  # noqa: F401

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from kmixer.cli import data, export, inspect, model
+from kmixer.cli import bench, data, export, inspect, model
 from kmixer.errors import DivergedError, InputError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(model.pack)
 app.command()(model.unpack)
 app.command()(export.export)
 app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> NoReturn:

@@ -24,7 +24,7 @@ import kmixer
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
 from kmixer.files import atomic_write, describe_write_error, write_json
-from kmixer.generation.step import StepModule
+from kmixer.generation.exported_step import StepModule
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.model_folder import TOKENIZER
 

@@ -1,0 +1,1 @@
+"""Speed and memory, measured beside the baselines and the machine's roofs in one run."""

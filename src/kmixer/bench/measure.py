@@ -1,0 +1,55 @@
+"""Timing, and the roofs a time is held against."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MATRIX = 1024
+COPIED_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: the first, and the median of the rest."""
+
+    first: float
+    median: float
+
+
+def time_calls(call: Callable[[], object], repeats: int = 5) -> Timing:
+    """Time a call: once, and then `repeats` times."""
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return Timing(seconds[0], statistics.median(seconds[1:]))
+
+
+def matmul_flops_per_second(dtype: torch.dtype = torch.float32) -> float:
+    """Measured rate of large matrix products with the threads in force."""
+    a, b = (torch.randn(MATRIX, MATRIX).to(dtype) for _ in range(2))
+    return 2 * MATRIX**3 / time_calls(lambda: a @ b, 9).median
+
+
+def copied_bytes_per_second() -> float:
+    """Measured rate of copying memory, counting bytes read and written."""
+    source = torch.ones(COPIED_BYTES // 4)
+    target = torch.empty_like(source)
+    return 2 * COPIED_BYTES / time_calls(lambda: target.copy_(source), 5).median
+
+
+def roofs() -> dict[str, Any]:
+    """What the machine reaches, measured now."""
+    return {
+        "threads": torch.get_num_threads(),
+        "matmul_float32_flops_per_second": matmul_flops_per_second(),
+        "matmul_bfloat16_flops_per_second": matmul_flops_per_second(torch.bfloat16),
+        "copied_bytes_per_second": copied_bytes_per_second(),
+    }

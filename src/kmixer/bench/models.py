@@ -1,0 +1,115 @@
+"""Training steps, decoding and memory of whole models, beside a transformer of equal size."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+from kmixer.bench.measure import time_calls
+from kmixer.generation.decoding import DecodingStep, can_prepare
+from kmixer.models import CausalLM, Transformer, transformer_like
+from kmixer.training.optimizers import build_optimizers
+from kmixer.training.recipe import Recipe, load_recipe
+
+Model = CausalLM | Transformer
+
+
+def build(recipe: Recipe, model: str) -> Model:
+    """The recipe's model, or the transformer of equal width, depth and parameters."""
+    torch.manual_seed(0)
+    vocabulary = recipe.tokenizer.vocabulary_size
+    if model == "recipe":
+        return CausalLM(recipe.model, vocabulary)
+    return Transformer(transformer_like(recipe.model, vocabulary), vocabulary)
+
+
+def bench_train(recipe: Recipe, model: str, precision: str, repeats: int, flops: float) -> dict[str, Any]:
+    """Seconds of a training step (forward, backward, clipping, optimiser) on the recipe's batch.
+
+    The roof is 6 floating-point operations a parameter and token at the measured matmul rate `flops`.
+    """
+    config = recipe.training
+    network = build(recipe, model)
+    optimizers = build_optimizers(network, config)
+    tokens = torch.randint(network.vocabulary_size, (config.batch_size, config.window + 1))
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            losses = network(tokens[:, :-1], targets=tokens[:, 1:]).losses
+            assert losses is not None
+            loss = losses.mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    timing = time_calls(step, repeats)
+    parameters = sum(p.numel() for p in network.parameters())
+    rate = config.batch_size * config.window / timing.median
+    return {
+        "recipe": recipe.name,
+        "model": model,
+        "parameters": parameters,
+        "batch_size": config.batch_size,
+        "window": config.window,
+        "precision": precision,
+        "first_call_seconds": timing.first,
+        "step_seconds": timing.median,
+        "tokens_per_second": rate,
+        "part_of_roof": rate * 6 * parameters / flops,
+    }
+
+
+@torch.inference_mode()
+def bench_decode(recipe: Recipe, model: str, batch_size: int, context: int, tokens: int) -> dict[str, Any]:
+    """Tokens a second of greedy decoding after a context, and the time to the first token of it."""
+    network = build(recipe, model).eval()
+    prompt = torch.randint(network.vocabulary_size, (batch_size, context))
+    first = time_calls(lambda: network(prompt), 3).median
+    output = network(prompt)
+    state = output.state
+    assert output.logits is not None
+    token = output.logits[:, -1].argmax(-1)
+    step = DecodingStep(network, state) if isinstance(network, CausalLM) and can_prepare(network) else None
+    halves = []
+    for _ in range(2):
+        began = time.perf_counter()
+        for _ in range(tokens // 2):
+            if step is not None:
+                token = step(token).argmax(-1)
+            else:
+                output = network(token[:, None], state)
+                assert output.logits is not None
+                token, state = output.logits[:, -1].argmax(-1), output.state
+        halves.append(time.perf_counter() - began)
+    return {
+        "recipe": recipe.name,
+        "model": model,
+        "batch_size": batch_size,
+        "context": context,
+        "prepared": step is not None,
+        "seconds_to_first_token": first,
+        "tokens_per_second": tokens // 2 * 2 * batch_size / sum(halves),
+        "second_half_over_first": halves[1] / halves[0],
+    }
+
+
+def bench_memory(recipe: str, settings: list[str], model: str) -> dict[str, Any]:
+    """Peak resident memory of a process that makes two training steps, less that of importing."""
+    program = "from kmixer.bench.models import print_peak; import sys; print_peak(*sys.argv[1:])"
+    command = [sys.executable, "-c", program, recipe, model, *settings]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {"recipe": recipe, "settings": settings, "model": model, "peak_bytes": int(answer.stdout)}
+
+
+def print_peak(recipe: str, model: str, *settings: str) -> None:
+    """The process `bench_memory` starts."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    bench_train(load_recipe(recipe, list(settings)), model, "float32", 1, 1.0)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)

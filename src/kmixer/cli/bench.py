@@ -1,0 +1,133 @@
+"""kmixer bench: speed and memory on this machine, beside the baselines and its measured roofs."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from kmixer.bench.measure import roofs
+from kmixer.bench.models import bench_decode, bench_memory, bench_train
+from kmixer.bench.op import bench_op, usable_backends
+from kmixer.cli.options import Json, Settings
+from kmixer.training.recipe import load_recipe
+from kmixer.training.run_folder import environment
+
+app = typer.Typer(help="Speed and memory on this machine's CPU, beside the baselines.", no_args_is_help=True)
+
+RECIPES = ["k-operators-v2-shakespeare", "k-operators-local-shakespeare"]
+SHAPES = [(32, 128, 256, 16), (4, 64, 2048, 2)]
+MODELS = ("recipe", "transformer")
+
+Threads = Annotated[int, typer.Option(help="Threads of this process.")]
+Repeats = Annotated[int, typer.Option(help="Timed calls, after the first.")]
+Recipes = Annotated[list[str] | None, typer.Option("--recipe", help="A recipe; may be given again.")]
+
+
+@app.command()
+def op(threads: Threads = 1, repeats: Repeats = 7, as_json: Json = False) -> None:
+    """Time decayed linear attention by backend.
+
+    Example: kmixer bench op --threads 1
+    """
+    found = _start(threads)
+    flops = found["matmul_float32_flops_per_second"]
+    rows = [row for r, d, t, b in SHAPES for row in bench_op(r, d, t, b, usable_backends(r, d, t, b), repeats, flops)]
+    columns = {
+        "backend": "backend", "r": "r", "d": "d", "t": "t", "b": "b", "forward ms": "forward_seconds",
+        "fwd+bwd ms": "training_seconds", "of bound": "part_of_fused_bound", "x mask": "times_faster_than_mask",
+    }  # fmt: skip
+    _report("op", found, rows, columns, as_json)
+
+
+@app.command()
+def train(
+    recipe: Recipes = None, settings: Settings = None, threads: Threads = 1, repeats: Repeats = 5, as_json: Json = False
+) -> None:
+    """Time training steps of recipes and of transformers of equal size, in float32 and bfloat16.
+
+    Example: kmixer bench train --recipe k-operators-local-shakespeare
+    """
+    found = _start(threads)
+    rows = [
+        bench_train(
+            load_recipe(name, settings), model, precision, repeats, found[f"matmul_{precision}_flops_per_second"]
+        )
+        for name in recipe or RECIPES
+        for model in MODELS
+        for precision in ("float32", "bfloat16")
+    ]
+    columns = {
+        "recipe": "recipe", "model": "model", "precision": "precision", "parameters": "parameters",
+        "tokens/s": "tokens_per_second", "of roof": "part_of_roof",
+    }  # fmt: skip
+    _report("train", found, rows, columns, as_json)
+
+
+@app.command()
+def decode(
+    recipe: Recipes = None,
+    settings: Settings = None,
+    context: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 2048,
+    tokens: Annotated[int, typer.Option(help="Tokens to decode.")] = 1000,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Time decoding after a prompt at batch 1 and 64, and the time to the first token.
+
+    Example: kmixer bench decode --recipe k-operators-local-shakespeare
+    """
+    found = _start(threads)
+    rows = [
+        bench_decode(load_recipe(name, settings), model, batch_size, context, tokens)
+        for name in recipe or ["k-operators-local-shakespeare"]
+        for model in MODELS
+        for batch_size in (1, 64)
+    ]
+    columns = {
+        "recipe": "recipe", "model": "model", "batch": "batch_size", "context": "context",
+        "first token ms": "seconds_to_first_token", "tokens/s": "tokens_per_second",
+        "2nd/1st half": "second_half_over_first",
+    }  # fmt: skip
+    _report("decode", found, rows, columns, as_json)
+
+
+@app.command()
+def memory(recipe: Recipes = None, settings: Settings = None, as_json: Json = False) -> None:
+    """Measure the peak memory of training, of recipes and of transformers of equal size.
+
+    Example: kmixer bench memory --recipe k-operators-local-shakespeare
+    """
+    found = {"threads": torch.get_num_threads()}
+    rows = [bench_memory(name, settings or [], model) for name in recipe or RECIPES for model in MODELS]
+    _report("memory", found, rows, {"recipe": "recipe", "model": "model", "peak MB": "peak_bytes"}, as_json)
+
+
+def _start(threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    return roofs()
+
+
+SCALES = {"ms": 1e3, "MB": 1e-6}
+
+
+def _report(
+    what: str, found: dict[str, Any], rows: list[dict[str, Any]], columns: dict[str, str], as_json: bool
+) -> None:
+    if as_json:
+        print(json.dumps({"what": what, "roofs": found, "rows": rows, "environment": environment(torch.device("cpu"))}))
+        return
+    print(f"{environment(torch.device('cpu'))['device']}, threads {found['threads']}, medians")
+    table = [list(columns)] + [[_shown(title, row.get(key)) for title, key in columns.items()] for row in rows]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _shown(title: str, value: Any) -> str:
+    if isinstance(value, float):
+        value *= SCALES.get(title.split()[-1], 1)
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
