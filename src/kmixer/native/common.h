@@ -30,6 +30,16 @@ constexpr int64_t kLanes = 16;
 INLINE Vector load(const float* x) { return *(const Vector*)x; }
 INLINE void store(Vector x, float* y) { *(Vector*)y = x; }
 
+INLINE float sum_of(Vector x) {
+  typedef float Half __attribute__((vector_size(32)));
+  typedef float Quarter __attribute__((vector_size(16)));
+  const Half half = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Quarter quarter = __builtin_shufflevector(half, half, 0, 1, 2, 3) +
+                          __builtin_shufflevector(half, half, 4, 5, 6, 7);
+  return (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
+}
+
 // e^x for x <= 0, to 2 units in the last place: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2].
 INLINE float exp_negative(float x) {
   x = std::max(x, -87.0f);

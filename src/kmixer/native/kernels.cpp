@@ -14,12 +14,20 @@ namespace {
 // Channels of one pass of the decay kernels: four AVX-512 registers of outputs and of values.
 constexpr int64_t kWide = 64;
 constexpr int64_t kNarrow = 16;
-// Positions between two stored states in the backward pass: lags for the gradient of the decay are
-// counted from there, so that sums over positions do not cancel.
+// Positions of a tile of the backward pass: lags for the gradient of the decay are counted from its
+// start, so that sums over positions do not cancel.
 constexpr int64_t kChunk = 32;
 
 // ---------------------------------------------------------------------------------------------
 // Decayed linear attention, as its recurrence: S = g S + k v^T, y = q S, with the state in cache.
+
+// Calls f with the first rank of a group and the group's size, four or one.
+template <class Function>
+INLINE void in_groups(int64_t r, Function f) {
+  int64_t c = 0;
+  for (; c + 4 <= r; c += 4) f(c, std::integral_constant<int, 4>());
+  for (; c < r; ++c) f(c, std::integral_constant<int, 1>());
+}
 
 // `ranks` rows of the state and kWide channels, for all positions; adds to y where `more` holds.
 // With few ranks the compiler keeps the state in registers.
@@ -54,11 +62,10 @@ INLINE void decay_forward_row(const float* q, const float* k, const float* v, co
     constexpr int64_t tile = 64;
     for (int64_t i = 0; i < t; i += tile) {
       const int64_t length = std::min(tile, t - i);
-      int64_t c = 0;
-      for (; c + 4 <= r; c += 4)
-        decay_forward_wide<4>(q + i * r + c, k + i * r + c, v + i * d, g + c, S + c * kWide, y + i * d, length, r, d, c > 0);
-      for (; c < r; ++c)
-        decay_forward_wide<1>(q + i * r + c, k + i * r + c, v + i * d, g + c, S + c * kWide, y + i * d, length, r, d, c > 0);
+      in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
+        decay_forward_wide<ranks>(q + i * r + c, k + i * r + c, v + i * d, g + c, S + c * kWide, y + i * d, length, r, d,
+                                  c > 0);
+      });
     }
     return;
   }
@@ -75,16 +82,34 @@ INLINE void decay_forward_row(const float* q, const float* k, const float* v, co
   }
 }
 
-// dq, and the state at the start of every chunk, from the same recurrence.
-template <class Width>
-INLINE void decay_backward_queries(const float* k, const float* v, const float* g, const float* dy, float* S,
-                                   float* starts, float* dq, int64_t t, int64_t r, int64_t d, Width width) {
-  for (int64_t i = 0; i < t; ++i, k += r, v += d, dy += d, dq += r) {
-    if (i % kChunk == 0) {
-      std::memcpy(starts, S, sizeof(float) * r * width);
-      starts += r * width;
+// The backward pass walks tiles of kChunk positions, and in each of them groups of ranks.
+
+// dq of one tile, from the same recurrence; adds the new state to S.
+template <int ranks, class Width>
+INLINE void decay_backward_queries(const float* k, const float* v, const float* g, const float* dy, float* S, float* dq,
+                                   int64_t t, int64_t r, int64_t d, Width width) {
+  if (width == kWide) {
+    constexpr int parts = kWide / kLanes;
+    Vector state[ranks][parts];
+    for (int c = 0; c < ranks; ++c)
+      for (int p = 0; p < parts; ++p) state[c][p] = load(S + c * kWide + p * kLanes);
+    for (int64_t i = 0; i < t; ++i, k += r, v += d, dy += d, dq += r) {
+      Vector dot[ranks] = {};
+      for (int p = 0; p < parts; ++p) {
+        const Vector value = load(v + p * kLanes), gradient = load(dy + p * kLanes);
+        for (int c = 0; c < ranks; ++c) {
+          state[c][p] = state[c][p] * g[c] + value * k[c];
+          dot[c] += state[c][p] * gradient;
+        }
+      }
+      for (int c = 0; c < ranks; ++c) dq[c] = sum_of(dot[c]);
     }
-    for (int64_t c = 0; c < r; ++c) {
+    for (int c = 0; c < ranks; ++c)
+      for (int p = 0; p < parts; ++p) store(state[c][p], S + c * kWide + p * kLanes);
+    return;
+  }
+  for (int64_t i = 0; i < t; ++i, k += r, v += d, dy += d, dq += r)
+    for (int c = 0; c < ranks; ++c) {
       float* s = S + c * width;
       float sum = 0;
       for (int64_t j = 0; j < width; ++j) {
@@ -93,50 +118,67 @@ INLINE void decay_backward_queries(const float* k, const float* v, const float* 
       }
       dq[c] = sum;
     }
-  }
 }
 
-// dk, dv and the gradient of log g, from the recurrence of dS backwards in time.
-// Every term of the loss carries g to the power of its lag, so its derivative by log g is lag times
-// the term. Inside a chunk that is sum_i i (q_i dq_i - k_i dk_i), and a state that crosses from one
-// chunk to the next adds the chunk's length times <S, dS>.
-template <class Width>
+// dk and dv of one tile, from the recurrence of dS backwards in time; dv is added to where `more` holds.
+// Also the part of the gradient of log g inside the tile. Every term of the loss carries g to the
+// power of its lag, so its derivative by log g is lag times the term: inside a tile that is
+// sum_i i (q_i dq_i - k_i dk_i).
+template <int ranks, class Width>
 INLINE void decay_backward_keys(const float* q, const float* k, const float* v, const float* g, const float* dy,
-                                const float* dq, const float* starts, const float* S, float* dS, float* dk, float* dv,
-                                double* dlog, int64_t t, int64_t r, int64_t d, Width width) {
-  const int64_t last = (t - 1) % kChunk;
-  for (int64_t c = 0; c < r; ++c) {
-    double product = 0;
-    for (int64_t j = 0; j < width; ++j) product += S[c * width + j] * dS[c * width + j];
-    dlog[c] += last * product;
-  }
+                                const float* dq, float* dS, float* dk, float* dv, double* dlog, int64_t t, int64_t r,
+                                int64_t d, Width width, bool more) {
+  constexpr int parts = kWide / kLanes;
+  Vector state[ranks][parts];
+  if (width == kWide)
+    for (int c = 0; c < ranks; ++c)
+      for (int p = 0; p < parts; ++p) state[c][p] = load(dS + c * kWide + p * kLanes);
   for (int64_t i = t - 1; i >= 0; --i) {
     const float *qi = q + i * r, *ki = k + i * r, *vi = v + i * d, *dyi = dy + i * d, *dqi = dq + i * r;
     float *dki = dk + i * r, *dvi = dv + i * d;
-    const int64_t lag = i % kChunk;
-    float sum[kWide] = {};
-    for (int64_t c = 0; c < r; ++c) {
-      float* s = dS + c * width;
-      float dot = 0;
-      for (int64_t j = 0; j < width; ++j) {
-        const float ds = s[j] + qi[c] * dyi[j];
-        dot += ds * vi[j];
-        sum[j] += ki[c] * ds;
-        s[j] = g[c] * ds;
+    if (width == kWide) {
+      Vector dot[ranks] = {};
+      for (int p = 0; p < parts; ++p) {
+        const Vector value = load(vi + p * kLanes), gradient = load(dyi + p * kLanes);
+        Vector sum = more ? load(dvi + p * kLanes) : Vector{};
+        for (int c = 0; c < ranks; ++c) {
+          const Vector ds = state[c][p] + gradient * qi[c];
+          dot[c] += ds * value;
+          sum += ds * ki[c];
+          state[c][p] = ds * g[c];
+        }
+        store(sum, dvi + p * kLanes);
       }
-      dki[c] = dot;
-      dlog[c] += lag * (double(qi[c]) * dqi[c] - double(ki[c]) * dot);
-    }
-    for (int64_t j = 0; j < width; ++j) dvi[j] = sum[j];
-    if (lag == 0) {
-      const float* start = starts + (i / kChunk) * r * width;
-      const int64_t weight = i == 0 ? 1 : kChunk;
-      for (int64_t c = 0; c < r; ++c) {
-        double product = 0;
-        for (int64_t j = 0; j < width; ++j) product += start[c * width + j] * dS[c * width + j];
-        dlog[c] += weight * product;
+      for (int c = 0; c < ranks; ++c) dki[c] = sum_of(dot[c]);
+    } else {
+      if (!more)
+        for (int64_t j = 0; j < width; ++j) dvi[j] = 0;
+      for (int c = 0; c < ranks; ++c) {
+        float* s = dS + c * width;
+        float dot = 0;
+        for (int64_t j = 0; j < width; ++j) {
+          const float ds = s[j] + qi[c] * dyi[j];
+          dot += ds * vi[j];
+          dvi[j] += ki[c] * ds;
+          s[j] = g[c] * ds;
+        }
+        dki[c] = dot;
       }
     }
+    for (int c = 0; c < ranks; ++c) dlog[c] += i * (double(qi[c]) * dqi[c] - double(ki[c]) * dki[c]);
+  }
+  if (width == kWide)
+    for (int c = 0; c < ranks; ++c)
+      for (int p = 0; p < parts; ++p) store(state[c][p], dS + c * kWide + p * kLanes);
+}
+
+// A state that crosses from one tile to the next, or enters or leaves the sequence, adds the number of
+// positions of its tile before the crossing times <S, dS> to the gradient of log g.
+INLINE void decay_crossing(const float* S, const float* dS, int64_t positions, double* dlog, int64_t r, int64_t width) {
+  for (int64_t c = 0; c < r; ++c) {
+    double product = 0;
+    for (int64_t j = 0; j < width; ++j) product += S[c * width + j] * dS[c * width + j];
+    dlog[c] += positions * product;
   }
 }
 
@@ -305,10 +347,26 @@ void decay_backward(const float* q, const float* k, const float* v, const float*
       std::fill(dlog_part, dlog_part + r, 0.0);
       with_width(std::min(kWide, d - first), [&](auto width) __attribute__((always_inline)) {
         load_state(state + row * r * d + first, S, r, d, width);
-        decay_backward_queries(k + keys, v + values, g, dy + values, S, starts, dq + part, t, r, d, width);
+        for (int64_t tile = 0; tile < chunks; ++tile) {
+          const int64_t i = tile * kChunk, length = std::min(kChunk, t - i);
+          std::memcpy(starts + tile * r * width, S, sizeof(float) * r * width);
+          in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
+            decay_backward_queries<ranks>(k + keys + i * r + c, v + values + i * d, g + c, dy + values + i * d,
+                                          S + c * width, dq + part + i * r + c, length, r, d, width);
+          });
+        }
         load_state(dfinal + row * r * d + first, dS, r, d, width);
-        decay_backward_keys(q + keys, k + keys, v + values, g, dy + values, dq + part, starts, S, dS, dk + part,
-                            dv + values, dlog_part, t, r, d, width);
+        decay_crossing(S, dS, (t - 1) % kChunk, dlog_part, r, width);
+        for (int64_t tile = chunks - 1; tile >= 0; --tile) {
+          const int64_t i = tile * kChunk, length = std::min(kChunk, t - i);
+          in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
+            decay_backward_keys<ranks>(q + keys + i * r + c, k + keys + i * r + c, v + values + i * d, g + c,
+                                       dy + values + i * d, dq + part + i * r + c, dS + c * width,
+                                       dk + part + i * r + c, dv + values + i * d, dlog_part + c, length, r, d, width,
+                                       c > 0);
+          });
+          decay_crossing(starts + tile * r * width, dS, tile == 0 ? 1 : kChunk, dlog_part, r, width);
+        }
         store_state(dS, dstate + row * r * d + first, r, d, width);
       });
     }
