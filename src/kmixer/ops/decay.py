@@ -7,6 +7,7 @@
 * `mask` weights every pair of positions, as in the K-Operators preprints: quadratic in t, and the
   only backend that holds a (b, t, r, d) tensor. Kept as a baseline.
 * `block` works on chunks of c positions with matrix products, and carries the state between chunks.
+* `triton` does the same in kernels for a GPU (`decay_triton`); triton is imported when it is used.
 
 Source: Koneko 2026 (Zenodo 19136398), decay path; the chunked form uses that g does not depend on t.
 """
@@ -14,6 +15,7 @@ Source: Koneko 2026 (Zenodo 19136398), decay path; the chunked form uses that g 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 
-Backend = Literal["auto", "recurrent", "mask", "block"]
+Backend = Literal["auto", "recurrent", "mask", "block", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # More rows a chunk cost more in the (c, c) product than they save in chunk states.
@@ -30,6 +32,10 @@ MAX_CHUNK = 32
 # The scaled queries and keys reach g^-(c-1)/2. exp(48) leaves 40 nats to either end of float32's
 # range for the inputs themselves, and admits every g >= 0.05 at c = 32.
 MAX_EXPONENT = 48.0
+
+# Looked up, not imported: `import kmixer` needs torch alone.
+TRITON_INSTALLED = find_spec("triton") is not None
+TRITON_MAX_RANK = 128
 
 
 def decayed_linear_attention(
@@ -50,14 +56,15 @@ def decayed_linear_attention(
         v: values (b, t, d).
         log_decay: natural logarithm of the decays (r,), each in (-inf, 0].
         state: S before the first position (b, r, d); zeros when None.
-        backend: "auto" takes `recurrent` for a single position and `block` otherwise.
+        backend: "auto" takes `recurrent` for a single position, `triton` for tensors on an NVIDIA GPU where
+            triton is installed (r up to 128, not float64), and `block` otherwise.
 
     Returns:
         y (b, t, d) in the dtype of v, and the state after the last position (b, r, d).
         States and sums are float64 for float64 values and float32 for every other dtype.
 
     Raises:
-        InputError: shapes that do not fit each other, or a backend that does not exist.
+        InputError: shapes that do not fit each other, or a backend that does not exist or cannot run here.
     """
     _check_shapes(q, k, v, log_decay, state)
     if backend not in BACKENDS:
@@ -69,7 +76,9 @@ def decayed_linear_attention(
     if t == 0:
         return v, state.to(dtype)
     if backend == "auto":
-        backend = "recurrent" if t == 1 else "block"
+        backend = _automatic_backend(q, k, v)
+    if backend == "triton":
+        return _triton(q, k, v, log_decay, state)
     run = _IMPLEMENTATIONS[backend]
     with torch.autocast(v.device.type, enabled=False):
         y, state = run(q.to(dtype), k.to(dtype), v.to(dtype), log_decay.to(dtype), state.to(dtype))
@@ -83,6 +92,23 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Ten
     expected = (v.shape[0], q.shape[2], v.shape[2])
     if state is not None and tuple(state.shape) != expected:
         raise InputError(f"decayed_linear_attention needs a state (b, r, d) = {expected}; got {tuple(state.shape)}")
+
+
+def _automatic_backend(q: Tensor, k: Tensor, v: Tensor) -> Backend:
+    if v.shape[1] == 1:
+        return "recurrent"
+    # The kernels take TF32 products, which AMD's cards, "cuda" to torch as well, do not all have.
+    nvidia = v.is_cuda and torch.version.hip is None
+    float64 = torch.float64 in (q.dtype, k.dtype, v.dtype)
+    return "triton" if nvidia and TRITON_INSTALLED and not float64 and q.shape[-1] <= TRITON_MAX_RANK else "block"
+
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    if not TRITON_INSTALLED:
+        raise InputError("backend 'triton' needs the package triton: install kmixer[gpu]")
+    from kmixer.ops.decay_triton import triton_decay
+
+    return triton_decay(q, k, v, log_decay, state)
 
 
 def _recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
