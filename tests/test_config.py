@@ -29,7 +29,10 @@ def test_packaged_recipes_are_valid_and_survive_being_written(name: str, tmp_pat
         ("model.base_kernel.sise=3", "unknown key model.base_kernel.sise; did you mean size?"),
         ("nonsense=1", "unknown key nonsense; allowed: name, description, data"),
         ("model.base_kernel.kind=convv", "model.base_kernel.kind: got 'convv'; allowed: 'none', 'dense'"),
-        ("model.decay.backend=fast", "decay.backend: got 'fast'; allowed: 'auto', 'recurrent', 'mask' or 'block'"),
+        (
+            "model.decay.backend=fast",
+            "decay.backend: got 'fast'; allowed: 'auto', 'recurrent', 'mask', 'block' or 'triton'",
+        ),
         ("training.steps=0", "training.steps: got 0; it should be greater than or equal to 1"),
         ("training.steps=ten", "training.steps: got 'ten'; it should be a valid integer"),
         ("training.steps=1.5", "training.steps: got 1.5; it should be a valid integer"),

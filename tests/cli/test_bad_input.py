@@ -49,7 +49,7 @@ def test_recipes_and_keys(kmixer_command: Run, recipe_file: Path, tmp_path: Path
     assert "no such recipe; allowed: k-operators-local-bytes" in kmixer_command("train", "shakspeare").error()
     for setting, message in {
         "model.rnak=2": "unknown key model.rnak; did you mean rank?",
-        "model.decay.backend=fast": "allowed: 'auto', 'recurrent', 'mask' or 'block'",
+        "model.decay.backend=fast": "allowed: 'auto', 'recurrent', 'mask', 'block' or 'triton'",
         "training.steps=many": "training.steps: got 'many'; it should be a valid integer",
         "training.steps": "write it as key=value",
     }.items():
