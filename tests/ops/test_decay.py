@@ -39,8 +39,9 @@ def run_with_gradients(inputs: list[Tensor], backend: Any) -> dict[str, Tensor]:
     """Outputs, final state, and gradients of all five inputs for a loss that weighs every output differently."""
     leaves = [x.clone().requires_grad_() for x in inputs]
     y, state = decayed_linear_attention(*leaves[:4], state=leaves[4], backend=backend)
-    (y * torch.cos(torch.arange(y.numel()).view(y.shape))).sum().backward(retain_graph=True)
-    (state * torch.sin(torch.arange(state.numel()).view(state.shape) + 1.0)).sum().backward()
+    place, state_place = (torch.arange(x.numel(), device=x.device).view(x.shape) for x in (y, state))
+    (y * torch.cos(place)).sum().backward(retain_graph=True)
+    (state * torch.sin(state_place + 1.0)).sum().backward()
     names = ("dq", "dk", "dv", "dlog_decay", "dstate")
     return {"y": y.detach(), "state": state.detach()} | {n: x.grad for n, x in zip(names, leaves, strict=True)}
 
@@ -258,9 +259,9 @@ def test_second_derivatives_are_refused_not_left_out(backend: Any) -> None:
 
 def test_wrong_inputs_are_named() -> None:
     q, k, v, log_decay, state = make_inputs((2, 4, 2, 3), [0.5, 0.9], torch.float32)
-    with pytest.raises(InputError, match=r"backend: got 'blok'; allowed: auto, recurrent, mask, block, native"):
+    with pytest.raises(InputError, match=r"backend: got 'blok'; allowed: auto, recurrent, mask, block, native, triton"):
         decayed_linear_attention.__wrapped__(q, k, v, log_decay, backend="blok")  # past the annotation check
-    assert set(BACKENDS) == {"auto", "recurrent", "mask", "block", "native"}
+    assert set(BACKENDS) == {"auto", "recurrent", "mask", "block", "native", "triton"}
     with pytest.raises(InputError, match=r"backend 'native' needs float32 or smaller inputs on a CPU"):
         decayed_linear_attention(*(x.double() for x in (q, k, v, log_decay)), backend="native")
     with pytest.raises(InputError, match=r"state \(b, r, d\) = \(2, 2, 3\); got \(2, 3, 2\)"):

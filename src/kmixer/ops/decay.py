@@ -8,6 +8,7 @@
   only backend that holds a (b, t, r, d) tensor. Kept as a baseline.
 * `block` works on chunks of c positions with matrix products, and carries the state between chunks.
 * `native` runs the recurrence compiled, its state in the processor's cache; float32, on a CPU.
+* `triton` does the same in kernels for a GPU (`decay_triton`); triton is imported when it is used.
 
 Source: Koneko 2026 (Zenodo 19136398), decay path; the chunked form uses that g does not depend on t.
 """
@@ -15,6 +16,7 @@ Source: Koneko 2026 (Zenodo 19136398), decay path; the chunked form uses that g 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,7 +27,7 @@ from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.gradients import first_order
 
-Backend = Literal["auto", "recurrent", "mask", "block", "native"]
+Backend = Literal["auto", "recurrent", "mask", "block", "native", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # More rows a chunk cost more in the (c, c) product than they save in chunk states.
@@ -35,6 +37,10 @@ MAX_CHUNK = 32
 MAX_EXPONENT = 48.0
 # The compiled backward leaves partial sums over blocks of this many channels (kWide in kernels.cpp).
 NATIVE_CHANNELS = 64
+
+# Looked up, not imported: `import kmixer` needs torch alone.
+TRITON_INSTALLED = find_spec("triton") is not None
+TRITON_MAX_RANK = 128
 
 
 def decayed_linear_attention(
@@ -55,15 +61,16 @@ def decayed_linear_attention(
         v: values (b, t, d).
         log_decay: natural logarithm of the decays (r,), each in (-inf, 0].
         state: S before the first position (b, r, d); zeros when None.
-        backend: "auto" takes `recurrent` for a single position, and otherwise `native` where it can
-            run and `block` where it cannot.
+        backend: "auto" takes `recurrent` for a single position, `triton` for tensors on an NVIDIA GPU where
+            triton is installed (r up to 128, not float64), `native` on a CPU where it can run, and
+            `block` otherwise.
 
     Returns:
         y (b, t, d) in the dtype of v, and the state after the last position (b, r, d).
         States and sums are float64 for float64 values and float32 for every other dtype.
 
     Raises:
-        InputError: shapes that do not fit each other, or a backend that does not exist.
+        InputError: shapes that do not fit each other, or a backend that does not exist or cannot run here.
     """
     _check_shapes(q, k, v, log_decay, state)
     if backend not in BACKENDS:
@@ -75,7 +82,9 @@ def decayed_linear_attention(
     if t == 0:
         return v, state.to(dtype)
     if backend == "auto":
-        backend = _choose(q, t, dtype)
+        backend = _automatic_backend(q, k, v, dtype)
+    if backend == "triton":
+        return _triton(q, k, v, log_decay, state)
     if backend == "native" and not (dtype == torch.float32 and native.usable(q, k, v)):
         raise InputError(
             "backend 'native' needs float32 or smaller inputs on a CPU and the compiled kernels, which "
@@ -87,12 +96,6 @@ def decayed_linear_attention(
     return y.to(v.dtype), state
 
 
-def _choose(q: Tensor, t: int, dtype: torch.dtype) -> Backend:
-    if t == 1:
-        return "recurrent"
-    return "native" if dtype == torch.float32 and native.usable(q) else "block"
-
-
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> None:
     given = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, log_decay {tuple(log_decay.shape)}"
     if q.ndim != 3 or q.shape != k.shape or v.ndim != 3 or q.shape[:2] != v.shape[:2] or log_decay.shape != q.shape[2:]:
@@ -100,6 +103,25 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Ten
     expected = (v.shape[0], q.shape[2], v.shape[2])
     if state is not None and tuple(state.shape) != expected:
         raise InputError(f"decayed_linear_attention needs a state (b, r, d) = {expected}; got {tuple(state.shape)}")
+
+
+def _automatic_backend(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Backend:
+    if v.shape[1] == 1:
+        return "recurrent"
+    if dtype == torch.float32 and native.usable(q, k, v):
+        return "native"
+    # The kernels take TF32 products, which AMD's cards, "cuda" to torch as well, do not all have.
+    nvidia = v.is_cuda and torch.version.hip is None
+    float64 = torch.float64 in (q.dtype, k.dtype, v.dtype)
+    return "triton" if nvidia and TRITON_INSTALLED and not float64 and q.shape[-1] <= TRITON_MAX_RANK else "block"
+
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    if not TRITON_INSTALLED:
+        raise InputError("backend 'triton' needs the package triton: install kmixer[gpu]")
+    from kmixer.ops.decay_triton import triton_decay
+
+    return triton_decay(q, k, v, log_decay, state)
 
 
 def _recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
