@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops import decay, decayed_linear_attention
 from tests.ops.test_decay import assert_same, make_inputs, run_with_gradients
@@ -200,7 +201,8 @@ def test_where_it_cannot_run_it_says_what_is_needed(monkeypatch: pytest.MonkeyPa
         ("cuda", torch.float64, 2, 1, "block"),
         ("cuda", torch.float32, 2, 129, "block"),
         ("cuda", torch.float32, 1, 1, "recurrent"),
-        ("cpu", torch.float32, 2, 1, "block"),
+        ("cpu", torch.float32, 2, 1, "block" if native.kernels() is None else "native"),
+        ("cpu", torch.float64, 2, 1, "block"),
     ],
 )
 def test_auto_takes_triton_on_a_gpu_only(device: str, dtype: torch.dtype, t: int, r: int, chosen: str) -> None:

@@ -89,7 +89,7 @@ def kill_once(recipe: Path, run: Path, rng: random.Random, *, at_start: bool, in
     while process.poll() is None:
         now = time.monotonic()
         if moment is None and step_of(run) > before:
-            moment = now + rng.uniform(0, 0.5)
+            moment = now + rng.uniform(0, 0.3)
         if moment is not None and now >= moment and (not in_a_write or being_written(run)):
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -112,7 +112,7 @@ def main() -> None:
         text = "\n".join(topics[key] for key in sorted(topics))
         (folder / "corpus.txt").write_text(text[:30_000], encoding="utf-8")
         values = RECIPE | {"data": {"corpus": str(folder / "corpus.txt")}}
-        steps = 12 * arguments.kills + 10
+        steps = 80 * arguments.kills + 80  # enough that no session reaches the end
         values["training"] = values["training"] | {"steps": steps}
         recipe = folder / "recipe.toml"
         recipe.write_text(tomli_w.dumps(values), encoding="utf-8")

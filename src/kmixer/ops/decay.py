@@ -82,7 +82,7 @@ def decayed_linear_attention(
     if t == 0:
         return v, state.to(dtype)
     if backend == "auto":
-        backend = _automatic_backend(q, k, v, dtype)
+        backend = _automatic_backend(q, k, v)
     if backend == "triton":
         return _triton(q, k, v, log_decay, state)
     if backend == "native" and not (dtype == torch.float32 and native.usable(q, k, v)):
@@ -105,15 +105,16 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Ten
         raise InputError(f"decayed_linear_attention needs a state (b, r, d) = {expected}; got {tuple(state.shape)}")
 
 
-def _automatic_backend(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Backend:
+def _automatic_backend(q: Tensor, k: Tensor, v: Tensor) -> Backend:
     if v.shape[1] == 1:
         return "recurrent"
-    if dtype == torch.float32 and native.usable(q, k, v):
+    if torch.float64 in (q.dtype, k.dtype, v.dtype):
+        return "block"
+    if native.usable(q, k, v):
         return "native"
     # The kernels take TF32 products, which AMD's cards, "cuda" to torch as well, do not all have.
     nvidia = v.is_cuda and torch.version.hip is None
-    float64 = torch.float64 in (q.dtype, k.dtype, v.dtype)
-    return "triton" if nvidia and TRITON_INSTALLED and not float64 and q.shape[-1] <= TRITON_MAX_RANK else "block"
+    return "triton" if nvidia and TRITON_INSTALLED and q.shape[-1] <= TRITON_MAX_RANK else "block"
 
 
 def _triton(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
