@@ -7,6 +7,7 @@ from setuptools import Extension, setup
 # Sums may be reordered so that loops become vectors, but NaN and infinity keep their meaning, and no
 # flag is given that would change the floating-point mode of the process when the library is loaded.
 FLAGS = "-O3 -std=c++17 -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math"
+THREADS = "-fopenmp" if platform.system() == "Linux" else "-pthread"
 BUILDS = {"generic": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     BUILDS["avx2"] = "-mavx2 -mfma"
@@ -18,8 +19,8 @@ setup(
             f"kmixer.native._kernels_{name}",
             ["src/kmixer/native/kernels.cpp", "src/kmixer/native/decode.cpp"],
             depends=["src/kmixer/native/common.h"],
-            extra_compile_args=[*FLAGS.split(), "-pthread", *machine.split()],
-            extra_link_args=["-pthread"],
+            extra_compile_args=[*FLAGS.split(), THREADS, *machine.split()],
+            extra_link_args=[THREADS],
             optional=True,  # without a compiler the library works, with torch alone
         )
         for name, machine in BUILDS.items()

@@ -12,15 +12,28 @@
 
 namespace {
 
-// f(begin, end, thread) on contiguous parts of 0..count.
+// f(begin, end, thread) on contiguous parts of 0..count. With OpenMP the threads are torch's own: its
+// runtime is loaded globally and comes first, and workers that torch left spinning are put to work.
 template <class Function>
 void parallel(int64_t count, int64_t threads, Function f) {
   threads = std::max<int64_t>(1, std::min(threads, count));
+#ifdef _OPENMP
+  if (threads > 1) {
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int64_t i = 0; i < threads; ++i) f(count * i / threads, count * (i + 1) / threads, i);
+    return;
+  }
+#else
   std::vector<std::thread> others;
   for (int64_t i = 1; i < threads; ++i)
     others.emplace_back([=] { f(count * i / threads, count * (i + 1) / threads, i); });
-  f(0, count / threads, 0);
-  for (auto& thread : others) thread.join();
+  if (threads > 1) {
+    f(0, count / threads, 0);
+    for (auto& thread : others) thread.join();
+    return;
+  }
+#endif
+  f(0, count, 0);
 }
 
 // Sixteen floats: one AVX-512 register, two of AVX2; loads and stores need no alignment.

@@ -236,7 +236,7 @@ INLINE float keep(uint32_t index, uint32_t seed, uint32_t threshold, float scale
 }
 
 template <class T>
-void gelu_forward(const T* x, const float* bias, T* y, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold,
+void gelu_forward(const T* __restrict x, const float* __restrict bias, T* __restrict y, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold,
                   float scale, int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i)
@@ -249,13 +249,30 @@ void gelu_forward(const T* x, const float* bias, T* y, int64_t rows, int64_t wid
   });
 }
 
+// Sums over rows of `width`, one for each thread, far enough apart that no two share a cache line.
+class RowSums {
+ public:
+  RowSums(int64_t threads, int64_t width)
+      : threads_(std::max<int64_t>(1, threads)), width_(width), stride_(width + 64), sums_(threads_ * stride_) {}
+  float* of(int64_t thread) { return sums_.data() + thread * stride_; }
+  void total(float* out) const {
+    for (int64_t j = 0; j < width_; ++j) {
+      out[j] = 0;
+      for (int64_t i = 0; i < threads_; ++i) out[j] += sums_[i * stride_ + j];
+    }
+  }
+
+ private:
+  int64_t threads_, width_, stride_;
+  std::vector<float> sums_;
+};
+
 template <class T>
-void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbias, int64_t rows, int64_t width,
+void gelu_backward(const T* __restrict x, const float* __restrict bias, const T* __restrict dy, T* __restrict dx, float* dbias, int64_t rows, int64_t width,
                    uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
-  std::vector<float> sums(std::max<int64_t>(1, threads) * width);
-  float* all = sums.data();
-  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t thread) {
-    float* sum = all + thread * width;
+  RowSums sums(threads, width);
+  parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
+    float* __restrict sum = sums.of(thread);
     for (int64_t i = begin; i < end; ++i)
       for (int64_t j = 0; j < width; ++j) {
         const float u = widen(x[i * width + j]) + bias[j];
@@ -267,45 +284,38 @@ void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbi
         sum[j] += gradient;
       }
   });
-  for (int64_t j = 0; j < width; ++j) {
-    dbias[j] = 0;
-    for (int64_t i = 0; i < threads; ++i) dbias[j] += all[i * width + j];
-  }
+  sums.total(dbias);
 }
 
 template <class T>
-void add_forward(const float* residual, const T* x, const float* bias, float* y, int64_t rows, int64_t width,
+void add_forward(const float* __restrict residual, const T* __restrict x, const float* __restrict bias, float* __restrict y, int64_t rows, int64_t width,
                  uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i)
       for (int64_t j = 0; j < width; ++j) {
         const int64_t at = i * width + j;
-        const float mask = threshold ? keep(uint32_t(at), seed, threshold, scale) : 1.0f;
+        const float mask = keep(uint32_t(at), seed, threshold, scale);
         y[at] = residual[at] + mask * (widen(x[at]) + bias[j]);
       }
   });
 }
 
 template <class T>
-void add_backward(const float* dy, T* dx, float* dbias, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold,
+void add_backward(const float* __restrict dy, T* __restrict dx, float* dbias, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold,
                   float scale, int64_t threads) {
-  std::vector<float> sums(std::max<int64_t>(1, threads) * width);
-  float* all = sums.data();
-  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t thread) {
-    float* sum = all + thread * width;
+  RowSums sums(threads, width);
+  parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
+    float* __restrict sum = sums.of(thread);
     for (int64_t i = begin; i < end; ++i)
       for (int64_t j = 0; j < width; ++j) {
         const int64_t at = i * width + j;
-        const float mask = threshold ? keep(uint32_t(at), seed, threshold, scale) : 1.0f;
+        const float mask = keep(uint32_t(at), seed, threshold, scale);
         const float gradient = mask * dy[at];
         narrow(gradient, &dx[at]);
         sum[j] += gradient;
       }
   });
-  for (int64_t j = 0; j < width; ++j) {
-    dbias[j] = 0;
-    for (int64_t i = 0; i < threads; ++i) dbias[j] += all[i * width + j];
-  }
+  sums.total(dbias);
 }
 
 }  // namespace
@@ -430,12 +440,11 @@ void rms_norm_forward(const float* x, const float* weight, float* y, float* inve
   });
 }
 
-void rms_norm_backward(const float* x, const float* weight, const float* inverse, const float* dy, float* dx,
+void rms_norm_backward(const float* __restrict x, const float* __restrict weight, const float* __restrict inverse, const float* __restrict dy, float* __restrict dx,
                        float* dweight, int64_t rows, int64_t width, int64_t threads) {
-  std::vector<float> sums(std::max<int64_t>(1, threads) * width);
-  float* all = sums.data();
-  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t thread) {
-    float* total = all + thread * width;
+  RowSums sums(threads, width);
+  parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
+    float* __restrict total = sums.of(thread);
     for (int64_t i = begin; i < end; ++i) {
       const float *row = x + i * width, *gradient = dy + i * width;
       const float scale = inverse[i];
@@ -448,10 +457,7 @@ void rms_norm_backward(const float* x, const float* weight, const float* inverse
       for (int64_t j = 0; j < width; ++j) dx[i * width + j] = scale * (gradient[j] * weight[j] - row[j] * shared);
     }
   });
-  for (int64_t j = 0; j < width; ++j) {
-    dweight[j] = 0;
-    for (int64_t i = 0; i < threads; ++i) dweight[j] += all[i * width + j];
-  }
+  sums.total(dweight);
 }
 
 // y = x / max(|x|, eps) over rows of `width`; inverse (rows,) is kept for the backward.
