@@ -67,7 +67,7 @@ def _row(inputs: list[Tensor], exact: Tensor, backend: Any, repeats: int, flops:
 
     with torch.no_grad():
         y, _ = decayed_linear_attention(*inputs, backend=backend)
-    error = float((y.double() - exact).abs().max() / exact.abs().max())
+        error = float((y.double() - exact).abs().max() / exact.abs().max())
     if error > TOLERANCE:
         raise RuntimeError(f"backend {backend} differs from the definition by {error:.1e}: not timed")
     first, both = time_calls(forward, repeats), time_calls(training, repeats)

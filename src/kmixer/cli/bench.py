@@ -127,7 +127,8 @@ def _report(
 
 
 def _shown(title: str, value: Any) -> str:
-    if isinstance(value, float):
-        value *= SCALES.get(title.split()[-1], 1)
+    scale = SCALES.get(title.split()[-1])
+    if isinstance(value, float) or scale is not None:
+        value = value * (scale or 1)
         return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -64,7 +64,8 @@ def author_group(name: str) -> str:
 
 def is_stack_matrix(name: str, parameter: torch.Tensor) -> bool:
     """Whether Muon trains it: matrices that act on channels. A base kernel acts on positions and is left out."""
-    return name.startswith("stack.") and parameter.ndim == 2 and "kernel." not in name
+    outside = name.startswith(("embedding.", "from_embedding.", "head."))
+    return parameter.ndim == 2 and not outside and "kernel." not in name
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:

@@ -1,0 +1,61 @@
+"""kmixer bench measures what it says, on shapes that take no time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from kmixer.bench.op import bench_op, usable_backends
+from tests.cli.conftest import Run
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_operator_by_backend(kmixer_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmixer.cli.bench.SHAPES", [(3, 20, 40, 2)])
+    answer = json.loads(kmixer_command("bench", "op", "--repeats", 1, "--json").out)
+    rows = {row["backend"]: row for row in answer["rows"]}
+    assert {"recurrent", "mask", "block"} <= rows.keys()
+    assert all(row["relative_error"] < 1e-5 for row in rows.values())
+    assert rows["mask"]["times_faster_than_mask"] == 1.0
+    assert answer["roofs"]["threads"] == 1
+    assert "fwd+bwd ms" in kmixer_command("bench", "op", "--repeats", 1).out
+
+
+def test_a_backend_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kmixer.ops import decay
+
+    monkeypatch.setitem(decay._IMPLEMENTATIONS, "mask", lambda q, k, v, log_decay, state: (v, state))
+    with pytest.raises(RuntimeError, match="backend mask differs from the definition"):
+        bench_op(2, 8, 20, 1, ["mask"], 1, 1e9)
+
+
+def test_a_shape_too_large_for_mask_leaves_it_out() -> None:
+    assert "mask" in usable_backends(4, 8, 16, 1)
+    assert "mask" not in usable_backends(128, 512, 4096, 1)
+    assert "auto" not in usable_backends(4, 8, 16, 1)
+
+
+def test_training_and_decoding_beside_the_transformer(kmixer_command: Run) -> None:
+    small = ["training.batch_size=2", "training.window=16", "model.layers=1"]
+    settings = [part for setting in small for part in ("--set", setting)]
+    trained = json.loads(
+        kmixer_command("bench", "train", "--recipe", "shakespeare-quick", *settings, "--repeats", 1, "--json").out
+    )
+    assert [(row["model"], row["precision"]) for row in trained["rows"]] == [
+        (model, precision) for model in ("recipe", "transformer") for precision in ("float32", "bfloat16")
+    ]
+    decoded = json.loads(
+        kmixer_command(
+            *["bench", "decode", "--recipe", "shakespeare-quick", *settings, "--context", 20, "--tokens", 4, "--json"]
+        ).out
+    )
+    assert [row["batch_size"] for row in decoded["rows"]] == [1, 64, 1, 64]
+    assert all(row["tokens_per_second"] > 0 for row in decoded["rows"])
