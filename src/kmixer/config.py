@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,18 +18,11 @@ class StrictConfig(BaseModel):
     @classmethod
     def parse(cls, values: Any, *, source: str) -> Self:
         """Validate nested plain values. Raises InputError, one line; `source` says where they are from."""
-        return parse(cls, values, source=source)
-
-
-Config = TypeVar("Config", bound=BaseModel)
-
-
-def parse(config: type[Config], values: Any, *, source: str) -> Config:
-    try:
-        return config.model_validate(values)
-    except ValidationError as error:
-        problems = [_describe(config, problem) for problem in error.errors()]
-        raise InputError(f"{source}: " + "; ".join(problems)) from None
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = [_describe(cls, problem) for problem in error.errors()]
+            raise InputError(f"{source}: " + "; ".join(problems)) from None
 
 
 def _describe(config: type[BaseModel], problem: Any) -> str:

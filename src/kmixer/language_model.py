@@ -30,6 +30,7 @@ class LanguageModel(CausalLM):
     def __init__(self, config: ModelConfig, vocabulary_size: int, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(config, vocabulary_size)
         self.tokenizer = tokenizer
+        self.about: dict[str, Any] = {}  # where loaded weights come from: recipe, step, losses, corpus
 
     @classmethod
     def from_recipe(cls, recipe: str, settings: list[str] | None = None) -> LanguageModel:
@@ -100,8 +101,9 @@ def load(path: str | Path) -> LanguageModel:
         raise InputError(f"{folder} is not a run or model folder ({CONFIG} is missing)")
     config = read_config(folder)
     tokenizer = load_tokenizer(folder)
-    tensors, _ = load_weights(folder)
+    tensors, about = load_weights(folder)
     with torch.device("meta"):
         model = LanguageModel(config.model, config.vocabulary_size, tokenizer)
     put_weights(model, tensors, str(folder / WEIGHTS))
+    model.about = about
     return model.eval()

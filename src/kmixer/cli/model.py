@@ -18,7 +18,6 @@ from kmixer.errors import InputError
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import generate_text
 from kmixer.language_model import load
-from kmixer.models.model_folder import load_weights
 from kmixer.training.archive import pack as pack_run
 from kmixer.training.archive import unpack as unpack_run
 from kmixer.training.author_checkpoint import convert as convert_checkpoint
@@ -83,7 +82,7 @@ def evaluate(
     model = load(run)
     assert model.tokenizer is not None
     dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)
-    if load_weights(run)[1].get("corpus_sha256") != dataset.sha256:
+    if model.about.get("corpus_sha256") != dataset.sha256:
         raise InputError(f"the text of corpus {recipe.data.corpus} is not what {run} was trained on")
     result = measure(model, dataset.validation, protocol, window or recipe.evaluation_window)
     if as_json:

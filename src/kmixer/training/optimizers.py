@@ -3,7 +3,7 @@
 * `grouped`  AdamW as the K-Operators author sets it: matrices and K0's gain at the learning rate with weight
   decay; biases, norms and logits at half of it, embeddings at three quarters, without.
 * `simple`   AdamW with one learning rate; weight decay on everything with two dimensions or more.
-* `muon`     Muon (orthogonalised momentum) for the matrices of the stack, AdamW for everything else,
+* `muon`     Muon (orthogonalised momentum) for the matrices of the layers, AdamW for everything else,
   grouped as in `simple`.
 """
 
