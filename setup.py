@@ -1,6 +1,7 @@
 """Builds the compiled CPU kernels where there is a C++ compiler; everything else is in pyproject.toml."""
 
 import platform
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -17,8 +18,8 @@ setup(
     ext_modules=[
         Extension(
             f"kmixer.native._kernels_{name}",
-            ["src/kmixer/native/kernels.cpp", "src/kmixer/native/decode.cpp"],
-            depends=["src/kmixer/native/common.h"],
+            sorted(glob("src/kmixer/native/*.cpp")),
+            depends=sorted(glob("src/kmixer/native/*.h")),
             extra_compile_args=[*FLAGS.split(), THREADS, *machine.split()],
             extra_link_args=[THREADS],
             optional=True,  # without a compiler the library works, with torch alone

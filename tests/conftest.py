@@ -17,6 +17,7 @@ CHECKED = (
     "kmixer.ops.base_kernel",
     "kmixer.ops.decay",
     "kmixer.ops.decay_triton",
+    "kmixer.ops.feed_forward",
     "kmixer.ops.fused",
     "kmixer.layers",
     "kmixer.models.causal_lm",

@@ -49,6 +49,23 @@ def test_it_is_its_matrix(kind: Any, t: int, b: int, d: int) -> None:
     torch.testing.assert_close(y, matrix(kind, weights, t) @ x, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
+@given(st.integers(1, WINDOW), st.integers(1, 4), st.sampled_from([16, 48, 80]))
+def test_the_compiled_dense_kernel_is_its_matrix(t: int, b: int, d: int) -> None:
+    (weights,) = make_weights("dense")
+    x = inputs(t, b, d)
+    weigh = torch.cos(torch.arange(x.numel()).view(x.shape))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [leaf.to(dtype).requires_grad_() for leaf in (x, weights)]
+        y, _ = base_kernel(leaves[0], (leaves[1],), kind="dense")
+        (y * weigh).sum().backward()
+        found.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    for actual, expected in zip(*found, strict=True):
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-6 * (1 + scale))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("t", [1, 8, 32, 33, 61, 150])
 def test_gradients_are_those_of_the_matrix(kind: Any, t: int) -> None:

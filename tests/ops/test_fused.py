@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kmixer import native
-from kmixer.ops.fused import linear_dropout_add, linear_gelu_dropout, normalize, rms_norm
+from kmixer.ops.fused import (
+    dropout,
+    keep_and_rms_norm,
+    linear_dropout_add,
+    linear_gelu_dropout,
+    normalize,
+    rms_norm,
+    scaled_norm_add,
+)
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
@@ -54,6 +62,30 @@ def test_rms_norm(shape: tuple[int, int], width: int, scale: float) -> None:
     x = x * scale
     largest_inverse = 1 / x.square().mean(-1).sqrt().min().item()  # the gradient by x is of this order
     assert_compiled_is_definition(lambda x, w: rms_norm(x, w, EPS), [x, weight], 1 + largest_inverse)
+
+
+@given(rows, widths)
+def test_what_adds_to_its_input_gets_both_gradients(shape: tuple[int, int], width: int) -> None:
+    x, weight, bias = make((*shape, width), (width,), (width,))
+    largest_inverse = 1 / x.square().mean(-1).sqrt().min().item()
+
+    def layer(x: Tensor, weight: Tensor) -> Tensor:
+        kept, normed = keep_and_rms_norm(x, weight, EPS)
+        return kept + normed.sin()
+
+    assert_compiled_is_definition(layer, [x, weight], 1 + largest_inverse)
+    assert_compiled_is_definition(lambda *a: scaled_norm_add(*a, EPS), [x, weight, bias], 1 + largest_inverse)
+
+
+def test_either_output_of_keep_and_rms_norm_may_go_unused() -> None:
+    x, weight = (tensor.requires_grad_() for tensor in make((3, 5), (5,)))
+    kept, _ = keep_and_rms_norm(x, weight, EPS)
+    (gradient,) = torch.autograd.grad(kept.sum(), x)
+    assert torch.equal(gradient, torch.ones(3, 5))
+    _, normed = keep_and_rms_norm(x, weight, EPS)
+    (gradient,) = torch.autograd.grad(normed.sin().sum(), x)
+    (expected,) = torch.autograd.grad(F.rms_norm(x, (5,), weight, EPS).sin().sum(), x)
+    torch.testing.assert_close(gradient, expected)
 
 
 @given(rows, widths)
@@ -103,7 +135,7 @@ def dropped_add(x: Tensor, p: float) -> Tensor:
     return linear_dropout_add(torch.zeros_like(x), x, torch.eye(x.shape[-1]), torch.zeros(x.shape[-1]), p)
 
 
-@pytest.mark.parametrize("function", [dropped_gelu, dropped_add])
+@pytest.mark.parametrize("function", [dropped_gelu, dropped_add, dropout])
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.9])
 def test_dropout_keeps_its_share_scales_it_and_passes_the_same_gradient(function: Any, p: float) -> None:
     torch.manual_seed(0)

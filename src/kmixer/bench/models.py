@@ -13,6 +13,7 @@ import torch
 from kmixer.bench.measure import time_calls
 from kmixer.generation.decoding import DecodingStep, can_prepare
 from kmixer.models import CausalLM, Transformer, transformer_like
+from kmixer.training.memory import keep_freed_memory
 from kmixer.training.optimizers import build_optimizers
 from kmixer.training.recipe import Recipe, load_recipe
 
@@ -110,6 +111,7 @@ def bench_memory(recipe: str, settings: list[str], model: str) -> dict[str, Any]
 
 def print_peak(recipe: str, model: str, *settings: str) -> None:
     """The process `bench_memory` starts."""
+    keep_freed_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     bench_train(load_recipe(recipe, list(settings)), model, "float32", 1, 1.0)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)

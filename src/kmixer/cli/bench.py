@@ -12,6 +12,7 @@ from kmixer.bench.measure import roofs
 from kmixer.bench.models import bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
 from kmixer.cli.options import Json, Settings
+from kmixer.training.memory import keep_freed_memory
 from kmixer.training.recipe import load_recipe
 from kmixer.training.run_folder import environment
 
@@ -106,6 +107,7 @@ def memory(recipe: Recipes = None, settings: Settings = None, as_json: Json = Fa
 
 
 def _start(threads: int) -> dict[str, Any]:
+    keep_freed_memory()
     torch.set_num_threads(threads)
     return roofs()
 

@@ -157,4 +157,4 @@ class K2Step(nn.Module):
             y = y + self.taps @ inputs
             inputs = inputs[:, 1:]
         h = linear_dropout_add(h, y.squeeze(1), self.projection.weight, self.projection.bias, 0.0)
-        return self.feed_forward(h, self.feed_forward_norm(h)), state, inputs
+        return self.feed_forward(h, self.feed_forward_norm), state, inputs

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kmixer.ops.fused import linear_dropout_add, linear_gelu_dropout, rms_norm
+from kmixer.ops.feed_forward import feed_forward
+from kmixer.ops.fused import keep_and_rms_norm, rms_norm
 
 INITIAL_STD = 0.02
 NORM_EPS = 1e-8
@@ -22,6 +23,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return rms_norm(x, self.weight, NORM_EPS)
 
+    def keep(self, x: Float[Tensor, "... d"]) -> tuple[Float[Tensor, "... d"], Float[Tensor, "... d"]]:
+        """x and its norm, for a layer that adds to its input: training then takes one pass less over memory."""
+        return keep_and_rms_norm(x, self.weight, NORM_EPS)
+
 
 def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
     """A linear map with weights from N(0, 0.02^2) and bias 0."""
@@ -33,7 +38,10 @@ def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
 
 
 class FeedForward(nn.Module):
-    """residual + down(dropout(GELU(up(x)))) with hidden width 2d, or the one given, and the exact GELU."""
+    """h + down(dropout(GELU(up(RMSNorm(h))))) with hidden width 2d, or the one given, and the exact GELU.
+
+    The norm is an argument of `forward`: it belongs to the layer around this one.
+    """
 
     def __init__(self, width: int, *, hidden_width: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
@@ -42,7 +50,7 @@ class FeedForward(nn.Module):
         self.down = linear(hidden_width, width)
         self.dropout = dropout
 
-    def forward(self, residual: Float[Tensor, "... d"], x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        dropout = self.dropout if self.training else 0.0
-        hidden = linear_gelu_dropout(x, self.up.weight, self.up.bias, dropout)
-        return linear_dropout_add(residual, hidden, self.down.weight, self.down.bias, 0.0)
+    def forward(self, h: Float[Tensor, "... d"], norm: RMSNorm) -> Float[Tensor, "... d"]:
+        up, down, dropout = self.up, self.down, self.dropout if self.training else 0.0
+        weights = (norm.weight, up.weight, up.bias, down.weight, down.bias)
+        return feed_forward(h, *weights, eps=NORM_EPS, dropout=dropout)

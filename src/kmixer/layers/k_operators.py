@@ -16,7 +16,7 @@ from kmixer.layers.base_kernel import BaseKernel
 from kmixer.layers.feed_forward import NORM_EPS, FeedForward, RMSNorm, linear
 from kmixer.ops.base_kernel import State as BaseKernelState
 from kmixer.ops.decay import Backend, decayed_linear_attention
-from kmixer.ops.fused import linear_dropout_add, normalize
+from kmixer.ops.fused import linear_dropout_add, normalize, scaled_norm_add
 
 DecayInit = Literal["time_constant", "linear", "fraction"]
 
@@ -36,8 +36,9 @@ class K1(nn.Module):
         self.feed_forward = FeedForward(width, dropout=mlp_dropout)
 
     def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        h = linear_dropout_add(h, self.mixing_norm(h), self.mixing.weight, self.mixing.bias, 0.0)
-        return self.feed_forward(h, self.feed_forward_norm(h))
+        h, x = self.mixing_norm.keep(h)
+        h = linear_dropout_add(h, x, self.mixing.weight, self.mixing.bias, 0.0)
+        return self.feed_forward(h, self.feed_forward_norm)
 
 
 class K0(nn.Module):
@@ -50,7 +51,7 @@ class K0(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return h + self.gain * self.norm(h) + self.bias
+        return scaled_norm_add(h, self.gain * self.norm.weight, self.bias, NORM_EPS)
 
 
 class K2State(NamedTuple):
@@ -152,7 +153,7 @@ class K2(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], K2State]:
         """One layer. `base_kernel` is the stack's kernel when this layer was made for a shared one."""
         kernel = self._kernel(base_kernel)
-        x = self.mixing_norm(h)
+        h, x = self.mixing_norm.keep(h)
         queries_keys = (x @ torch.cat([self.query, self.key], dim=1)).unflatten(-1, (2, self.rank))
         q, k = normalize(queries_keys, NORM_EPS).unbind(-2)
         y, decay_state = decayed_linear_attention(
@@ -170,7 +171,7 @@ class K2(nn.Module):
             y = y + base
         dropout = self.residual_dropout if self.training else 0.0
         h = linear_dropout_add(h, y, self.projection.weight, self.projection.bias, dropout)
-        return self.feed_forward(h, self.feed_forward_norm(h)), K2State(decay_state, base_state)
+        return self.feed_forward(h, self.feed_forward_norm), K2State(decay_state, base_state)
 
     def _kernel(self, shared: BaseKernel | None) -> BaseKernel | None:
         expects_shared = self.gate_logit is not None and self.base_kernel is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from kmixer.layers.softmax_attention import KeyValueCache
 from kmixer.models.config import ModelConfig
 from kmixer.models.heads import build_head
 from kmixer.models.k_stack import KStack, StackState
+from kmixer.ops.fused import dropout
 
 
 class Output(NamedTuple):
@@ -65,7 +65,9 @@ class CausalLM(nn.Module):
         if tokens.ndim != 2:
             raise InputError(f"tokens: got shape {tuple(tokens.shape)}; allowed: (batch, time)")
         embedded = self.from_embedding(self.embedding(tokens))
-        hidden, state = self.stack(F.dropout(embedded, self.config.dropout.embedding, self.training), state)
+        if self.training:
+            embedded = dropout(embedded, self.config.dropout.embedding)
+        hidden, state = self.stack(embedded, state)
         hidden = self.norm(hidden)
         if targets is None:
             return Output(state, logits=self.head(hidden, self.embedding.weight))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
 from kmixer.models.config import HeadConfig, ModelConfig
+from kmixer.ops.fused import linear_gelu_dropout
 
 ADAPTIVE_DIVISOR = 4.0
 
@@ -46,7 +47,8 @@ class GeluHead(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        return self.down(F.dropout(F.gelu(self.up(self.norm(hidden))), self.dropout, self.training))
+        dropout = self.dropout if self.training else 0.0
+        return self.down(linear_gelu_dropout(self.norm(hidden), self.up.weight, self.up.bias, dropout))
 
     def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
         return cross_entropies(self(hidden, embedding), targets)

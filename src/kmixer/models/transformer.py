@@ -66,7 +66,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], KeyValueCache]:
         attended, state = self.attention(self.attention_norm(x), state)
         x = x + attended
-        return self.feed_forward(x, self.feed_forward_norm(x)), state
+        return self.feed_forward(x, self.feed_forward_norm), state
 
 
 class Transformer(nn.Module):

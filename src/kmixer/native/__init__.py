@@ -32,8 +32,8 @@ def usable(*tensors: Tensor) -> bool:
     return kernels() is not None and all(x.device.type == "cpu" for x in tensors) and not torch.compiler.is_compiling()
 
 
-def call(name: str, *arguments: Tensor | float | ctypes.c_void_p) -> None:
-    """Call a kernel; tensors go by the address of their first element and must be contiguous.
+def call(name: str, *arguments: Tensor | float | ctypes.c_void_p | None) -> None:
+    """Call a kernel; tensors go by the address of their first element and must be contiguous, None as null.
 
     Whole numbers go as int64 unless wrapped in a ctypes type; floats as float.
     """
@@ -42,11 +42,13 @@ def call(name: str, *arguments: Tensor | float | ctypes.c_void_p) -> None:
     getattr(library, name)(*(_convert(argument) for argument in arguments), ctypes.c_int64(torch.get_num_threads()))
 
 
-def _convert(argument: Tensor | float | ctypes.c_void_p) -> object:
+def _convert(argument: Tensor | float | ctypes.c_void_p | None) -> object:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
     if isinstance(argument, float):
         return ctypes.c_float(argument)
+    if argument is None:
+        return ctypes.c_void_p()
     return argument

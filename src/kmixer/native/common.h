@@ -43,14 +43,34 @@ constexpr int64_t kLanes = 16;
 INLINE Vector load(const float* x) { return *(const Vector*)x; }
 INLINE void store(Vector x, float* y) { *(Vector*)y = x; }
 
-INLINE float sum_of(Vector x) {
+typedef float Quarter __attribute__((vector_size(16), aligned(4), may_alias));
+
+// The sum of its four quarters.
+INLINE Quarter quarters_of(Vector x) {
   typedef float Half __attribute__((vector_size(32)));
-  typedef float Quarter __attribute__((vector_size(16)));
   const Half half = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
                     __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-  const Quarter quarter = __builtin_shufflevector(half, half, 0, 1, 2, 3) +
-                          __builtin_shufflevector(half, half, 4, 5, 6, 7);
-  return (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
+  return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+}
+
+INLINE void store_sums(const Vector (&x)[1], float* to) {
+  const Quarter quarter = quarters_of(x[0]);
+  to[0] = (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
+}
+
+// Four sums at once, in half the shuffles of one after the other: pairs of vectors are interleaved and added
+// until every quarter holds a part of all four.
+INLINE void store_sums(const Vector (&x)[4], float* to) {
+  Vector pair[2];
+  for (int i = 0; i < 2; ++i) {
+    const Vector a = x[2 * i], b = x[2 * i + 1];
+    pair[i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+              __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  }
+  const Vector all =
+      __builtin_shufflevector(pair[0], pair[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+      __builtin_shufflevector(pair[0], pair[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  *(Quarter*)to = quarters_of(all);
 }
 
 // e^x for x <= 0, to 2 units in the last place: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2].
@@ -84,6 +104,13 @@ INLINE void normal(float x, float* distribution, float* density) {
   const float tail = 0.5f * p * u * e;
   *distribution = x < 0 ? tail : 1.0f - tail;
   *density = 0.39894228f * e;
+}
+
+// 1 / sqrt(mean(x^2) + eps).
+INLINE float inverse_rms(const float* x, int64_t width, float eps) {
+  float sum = 0;
+  for (int64_t j = 0; j < width; ++j) sum += x[j] * x[j];
+  return 1.0f / std::sqrt(sum / width + eps);
 }
 
 }  // namespace

@@ -67,12 +67,6 @@ INLINE void multiply_rows(const float* in, int64_t in_stride, const float* weigh
   for (; o < stride; o += kLanes) multiply<rows, 1>(in, in_stride, weight + o, stride, inputs, out + o, out_stride);
 }
 
-INLINE float inverse_rms(const float* x, int64_t width, float eps) {
-  float sum = 0;
-  for (int64_t j = 0; j < width; ++j) sum += x[j] * x[j];
-  return 1.0f / std::sqrt(sum / width + eps);
-}
-
 INLINE float inverse_norm(const float* x, int64_t width, float eps) {
   float sum = 0;
   for (int64_t j = 0; j < width; ++j) sum += x[j] * x[j];

@@ -8,6 +8,7 @@
 // threads gives the same bits.
 
 #include "common.h"
+#include "elementwise.h"
 
 namespace {
 
@@ -102,7 +103,7 @@ INLINE void decay_backward_queries(const float* k, const float* v, const float* 
           dot[c] += state[c][p] * gradient;
         }
       }
-      for (int c = 0; c < ranks; ++c) dq[c] = sum_of(dot[c]);
+      store_sums(dot, dq);
     }
     for (int c = 0; c < ranks; ++c)
       for (int p = 0; p < parts; ++p) store(state[c][p], S + c * kWide + p * kLanes);
@@ -149,7 +150,7 @@ INLINE void decay_backward_keys(const float* q, const float* k, const float* v, 
         }
         store(sum, dvi + p * kLanes);
       }
-      for (int c = 0; c < ranks; ++c) dki[c] = sum_of(dot[c]);
+      store_sums(dot, dki);
     } else {
       if (!more)
         for (int64_t j = 0; j < width; ++j) dvi[j] = 0;
@@ -204,112 +205,47 @@ INLINE void store_state(const float* S, float* state, int64_t r, int64_t d, int6
 // ---------------------------------------------------------------------------------------------
 // Elementwise pieces
 
-struct BFloat16 {
-  uint16_t bits;
-};
-
-INLINE float widen(float x) { return x; }
-INLINE float widen(BFloat16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
-INLINE void narrow(float x, float* y) { *y = x; }
-INLINE void narrow(float x, BFloat16* y) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  y->bits = uint16_t(x == x ? rounded : 0x7fc0);
-}
-
-// 0 or `scale`: whether element `index` survives dropout. A 32-bit mix of seed and index
-// (lowbias32 by Ellis, two rounds of multiply and shift), compared with a threshold.
-INLINE float keep(uint32_t index, uint32_t seed, uint32_t threshold, float scale) {
-  uint32_t x = index ^ seed;
-  x ^= x >> 16;
-  x *= 0x7feb352dU;
-  x ^= x >> 15;
-  x *= 0x846ca68bU;
-  x ^= x >> 16;
-  return x < threshold ? 0.0f : scale;
-}
-
 template <class T>
-void gelu_forward(const T* __restrict x, const float* __restrict bias, T* __restrict y, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold,
-                  float scale, int64_t threads) {
+void gelu_forward(const T* x, const float* bias, T* y, int64_t rows, int64_t width, Dropout dropout, int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t j = 0; j < width; ++j) {
-        const float u = widen(x[i * width + j]) + bias[j];
-        float distribution, density;
-        normal(u, &distribution, &density);
-        narrow(u * distribution * keep(uint32_t(i * width + j), seed, threshold, scale), &y[i * width + j]);
-      }
+    for (int64_t i = begin * width; i < end * width; i += width) gelu_row(x + i, bias, y + i, width, uint32_t(i), dropout);
   });
 }
 
-// Sums over rows of `width`, one for each thread, far enough apart that no two share a cache line.
-class RowSums {
- public:
-  RowSums(int64_t threads, int64_t width)
-      : threads_(std::max<int64_t>(1, threads)), width_(width), stride_(width + 64), sums_(threads_ * stride_) {}
-  float* of(int64_t thread) { return sums_.data() + thread * stride_; }
-  void total(float* out) const {
-    for (int64_t j = 0; j < width_; ++j) {
-      out[j] = 0;
-      for (int64_t i = 0; i < threads_; ++i) out[j] += sums_[i * stride_ + j];
-    }
-  }
-
- private:
-  int64_t threads_, width_, stride_;
-  std::vector<float> sums_;
-};
-
 template <class T>
-void gelu_backward(const T* __restrict x, const float* __restrict bias, const T* __restrict dy, T* __restrict dx, float* dbias, int64_t rows, int64_t width,
-                   uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
+void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbias, int64_t rows, int64_t width,
+                   Dropout dropout, int64_t threads) {
   RowSums sums(threads, width);
   parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
-    float* __restrict sum = sums.of(thread);
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t j = 0; j < width; ++j) {
-        const float u = widen(x[i * width + j]) + bias[j];
-        float distribution, density;
-        normal(u, &distribution, &density);
-        const float mask = keep(uint32_t(i * width + j), seed, threshold, scale);
-        const float gradient = widen(dy[i * width + j]) * mask * (distribution + u * density);
-        narrow(gradient, &dx[i * width + j]);
-        sum[j] += gradient;
-      }
+    for (int64_t i = begin * width; i < end * width; i += width)
+      gelu_backward_row<false>(x + i, bias, dy + i, dx + i, (T*)nullptr, sums.of(thread), width, uint32_t(i), dropout);
   });
   sums.total(dbias);
 }
 
 template <class T>
 void add_forward(const float* __restrict residual, const T* __restrict x, const float* __restrict bias, float* __restrict y, int64_t rows, int64_t width,
-                 uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
+                 Dropout dropout, int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i)
       for (int64_t j = 0; j < width; ++j) {
         const int64_t at = i * width + j;
-        const float mask = keep(uint32_t(at), seed, threshold, scale);
+        const float mask = keep(uint32_t(at), dropout);
         y[at] = residual[at] + mask * (widen(x[at]) + bias[j]);
       }
   });
 }
 
 template <class T>
-void add_backward(const float* __restrict dy, T* __restrict dx, float* dbias, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold,
-                  float scale, int64_t threads) {
+void add_backward(const float* __restrict dy, T* __restrict dx, float* dbias, int64_t rows, int64_t width,
+                  Dropout dropout, int64_t threads) {
   RowSums sums(threads, width);
   parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
     float* __restrict sum = sums.of(thread);
     for (int64_t i = begin; i < end; ++i)
       for (int64_t j = 0; j < width; ++j) {
         const int64_t at = i * width + j;
-        const float mask = keep(uint32_t(at), seed, threshold, scale);
+        const float mask = keep(uint32_t(at), dropout);
         const float gradient = mask * dy[at];
         narrow(gradient, &dx[at]);
         sum[j] += gradient;
@@ -430,31 +366,23 @@ void rms_norm_forward(const float* x, const float* weight, float* y, float* inve
                       float eps, int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i) {
-      const float* row = x + i * width;
-      float sum = 0;
-      for (int64_t j = 0; j < width; ++j) sum += row[j] * row[j];
-      const float scale = 1.0f / std::sqrt(sum / width + eps);
-      inverse[i] = scale;
-      for (int64_t j = 0; j < width; ++j) y[i * width + j] = weight[j] * (row[j] * scale);
+      inverse[i] = inverse_rms(x + i * width, width, eps);
+      scale_row(x + i * width, weight, inverse[i], y + i * width, width);
     }
   });
 }
 
-void rms_norm_backward(const float* __restrict x, const float* __restrict weight, const float* __restrict inverse, const float* __restrict dy, float* __restrict dx,
-                       float* dweight, int64_t rows, int64_t width, int64_t threads) {
+// `residual` (rows, width) is added to dx where it is not null.
+void rms_norm_backward(const float* x, const float* weight, const float* inverse, const float* dy,
+                       const float* residual, float* dx, float* dweight, int64_t rows, int64_t width, int64_t threads) {
   RowSums sums(threads, width);
   parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
-    float* __restrict total = sums.of(thread);
     for (int64_t i = begin; i < end; ++i) {
-      const float *row = x + i * width, *gradient = dy + i * width;
-      const float scale = inverse[i];
-      float sum = 0;
-      for (int64_t j = 0; j < width; ++j) {
-        sum += gradient[j] * weight[j] * row[j];
-        total[j] += gradient[j] * row[j] * scale;
-      }
-      const float shared = sum * scale * scale / width;
-      for (int64_t j = 0; j < width; ++j) dx[i * width + j] = scale * (gradient[j] * weight[j] - row[j] * shared);
+      const int64_t at = i * width;
+      if (residual)
+        rms_norm_backward_row<true>(x + at, weight, inverse[i], dy + at, residual + at, dx + at, sums.of(thread), width);
+      else
+        rms_norm_backward_row<false>(x + at, weight, inverse[i], dy + at, residual, dx + at, sums.of(thread), width);
     }
   });
   sums.total(dweight);
@@ -489,42 +417,48 @@ void normalize_backward(const float* y, const float* inverse, const float* dy, f
   });
 }
 
+// y = dropout(x), and its own gradient.
+void dropout(const float* x, float* y, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold, float scale,
+             int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin * width; i < end * width; ++i) y[i] = x[i] * keep(uint32_t(i), {seed, threshold, scale});
+  });
+}
+
 // The elementwise kernels take x in float32, or in bfloat16 (bf16 != 0); rows (rows, width), bias (width,).
 // Dropout: element i survives if a mix of seed and i is at or above `threshold`, and is scaled by `scale`.
 void bias_gelu_dropout_forward(const void* x, const float* bias, void* y, int64_t rows, int64_t width, uint32_t seed,
                                uint32_t threshold, float scale, int32_t bf16, int64_t threads) {
   if (bf16)
-    gelu_forward((const BFloat16*)x, bias, (BFloat16*)y, rows, width, seed, threshold, scale, threads);
+    gelu_forward((const BFloat16*)x, bias, (BFloat16*)y, rows, width, {seed, threshold, scale}, threads);
   else
-    gelu_forward((const float*)x, bias, (float*)y, rows, width, seed, threshold, scale, threads);
+    gelu_forward((const float*)x, bias, (float*)y, rows, width, {seed, threshold, scale}, threads);
 }
 
 void bias_gelu_dropout_backward(const void* x, const float* bias, const void* dy, void* dx, float* dbias, int64_t rows,
                                 int64_t width, uint32_t seed, uint32_t threshold, float scale, int32_t bf16,
                                 int64_t threads) {
   if (bf16)
-    gelu_backward((const BFloat16*)x, bias, (const BFloat16*)dy, (BFloat16*)dx, dbias, rows, width, seed, threshold,
-                  scale, threads);
+    gelu_backward((const BFloat16*)x, bias, (const BFloat16*)dy, (BFloat16*)dx, dbias, rows, width, {seed, threshold, scale}, threads);
   else
-    gelu_backward((const float*)x, bias, (const float*)dy, (float*)dx, dbias, rows, width, seed, threshold, scale,
-                  threads);
+    gelu_backward((const float*)x, bias, (const float*)dy, (float*)dx, dbias, rows, width, {seed, threshold, scale}, threads);
 }
 
 void bias_dropout_add_forward(const float* residual, const void* x, const float* bias, float* y, int64_t rows,
                               int64_t width, uint32_t seed, uint32_t threshold, float scale, int32_t bf16,
                               int64_t threads) {
   if (bf16)
-    add_forward(residual, (const BFloat16*)x, bias, y, rows, width, seed, threshold, scale, threads);
+    add_forward(residual, (const BFloat16*)x, bias, y, rows, width, {seed, threshold, scale}, threads);
   else
-    add_forward(residual, (const float*)x, bias, y, rows, width, seed, threshold, scale, threads);
+    add_forward(residual, (const float*)x, bias, y, rows, width, {seed, threshold, scale}, threads);
 }
 
 void bias_dropout_add_backward(const float* dy, void* dx, float* dbias, int64_t rows, int64_t width, uint32_t seed,
                                uint32_t threshold, float scale, int32_t bf16, int64_t threads) {
   if (bf16)
-    add_backward(dy, (BFloat16*)dx, dbias, rows, width, seed, threshold, scale, threads);
+    add_backward(dy, (BFloat16*)dx, dbias, rows, width, {seed, threshold, scale}, threads);
   else
-    add_backward(dy, (float*)dx, dbias, rows, width, seed, threshold, scale, threads);
+    add_backward(dy, (float*)dx, dbias, rows, width, {seed, threshold, scale}, threads);
 }
 
 }  // extern "C"

@@ -29,6 +29,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 # Up to this many lags the compiled filter reads every input from the first cache level.
 MAX_NATIVE_LAGS = 64
+# The compiled dense kernel works on vectors of this many channels.
+NATIVE_LANES = 16
 # Otherwise filters are applied to blocks of this many positions, or of the filter's length if that is more:
 # one (block, block + lags) matrix product, instead of one pass over memory per lag.
 MIN_BLOCK = 32
@@ -103,9 +105,18 @@ def _check_window(kind: str, position: int, t: int, window: int) -> None:
 def _dense(x: Tensor, kernel: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     position, t = seen.shape[1], x.shape[1]
     _check_window("dense", position, t, kernel.shape[0])
+    if (
+        position == 0
+        and _float32(x, kernel)
+        and x.shape[2] % NATIVE_LANES == 0
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return _NativeDense.apply(x.contiguous(), kernel.contiguous()), x
     stop = position + t
     inputs = torch.cat([seen.to(x.dtype), x], dim=1) if position else x
-    return kernel[position:stop, :stop].tril(position) @ inputs, inputs
+    weights = kernel[position:stop, :stop].tril(position)
+    # One product a row: a matrix times a batch would be a product of transposed copies.
+    return torch.bmm(weights.expand(len(x), -1, -1), inputs), inputs
 
 
 def _low_rank(x: Tensor, left: Tensor, right: Tensor, state: LowRankState) -> tuple[Tensor, LowRankState]:
@@ -129,7 +140,7 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
     past = lags.shape[0] - 1
     history = history.to(x.dtype)
-    if x.dtype == lags.dtype == torch.float32 and len(lags) <= MAX_NATIVE_LAGS and native.usable(x, lags):
+    if _float32(x, lags) and len(lags) <= MAX_NATIVE_LAGS:
         y = _NativeFilter.apply(x.contiguous(), history.contiguous(), lags.contiguous())
         kept = torch.cat([history, x[:, max(0, t - past) :]], dim=1)
         return y, kept[:, kept.shape[1] - past :].clone()
@@ -146,6 +157,29 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
         y = y.view(b, t + padding, d)[:, :t]
     # A copy: a view would keep all inputs in memory for as long as the state lives.
     return y, inputs[:, inputs.shape[1] - past :].clone()
+
+
+def _float32(x: Tensor, weight: Tensor) -> bool:
+    return x.dtype == weight.dtype == torch.float32 and native.usable(x, weight)
+
+
+class _NativeDense(torch.autograd.Function):
+    """The dense kernel from position 0 on, compiled: it skips the triangle above the diagonal."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        native.call("dense_forward", x, kernel, y, *x.shape, kernel.shape[1])
+        ctx.save_for_backward(x, kernel)
+        return y
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, kernel = ctx.saved_tensors
+        dx, dkernel = torch.empty_like(x), torch.zeros_like(kernel)
+        native.call("dense_backward", x, kernel, dy.contiguous(), dx, dkernel, *x.shape, kernel.shape[1])
+        return dx, dkernel
 
 
 class _NativeFilter(torch.autograd.Function):

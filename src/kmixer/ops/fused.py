@@ -24,8 +24,24 @@ MAX_ELEMENTS = 1 << 32
 def rms_norm(x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"], eps: float) -> Float[Tensor, "*rows d"]:
     """weight x / sqrt(mean(x^2) + eps) over the last axis."""
     if _float32(x, weight):
-        return _RMSNorm.apply(x.contiguous(), weight, eps)
+        return _RMSNorm.apply(x.contiguous(), weight, eps)[1]
     return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def keep_and_rms_norm(
+    x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"], eps: float
+) -> tuple[Float[Tensor, "*rows d"], Float[Tensor, "*rows d"]]:
+    """x and rms_norm(x), for a layer that adds to its input: one pass makes the gradient of both."""
+    if _float32(x, weight):
+        return _RMSNorm.apply(x.contiguous(), weight, eps)
+    return x, F.rms_norm(x, weight.shape, weight, eps)
+
+
+def dropout(x: Tensor, probability: float) -> Tensor:
+    """x with each element set to 0 with this probability, in force as given, and the rest scaled up."""
+    if probability and _float32(x) and x.numel() < MAX_ELEMENTS:
+        return _Dropout.apply(x.contiguous(), probability, dropout_seed(probability))
+    return F.dropout(x, probability)
 
 
 def normalize(x: Float[Tensor, "*rows r"], eps: float) -> Float[Tensor, "*rows r"]:
@@ -38,15 +54,23 @@ def normalize(x: Float[Tensor, "*rows r"], eps: float) -> Float[Tensor, "*rows r
 def linear_gelu_dropout(x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """dropout(GELU(x W^T + bias)), the exact GELU; `dropout` is the probability in force, 0 in evaluation."""
     if _elementwise(x, bias):
-        return _BiasGeluDropout.apply(F.linear(x, weight), bias, dropout, _seed(dropout))
+        return _BiasGeluDropout.apply(F.linear(x, weight), bias, dropout, dropout_seed(dropout))
     return F.dropout(F.gelu(F.linear(x, weight, bias)), dropout)
 
 
 def linear_dropout_add(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """residual + dropout(x W^T + bias)."""
     if _elementwise(x, bias) and residual.dtype == torch.float32:
-        return _BiasDropoutAdd.apply(residual.contiguous(), F.linear(x, weight), bias, dropout, _seed(dropout))
+        return _BiasDropoutAdd.apply(residual.contiguous(), F.linear(x, weight), bias, dropout, dropout_seed(dropout))
     return residual + F.dropout(F.linear(x, weight, bias), dropout)
+
+
+def scaled_norm_add(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """x + rms_norm(x) + bias, with the norm's weight."""
+    kept, normed = keep_and_rms_norm(x, weight, eps)
+    if _elementwise(normed, bias) and kept.dtype == torch.float32:
+        return _BiasDropoutAdd.apply(kept.contiguous(), normed, bias, 0.0, 0)
+    return kept + normed + bias
 
 
 def _float32(*tensors: Tensor) -> bool:
@@ -63,14 +87,19 @@ def _elementwise(x: Tensor, bias: Tensor) -> bool:
     )
 
 
-def _seed(dropout: float) -> int:
+def dropout_seed(dropout: float) -> int:
+    """A seed for the compiled dropout, drawn from torch's generator where anything is dropped."""
     return int(torch.randint(1 << 32, ())) if dropout else 0
 
 
-def _dropout_arguments(dropout: float, seed: int, x: Tensor) -> tuple[Any, ...]:
+def dropout_arguments(dropout: float, seed: int) -> tuple[Any, ...]:
+    """Seed, threshold and scale as the compiled kernels take them."""
     threshold = min(round(dropout * 2**32), 2**32 - 1)
-    bf16 = ctypes.c_int32(x.dtype == torch.bfloat16)
-    return ctypes.c_uint32(seed), ctypes.c_uint32(threshold), float(1 / (1 - dropout)), bf16
+    return ctypes.c_uint32(seed), ctypes.c_uint32(threshold), float(1 / (1 - dropout))
+
+
+def _element(x: Tensor) -> ctypes.c_int32:
+    return ctypes.c_int32(x.dtype == torch.bfloat16)
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
@@ -78,20 +107,26 @@ def _rows(x: Tensor) -> tuple[int, int]:
 
 
 class _RMSNorm(torch.autograd.Function):
+    """x itself and its norm: the gradient that comes back through x is added where the norm's is made."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         rows, width = _rows(x)
         y, inverse = torch.empty_like(x), x.new_empty(rows)
         native.call("rms_norm_forward", x, weight, y, inverse, rows, width, float(eps))
         ctx.save_for_backward(x, weight, inverse)
-        return y
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), y
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dy: Tensor) -> Any:
+    def backward(ctx: Any, residual: Tensor | None, dy: Tensor | None) -> Any:
+        if dy is None:
+            return residual, None, None
         x, weight, inverse = ctx.saved_tensors
+        residual = None if residual is None else residual.contiguous()
         dx, dweight = torch.empty_like(x), torch.empty_like(weight)
-        native.call("rms_norm_backward", x, weight, inverse, dy.contiguous(), dx, dweight, *_rows(x))
+        native.call("rms_norm_backward", x, weight, inverse, dy.contiguous(), residual, dx, dweight, *_rows(x))
         return dx, dweight, None
 
 
@@ -114,11 +149,27 @@ class _Normalize(torch.autograd.Function):
         return dx, None
 
 
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probability: float, seed: int) -> Tensor:
+        y = torch.empty_like(x)
+        native.call("dropout", x, y, *_rows(x), *dropout_arguments(probability, seed))
+        ctx.probability, ctx.seed = probability, seed
+        return y
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
+        native.call("dropout", dy.contiguous(), dx, *_rows(dy), *dropout_arguments(ctx.probability, ctx.seed))
+        return dx, None, None
+
+
 class _BiasGeluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
         y = torch.empty_like(x)
-        native.call("bias_gelu_dropout_forward", x, bias, y, *_rows(x), *_dropout_arguments(dropout, seed, x))
+        native.call("bias_gelu_dropout_forward", x, bias, y, *_rows(x), *dropout_arguments(dropout, seed), _element(x))
         ctx.save_for_backward(x, bias)
         ctx.dropout, ctx.seed = dropout, seed
         return y
@@ -128,7 +179,7 @@ class _BiasGeluDropout(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, bias = ctx.saved_tensors
         dx, dbias = torch.empty_like(x), torch.empty_like(bias)
-        arguments = _dropout_arguments(ctx.dropout, ctx.seed, x)
+        arguments = (*dropout_arguments(ctx.dropout, ctx.seed), _element(x))
         native.call("bias_gelu_dropout_backward", x, bias, dy.contiguous(), dx, dbias, *_rows(x), *arguments)
         return dx, dbias, None, None
 
@@ -137,7 +188,7 @@ class _BiasDropoutAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
         y = torch.empty_like(residual)
-        arguments = _dropout_arguments(dropout, seed, x)
+        arguments = (*dropout_arguments(dropout, seed), _element(x))
         native.call("bias_dropout_add_forward", residual, x, bias, y, *_rows(x), *arguments)
         ctx.dropout, ctx.seed, ctx.dtype = dropout, seed, x.dtype
         ctx.save_for_backward(bias)
@@ -149,6 +200,6 @@ class _BiasDropoutAdd(torch.autograd.Function):
         (bias,) = ctx.saved_tensors
         dy = dy.contiguous()
         dx, dbias = torch.empty_like(dy, dtype=ctx.dtype), torch.empty_like(bias)
-        arguments = _dropout_arguments(ctx.dropout, ctx.seed, dx)
+        arguments = (*dropout_arguments(ctx.dropout, ctx.seed), _element(dx))
         native.call("bias_dropout_add_backward", dy, dx, dbias, *_rows(dx), *arguments)
         return dy, dx, dbias, None, None

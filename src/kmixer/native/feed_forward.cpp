@@ -1,0 +1,108 @@
+// The feed-forward block, h + W2 dropout(GELU(W1 x + b1)) + b2 with x = RMSNorm(h), a tile of rows at a time.
+//
+// Between the two matrix products nothing leaves the cache; W1 x (rows, m) is kept for the backward pass.
+// Rows are shared evenly by the threads, and sums over rows are added in the order of the threads.
+
+#include "elementwise.h"
+#include "gemm.h"
+
+namespace {
+
+constexpr int64_t kTile = 48;
+
+// A copy of a (rows, columns) matrix with the row stride of gemm.h, or of its transpose.
+std::vector<float> padded_copy(const float* from, int64_t rows, int64_t columns) {
+  const int64_t stride = stride_of(columns);
+  std::vector<float> to(rows * stride);
+  for (int64_t i = 0; i < rows; ++i) std::memcpy(&to[i * stride], from + i * columns, sizeof(float) * columns);
+  return to;
+}
+
+std::vector<float> padded_transpose(const float* from, int64_t rows, int64_t columns) {
+  const int64_t stride = stride_of(rows);
+  std::vector<float> to(columns * stride);
+  for (int64_t j = 0; j < columns; ++j)
+    for (int64_t i = 0; i < rows; ++i) to[j * stride + i] = from[i * columns + j];
+  return to;
+}
+
+}  // namespace
+
+extern "C" {
+
+// out, h (rows, d), hidden (rows, m), inverse (rows,): 1 / sqrt(mean(h^2) + eps); norm, b2 (d,), w1 (m, d), b1 (m,),
+// w2 (d, m). d and m are multiples of 16.
+void feed_forward_forward(const float* h, const float* norm, const float* w1, const float* b1, const float* w2,
+                          const float* b2, float* out, float* hidden, float* inverse, int64_t rows, int64_t d,
+                          int64_t m, float eps, uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
+  const int64_t wide = stride_of(d), tall = stride_of(m);
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    const std::vector<float> up = padded_transpose(w1, m, d), down = padded_transpose(w2, d, m);
+    std::vector<float> x(kTile * wide), a(kTile * tall);
+    for (int64_t first = begin; first < end; first += kTile) {
+      const int64_t count = std::min(kTile, end - first);
+      for (int64_t i = 0; i < count; ++i) {
+        const float* row = h + (first + i) * d;
+        inverse[first + i] = inverse_rms(row, d, eps);
+        scale_row(row, norm, inverse[first + i], &x[i * wide], d);
+      }
+      multiply({x.data(), wide, 1}, up.data(), tall, a.data(), tall, count, d, m, false);
+      for (int64_t i = 0; i < count; ++i) {
+        float* kept = hidden + (first + i) * m;
+        std::memcpy(kept, &a[i * tall], sizeof(float) * m);
+        gelu_row(kept, b1, &a[i * tall], m, uint32_t((first + i) * m), {seed, threshold, scale});
+      }
+      multiply({a.data(), tall, 1}, down.data(), wide, x.data(), wide, count, m, d, false);
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t j = 0; j < d; ++j) out[(first + i) * d + j] = h[(first + i) * d + j] + (x[i * wide + j] + b2[j]);
+    }
+  });
+}
+
+// Gradients of everything, from dout (rows, d) and what the forward pass kept.
+void feed_forward_backward(const float* dout, const float* h, const float* norm, const float* w1, const float* b1,
+                           const float* w2, const float* hidden, const float* inverse, float* dh, float* dnorm,
+                           float* dw1, float* db1, float* dw2, float* db2, int64_t rows, int64_t d, int64_t m,
+                           uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
+  const int64_t wide = stride_of(d), tall = stride_of(m);
+  RowSums norm_sums(threads, d), bias1_sums(threads, m), bias2_sums(threads, d);
+  RowSums up_sums(threads, m * wide), down_sums(threads, d * tall);
+  parallel(rows, threads, [&](int64_t begin, int64_t end, int64_t thread) {
+    const std::vector<float> up = padded_copy(w1, m, d), down = padded_copy(w2, d, m);
+    std::vector<float> x(kTile * wide), dx(kTile * wide), dy(kTile * wide), a(kTile * tall), da(kTile * tall),
+        du(kTile * tall);
+    float* bias2_sum = bias2_sums.of(thread);
+    for (int64_t first = begin; first < end; first += kTile) {
+      const int64_t count = std::min(kTile, end - first);
+      for (int64_t i = 0; i < count; ++i) {
+        const float* gradient = dout + (first + i) * d;
+        scale_row(h + (first + i) * d, norm, inverse[first + i], &x[i * wide], d);
+        for (int64_t j = 0; j < d; ++j) {
+          dy[i * wide + j] = gradient[j];
+          bias2_sum[j] += gradient[j];
+        }
+      }
+      multiply({dy.data(), wide, 1}, down.data(), tall, da.data(), tall, count, d, m, false);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = (first + i) * m;
+        gelu_backward_row<true>(hidden + at, b1, &da[i * tall], &du[i * tall], &a[i * tall], bias1_sums.of(thread), m,
+                                uint32_t(at), {seed, threshold, scale});
+      }
+      multiply({dy.data(), 1, wide}, a.data(), tall, down_sums.of(thread), tall, d, count, m, true);
+      multiply({du.data(), 1, tall}, x.data(), wide, up_sums.of(thread), wide, m, count, d, true);
+      multiply({du.data(), tall, 1}, up.data(), wide, dx.data(), wide, count, m, d, false);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = (first + i) * d;
+        rms_norm_backward_row<true>(h + at, norm, inverse[first + i], &dx[i * wide], &dy[i * wide], dh + at,
+                                    norm_sums.of(thread), d);
+      }
+    }
+  });
+  norm_sums.total(dnorm);
+  bias1_sums.total(db1);
+  bias2_sums.total(db2);
+  up_sums.total(dw1, d, wide);
+  down_sums.total(dw2, m, tall);
+}
+
+}  // extern "C"

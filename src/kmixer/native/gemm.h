@@ -1,0 +1,70 @@
+// A matrix product for matrices that stay in cache: what the feed-forward and decoding kernels are made of.
+#pragma once
+
+#include "common.h"
+
+namespace {
+
+// Sums held in registers: kRows rows of kParts vectors.
+constexpr int kRows = 6;
+#ifdef __AVX512F__
+constexpr int kParts = 4;
+#else
+constexpr int kParts = 1;
+#endif
+// Inner positions of one pass: a panel of kParts vectors of B then fits the first cache level.
+constexpr int64_t kInner = 128;
+
+// Rows of padded matrices start a cache line further on: rows a power of two apart would share cache sets.
+INLINE int64_t stride_of(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes + kLanes; }
+
+// A matrix operand: element (i, j) is at data[i * row + j * column].
+struct Operand {
+  const float* data;
+  int64_t row, column;
+};
+
+template <int rows, int parts>
+INLINE void multiply_block(Operand a, const float* b, int64_t b_row, int64_t inner, float* c, int64_t c_row, bool add) {
+  Vector sum[rows][parts];
+  for (int r = 0; r < rows; ++r)
+    for (int p = 0; p < parts; ++p) sum[r][p] = add ? load(c + r * c_row + p * kLanes) : Vector{};
+  const float* x = a.data;
+  for (int64_t i = 0; i < inner; ++i, x += a.column, b += b_row)
+    for (int p = 0; p < parts; ++p) {
+      const Vector w = load(b + p * kLanes);
+      for (int r = 0; r < rows; ++r) sum[r][p] += w * x[r * a.row];
+    }
+  for (int r = 0; r < rows; ++r)
+    for (int p = 0; p < parts; ++p) store(sum[r][p], c + r * c_row + p * kLanes);
+}
+
+template <int parts>
+INLINE void multiply_panel(Operand a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows,
+                           int64_t inner, bool add) {
+  int64_t i = 0;
+  for (; i + kRows <= rows; i += kRows)
+    multiply_block<kRows, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
+  for (; i + 2 <= rows; i += 2)
+    multiply_block<2, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
+  for (; i < rows; ++i)
+    multiply_block<1, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
+}
+
+// C (rows, columns) = A (rows, inner) B (inner, columns), or C + A B where `add` holds. The rows of B and C
+// are contiguous; columns is a multiple of 16.
+INLINE void multiply(Operand a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows, int64_t inner,
+                     int64_t columns, bool add) {
+  for (int64_t first = 0; first < inner; first += kInner) {
+    const int64_t length = std::min(kInner, inner - first);
+    const Operand part = {a.data + first * a.column, a.row, a.column};
+    const float* panel = b + first * b_row;
+    int64_t j = 0;
+    for (; j + kParts * kLanes <= columns; j += kParts * kLanes)
+      multiply_panel<kParts>(part, panel + j, b_row, c + j, c_row, rows, length, add || first > 0);
+    for (; j < columns; j += kLanes)
+      multiply_panel<1>(part, panel + j, b_row, c + j, c_row, rows, length, add || first > 0);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,89 @@
+"""The feed-forward block: one compiled kernel, and the pieces it is made of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kmixer import native
+from kmixer.errors import InputError
+from kmixer.ops.feed_forward import feed_forward
+from kmixer.ops.fused import linear_dropout_add, linear_gelu_dropout, rms_norm
+
+EPS = 1e-8
+compiled = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
+
+
+def make(rows: tuple[int, ...], d: int, m: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """h, norm, up, up_bias, down, down_bias."""
+    generator = torch.Generator().manual_seed(sum(rows) + d + m)
+    shapes = ((*rows, d), (d,), (m, d), (m,), (d, m), (d,))
+    return [torch.randn(*shape, generator=generator, dtype=dtype) for shape in shapes]
+
+
+def definition(h: Tensor, norm: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
+    x = norm * h / torch.sqrt(h.square().mean(-1, keepdim=True) + EPS)
+    return h + F.gelu(x @ up.T + up_bias) @ down.T + down_bias
+
+
+def gradients(y: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    weigh = torch.cos(torch.arange(y.numel()).view(y.shape))
+    return [y.detach(), *torch.autograd.grad((y * weigh).sum(), leaves)]
+
+
+# Widths the compiled kernel takes and widths it leaves to the pieces; rows beyond a tile of it.
+@given(
+    st.tuples(st.integers(1, 3), st.sampled_from([1, 5, 47, 48, 49, 120])),
+    st.sampled_from([3, 16, 48, 64]),
+    st.sampled_from([16, 40, 80, 144]),
+)
+def test_it_is_its_definition(rows: tuple[int, int], d: int, m: int) -> None:
+    tensors = make(rows, d, m)
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    expected = gradients(definition(*leaves), leaves)
+    for dtype, error in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
+        leaves = [x.to(dtype).requires_grad_() for x in tensors]
+        for actual, exact in zip(gradients(feed_forward(*leaves, eps=EPS, dropout=0.0), leaves), expected, strict=True):
+            scale = 1 + exact.abs().max().item()
+            assert (actual - exact).abs().max().item() <= error * scale
+
+
+@compiled
+def test_its_dropout_is_that_of_the_pieces() -> None:
+    leaves = [x.requires_grad_() for x in make((2, 77), 32, 80, torch.float32)]
+    h, norm, up, up_bias, down, down_bias = leaves
+    torch.manual_seed(3)
+    ours = gradients(feed_forward(*leaves, eps=EPS, dropout=0.4), leaves)
+    torch.manual_seed(3)
+    hidden = linear_gelu_dropout(rms_norm(h, norm, EPS), up, up_bias, 0.4)
+    theirs = gradients(linear_dropout_add(h, hidden, down, down_bias, 0.0), leaves)
+    for actual, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    whole = feed_forward(*leaves, eps=EPS, dropout=0.0)
+    assert not torch.allclose(ours[0], whole, atol=0.1)
+
+
+@compiled
+def test_the_same_threads_give_the_same_bits() -> None:
+    leaves = [x.requires_grad_() for x in make((3, 333), 64, 128, torch.float32)]
+    first, second = (gradients(feed_forward(*leaves, eps=EPS, dropout=0.0), leaves) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@compiled
+def test_second_derivatives_are_refused() -> None:
+    leaves = [x.requires_grad_() for x in make((2, 3), 16, 32, torch.float32)]
+    y = feed_forward(*leaves, eps=EPS, dropout=0.0)
+    with pytest.raises(InputError, match="second"):
+        torch.autograd.grad(y.sum(), leaves, create_graph=True)
+
+
+def test_rows_do_not_depend_on_each_other() -> None:
+    leaves = make((2, 60), 16, 32, torch.float32)
+    whole = feed_forward(*leaves, eps=EPS, dropout=0.0)
+    alone = feed_forward(leaves[0][1:, 13:14], *leaves[1:], eps=EPS, dropout=0.0)
+    torch.testing.assert_close(alone, whole[1:, 13:14], rtol=1e-6, atol=1e-6)
