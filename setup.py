@@ -1,7 +1,7 @@
 """Builds the compiled CPU kernels where there is a C++ compiler; everything else is in pyproject.toml."""
 
 import platform
-from glob import glob
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -14,12 +14,17 @@ if platform.machine() in ("x86_64", "AMD64"):
     BUILDS["avx2"] = "-mavx2 -mfma"
     BUILDS["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512"
 
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path) for path in Path("src/kmixer/native").glob(pattern))
+
+
 setup(
     ext_modules=[
         Extension(
             f"kmixer.native._kernels_{name}",
-            sorted(glob("src/kmixer/native/*.cpp")),
-            depends=sorted(glob("src/kmixer/native/*.h")),
+            sources("*.cpp"),
+            depends=sources("*.h"),
             extra_compile_args=[*FLAGS.split(), THREADS, *machine.split()],
             extra_link_args=[THREADS],
             optional=True,  # without a compiler the library works, with torch alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,3 +60,16 @@ def test_training_and_decoding_beside_the_transformer(kmixer_command: Run) -> No
     )
     assert [row["batch_size"] for row in decoded["rows"]] == [1, 64, 1, 64]
     assert all(row["tokens_per_second"] > 0 for row in decoded["rows"])
+
+
+def test_time_against_length(kmixer_command: Run, tmp_path: Path) -> None:
+    settings = ["--set", "model.layers=1", "--tokens", 128, "--longest", 128, "--repeats", 1]
+    plot = tmp_path / "length.svg"
+    answer = json.loads(kmixer_command("bench", "length", *settings, "--plot", plot, "--json").out)
+    assert [(row["window"], row["batch_size"]) for row in answer["rows"]] == [(64, 2), (128, 1)] * 4
+    drawn = plot.read_text()
+    assert "<svg" in drawn and drawn.count("<path") > 4
+    stopped = kmixer_command("bench", "length", *settings, "--longest-step", 0, "--json")
+    assert [row["window"] for row in json.loads(stopped.out)["rows"]] == [64] * 4
+    refused = kmixer_command("bench", "length", "--plot", tmp_path / "length.jpg")
+    assert refused.error().endswith("allowed: a file that ends in .svg or .png")

@@ -16,19 +16,21 @@ COPIED_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the first, and the median of the rest."""
+    """Seconds of one call: the first, and the median of the rest (the first where it was the only one)."""
 
     first: float
     median: float
 
 
-def time_calls(call: Callable[[], object], repeats: int = 5) -> Timing:
-    """Time a call: once, and then `repeats` times."""
+def time_calls(call: Callable[[], object], repeats: int = 5, longest: float = float("inf")) -> Timing:
+    """Time a call: once, and then `repeats` times, unless the first took more than `longest` seconds."""
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - began)
+        if seconds[0] > longest:
+            return Timing(seconds[0], seconds[0])
     return Timing(seconds[0], statistics.median(seconds[1:]))
 
 

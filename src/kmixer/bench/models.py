@@ -29,10 +29,13 @@ def build(recipe: Recipe, model: str) -> Model:
     return Transformer(transformer_like(recipe.model, vocabulary), vocabulary)
 
 
-def bench_train(recipe: Recipe, model: str, precision: str, repeats: int, flops: float) -> dict[str, Any]:
+def bench_train(
+    recipe: Recipe, model: str, precision: str, repeats: int, flops: float, longest: float = float("inf")
+) -> dict[str, Any]:
     """Seconds of a training step (forward, backward, clipping, optimiser) on the recipe's batch.
 
     The roof is 6 floating-point operations a parameter and token at the measured matmul rate `flops`.
+    Where the first step takes more than `longest` seconds, it is the only one.
     """
     config = recipe.training
     network = build(recipe, model)
@@ -50,7 +53,7 @@ def bench_train(recipe: Recipe, model: str, precision: str, repeats: int, flops:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    timing = time_calls(step, repeats)
+    timing = time_calls(step, repeats, longest)
     parameters = sum(p.numel() for p in network.parameters())
     rate = config.batch_size * config.window / timing.median
     return {

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
+from kmixer.bench.length import LENGTHS, bench_length, plot_length
 from kmixer.bench.measure import roofs
 from kmixer.bench.models import bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
-from kmixer.cli.options import Json, Settings
+from kmixer.cli.options import Json, RecipeName, Settings
+from kmixer.errors import InputError
 from kmixer.training.memory import keep_freed_memory
 from kmixer.training.recipe import load_recipe
 from kmixer.training.run_folder import environment
@@ -93,6 +97,40 @@ def decode(
         "2nd/1st half": "second_half_over_first",
     }  # fmt: skip
     _report("decode", found, rows, columns, as_json)
+
+
+@app.command()
+def length(
+    recipe: RecipeName = "k-operators-local-shakespeare",
+    settings: Settings = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of a training step.")] = 65536,
+    longest_step: Annotated[float, typer.Option(help="A series ends with a step of more seconds.")] = 20.0,
+    longest: Annotated[int, typer.Option(help="The longest window, at most 65536.")] = 65536,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figure into this .svg or .png file.")] = None,
+    threads: Threads = 1,
+    repeats: Repeats = 5,
+    as_json: Json = False,
+) -> None:
+    """Time a trained token against the length of the window, beside mask, recurrent and a transformer.
+
+    Example: kmixer bench length --plot length.svg
+    """
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise InputError(f"--plot: got {plot}; allowed: a file that ends in .svg or .png")
+    found = _start(threads)
+    lengths = tuple(t for t in LENGTHS if t <= longest)
+    if not lengths:
+        raise InputError(f"--longest: got {longest}; allowed: {LENGTHS[0]} or more")
+    rows = []
+    for row in bench_length(
+        lambda more: load_recipe(recipe, [*(settings or []), *more]), tokens, longest_step, repeats, lengths
+    ):
+        rows.append(row)
+        print(f"{row['series']}, window {row['window']}: {row['tokens_per_second']:,.0f} tokens/s", file=sys.stderr)
+    if plot is not None:
+        plot_length(rows, plot)
+    columns = {"series": "series", "window": "window", "batch": "batch_size", "tokens/s": "tokens_per_second"}
+    _report("length", found, rows, columns, as_json)
 
 
 @app.command()

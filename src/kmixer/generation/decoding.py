@@ -209,7 +209,7 @@ class DecodingStep:
         residual: int = -1,
     ) -> None:
         outputs, inputs = weight.shape
-        padded = weight.new_zeros(inputs, -(-outputs // LANES) * LANES)
+        padded = weight.new_zeros(inputs, (-(-outputs // LANES) + 1) * LANES)  # stride_of in gemm.h
         padded[:, :outputs] = weight.T
         options = {"activation": activation, "residual": residual}
         self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=padded, bias=bias, **options)

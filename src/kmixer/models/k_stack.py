@@ -57,6 +57,11 @@ class KStack(nn.Module):
         self.last = K1(config.width, mlp_dropout=dropout.mlp)
         self.read_out = K0(config.width)
 
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Let torch.compile translate each kind of layer once, for every layer of it, batch size and length."""
+        for layer in (self.first, *self.mixers, self.last):
+            layer.compile(dynamic=True, fullgraph=True, backend=backend)
+
     def eta(self) -> Tensor:
         """Step size of the refinement, in (0, 1)."""
         assert self.eta_logit is not None

@@ -7,7 +7,6 @@ plain shared libraries with a C interface; tensors are passed by address.
 from __future__ import annotations
 
 import ctypes
-import functools
 import importlib.util
 
 import torch
@@ -17,9 +16,7 @@ from torch import Tensor
 BUILDS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
 
 
-@functools.cache
-def kernels() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where none were built."""
+def _load() -> ctypes.CDLL | None:
     for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
         spec = importlib.util.find_spec(f"kmixer.native._kernels_{build}")
         if spec is not None and spec.origin is not None:
@@ -27,12 +24,25 @@ def kernels() -> ctypes.CDLL | None:
     return None
 
 
+_LIBRARY = _load()
+
+
+def kernels() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where none were built."""
+    return _LIBRARY
+
+
 def usable(*tensors: Tensor) -> bool:
     """Whether the compiled kernels can take these: built, on a CPU, outside torch.compile and torch.export."""
-    return kernels() is not None and all(x.device.type == "cpu" for x in tensors) and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and available(*tensors)
 
 
-def call(name: str, *arguments: Tensor | float | ctypes.c_void_p | None) -> None:
+def available(*tensors: Tensor) -> bool:
+    """The same for kernels that are custom operators of torch, which torch.compile can hold."""
+    return kernels() is not None and all(x.device.type == "cpu" for x in tensors) and not torch.compiler.is_exporting()
+
+
+def call(name: str, *arguments: Tensor | float | ctypes.c_void_p | ctypes.c_int32 | None) -> None:
     """Call a kernel; tensors go by the address of their first element and must be contiguous, None as null.
 
     Whole numbers go as int64 unless wrapped in a ctypes type; floats as float.
@@ -42,7 +52,7 @@ def call(name: str, *arguments: Tensor | float | ctypes.c_void_p | None) -> None
     getattr(library, name)(*(_convert(argument) for argument in arguments), ctypes.c_int64(torch.get_num_threads()))
 
 
-def _convert(argument: Tensor | float | ctypes.c_void_p | None) -> object:
+def _convert(argument: Tensor | float | ctypes.c_void_p | ctypes.c_int32 | None) -> object:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, int):

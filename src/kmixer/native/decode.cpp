@@ -3,7 +3,7 @@
 // A model is prepared as a list of operations on rows of floats. Rows are sequences, which do not
 // depend on each other: each thread runs the whole list for its share of them.
 
-#include "common.h"
+#include "gemm.h"
 
 namespace {
 
@@ -13,7 +13,7 @@ enum Activation : int64_t { kNone, kGelu };
 }  // namespace
 
 // One operation; decoding.py builds the same structure. Buffers are numbered scratch rows; weights of
-// linear maps are (inputs, padded outputs) with the outputs padded to a multiple of 16 by zeros.
+// linear maps are (inputs, outputs) with rows padded by zeros to the stride of gemm.h.
 struct Operation {
   int64_t kind, in, out, inputs, outputs;
   int64_t activation, residual;  // kLinear: applied to in W + bias; buffer to add, or -1
@@ -28,43 +28,30 @@ struct Operation {
 
 namespace {
 
-INLINE int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
-// out[row] = in[row] W for `rows` rows and `parts` vectors of outputs; two chains of sums a vector
-// where there is one row, as a fused multiply-add takes four cycles.
-template <int rows, int parts>
-INLINE void multiply(const float* in, int64_t in_stride, const float* weight, int64_t stride, int64_t inputs, float* out,
-                     int64_t out_stride) {
-  constexpr int chains = rows == 1 ? 2 : 1;
-  Vector sum[chains][rows][parts] = {};
+// out = in W for one row and `parts` vectors of outputs: two chains of sums a vector, as a fused
+// multiply-add takes four cycles.
+template <int parts>
+INLINE void multiply_row(const float* in, const float* weight, int64_t stride, int64_t inputs, float* out) {
+  Vector sum[2][parts] = {};
   int64_t i = 0;
-  for (; i + chains <= inputs; i += chains)
-    for (int c = 0; c < chains; ++c)
-      for (int p = 0; p < parts; ++p) {
-        const Vector w = load(weight + (i + c) * stride + p * kLanes);
-        for (int r = 0; r < rows; ++r) sum[c][r][p] += w * in[r * in_stride + i + c];
-      }
-  for (; i < inputs; ++i)
-    for (int p = 0; p < parts; ++p) {
-      const Vector w = load(weight + i * stride + p * kLanes);
-      for (int r = 0; r < rows; ++r) sum[0][r][p] += w * in[r * in_stride + i];
-    }
-  for (int r = 0; r < rows; ++r)
-    for (int p = 0; p < parts; ++p) {
-      Vector total = sum[0][r][p];
-      for (int c = 1; c < chains; ++c) total += sum[c][r][p];
-      store(total, out + r * out_stride + p * kLanes);
-    }
+  for (; i + 2 <= inputs; i += 2)
+    for (int c = 0; c < 2; ++c)
+      for (int p = 0; p < parts; ++p) sum[c][p] += load(weight + (i + c) * stride + p * kLanes) * in[i + c];
+  if (i < inputs)
+    for (int p = 0; p < parts; ++p) sum[0][p] += load(weight + i * stride + p * kLanes) * in[i];
+  for (int p = 0; p < parts; ++p) store(sum[0][p] + sum[1][p], out + p * kLanes);
 }
 
-template <int rows>
-INLINE void multiply_rows(const float* in, int64_t in_stride, const float* weight, int64_t inputs, int64_t outputs,
-                          float* out, int64_t out_stride) {
-  const int64_t stride = padded(outputs);
+// out (rows, columns) = in W; columns is a multiple of 16.
+INLINE void multiply_rows(const float* in, int64_t in_stride, const float* weight, int64_t stride, int64_t inputs,
+                          int64_t columns, float* out, int64_t rows) {
+  if (rows > 1) {
+    multiply({in, in_stride, 1}, weight, stride, out, columns, rows, inputs, columns, false);
+    return;
+  }
   int64_t o = 0;
-  for (; o + 4 * kLanes <= stride; o += 4 * kLanes)
-    multiply<rows, 4>(in, in_stride, weight + o, stride, inputs, out + o, out_stride);
-  for (; o < stride; o += kLanes) multiply<rows, 1>(in, in_stride, weight + o, stride, inputs, out + o, out_stride);
+  for (; o + 4 * kLanes <= columns; o += 4 * kLanes) multiply_row<4>(in, weight + o, stride, inputs, out + o);
+  for (; o < columns; o += kLanes) multiply_row<1>(in, weight + o, stride, inputs, out + o);
 }
 
 INLINE float inverse_norm(const float* x, int64_t width, float eps) {
@@ -107,15 +94,11 @@ INLINE void linear(const Operation& op, float* const* buffers, const int64_t* st
   const int64_t in_stride = strides[op.in], out_stride = strides[op.out];
   // The last operation of a layer adds to its own output buffer, so the product waits in scratch.
   thread_local std::vector<float> scratch;
-  const int64_t wide = padded(op.outputs);
+  const int64_t stride = stride_of(op.outputs), wide = stride - kLanes;
   scratch.resize(rows * wide);
   float* product = scratch.data();
-  int64_t row = 0;
-  for (; row + 4 <= rows; row += 4)
-    multiply_rows<4>(in + row * in_stride, in_stride, op.weight, op.inputs, op.outputs, product + row * wide, wide);
-  for (; row < rows; ++row)
-    multiply_rows<1>(in + row * in_stride, in_stride, op.weight, op.inputs, op.outputs, product + row * wide, wide);
-  for (row = 0; row < rows; ++row) {
+  multiply_rows(in, in_stride, op.weight, stride, op.inputs, wide, product, rows);
+  for (int64_t row = 0; row < rows; ++row) {
     const float* from = product + row * wide;
     float* to = out + row * out_stride;
     if (op.activation == kGelu) {

@@ -146,7 +146,10 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
         return y, kept[:, kept.shape[1] - past :].clone()
     inputs = torch.cat([history, x], dim=1)
     block = max(MIN_BLOCK, past)
-    if t <= block:
+    if torch.compiler.is_compiling() and len(lags) <= MAX_NATIVE_LAGS:
+        # As shifted sums, which a compiler fuses into one pass and which no length is special to.
+        y = torch.stack([lags[i] * inputs[:, past - i : past - i + t] for i in range(len(lags))]).sum(0)
+    elif t <= block:
         y = _toeplitz(lags, t) @ inputs
     else:
         padding = -t % block
@@ -154,7 +157,7 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
         before = torch.cat([history[:, None], blocks[:, :-1, block - past :]], dim=1)
         matrix = _toeplitz(lags, block)
         y = matrix[:, :past] @ before + matrix[:, past:] @ blocks
-        y = y.view(b, t + padding, d)[:, :t]
+        y = y.view(b, t + padding, d)[:, :t].contiguous()
     # A copy: a view would keep all inputs in memory for as long as the state lives.
     return y, inputs[:, inputs.shape[1] - past :].clone()
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
+from kmixer.ops.decay_native import native_decay
 from kmixer.ops.gradients import first_order
 
 Backend = Literal["auto", "recurrent", "mask", "block", "native", "triton"]
@@ -35,9 +36,6 @@ MAX_CHUNK = 32
 # The scaled queries and keys reach g^-(c-1)/2. exp(48) leaves 40 nats to either end of float32's
 # range for the inputs themselves, and admits every g >= 0.05 at c = 32.
 MAX_EXPONENT = 48.0
-# The compiled backward leaves partial sums over blocks of this many channels (kWide in kernels.cpp).
-NATIVE_CHANNELS = 64
-
 # Looked up, not imported: `import kmixer` needs torch alone.
 TRITON_INSTALLED = find_spec("triton") is not None
 TRITON_MAX_RANK = 128
@@ -85,7 +83,7 @@ def decayed_linear_attention(
         backend = _automatic_backend(q, k, v)
     if backend == "triton":
         return _triton(q, k, v, log_decay, state)
-    if backend == "native" and not (dtype == torch.float32 and native.usable(q, k, v)):
+    if backend == "native" and not (dtype == torch.float32 and native.available(q, k, v)):
         raise InputError(
             "backend 'native' needs float32 or smaller inputs on a CPU and the compiled kernels, which "
             "are built at installation where there is a C++ compiler; backend 'block' runs everywhere"
@@ -110,7 +108,7 @@ def _automatic_backend(q: Tensor, k: Tensor, v: Tensor) -> Backend:
         return "recurrent"
     if torch.float64 in (q.dtype, k.dtype, v.dtype):
         return "block"
-    if native.usable(q, k, v):
+    if native.available(q, k, v):
         return "native"
     # The kernels take TF32 products, which AMD's cards, "cuda" to torch as well, do not all have.
     nvidia = v.is_cuda and torch.version.hip is None
@@ -256,39 +254,9 @@ def _into_chunks(c: int, *tensors: Tensor) -> list[Tensor]:
     return [x.reshape(-1, c, x.shape[-1]) for x in tensors]
 
 
-def _native(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    contiguous = (x.contiguous() for x in (q, k, v, log_decay, state))
-    y, final = _Native.apply(*contiguous)
-    return y, final
-
-
-class _Native(torch.autograd.Function):
-    """The compiled recurrence; its backward runs it again, and then the recurrence of dS backwards in time."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> Any:
-        y, final = torch.empty_like(v), torch.empty_like(state)
-        native.call("decay_forward", q, k, v, log_decay.exp(), state, y, final, *q.shape, v.shape[-1])
-        ctx.save_for_backward(q, k, v, log_decay, state)
-        return y, final
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> Any:
-        q, k, v, log_decay, state = ctx.saved_tensors
-        b, _, r = q.shape
-        blocks = -(-v.shape[-1] // NATIVE_CHANNELS)
-        dq, dk = q.new_empty(blocks, *q.shape), k.new_empty(blocks, *k.shape)
-        dv, dstate = torch.empty_like(v), torch.empty_like(state)
-        dlog_decay = log_decay.new_empty(blocks, b, r, dtype=torch.float64)
-        inputs = (q, k, v, log_decay.exp(), state, dy.contiguous(), dfinal.contiguous())
-        native.call("decay_backward", *inputs, dq, dk, dv, dlog_decay, dstate, *q.shape, v.shape[-1])
-        return dq.sum(0), dk.sum(0), dv, dlog_decay.sum((0, 1)).to(log_decay.dtype), dstate
-
-
 _IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "recurrent": _recurrent,
     "mask": _mask,
     "block": _block,
-    "native": _native,
+    "native": native_decay,
 }

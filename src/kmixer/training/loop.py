@@ -93,6 +93,8 @@ def train(
     if isinstance(model.head, AdaptiveHead):
         model.head.set_frequencies(count_tokens(dataset.train, model.vocabulary_size))
     optimizers = build_optimizers(model, recipe.training)
+    if recipe.training.compile and accelerator.device.type == "cuda":
+        model.stack.compile_layers()
 
     place, progress = run, Progress(corpus_sha256=dataset.sha256)
     if resume:

@@ -1,0 +1,57 @@
+"""Time a token against the length of the window: a training step of equal size at every length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kmixer.bench.models import bench_train
+from kmixer.training.recipe import Recipe
+
+LENGTHS = tuple(2**power for power in range(6, 17))
+# What is timed: the model, and the settings of the recipe that make it so.
+SERIES: dict[str, tuple[str, list[str]]] = {
+    "K-Operators": ("recipe", []),
+    "K-Operators, recurrent": ("recipe", ["model.decay.backend=recurrent"]),
+    "K-Operators, mask": ("recipe", ["model.decay.backend=mask"]),
+    "transformer": ("transformer", []),
+}
+
+
+def bench_length(
+    load: Callable[[list[str]], Recipe], tokens: int, longest_step: float, repeats: int, lengths: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
+    """Rows of `bench_train` with "series", for windows of each length in batches of `tokens` tokens.
+
+    A series ends after a first step of more than `longest_step` seconds: longer windows take longer.
+    """
+    for name, (model, settings) in SERIES.items():
+        for length in lengths:
+            batch = [f"training.window={length}", f"training.batch_size={max(1, tokens // length)}"]
+            row = bench_train(load([*settings, *batch]), model, "float32", repeats, 1.0, longest_step)
+            yield {"series": name, **{key: value for key, value in row.items() if key != "part_of_roof"}}
+            if row["first_call_seconds"] > longest_step:
+                break
+
+
+def plot_length(rows: list[dict[str, Any]], path: Path) -> None:
+    """Microseconds a token against the length, one line a series, as SVG or PNG by the path's ending."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(row["series"] for row in rows):
+        points = [(row["window"], 1e6 / row["tokens_per_second"]) for row in rows if row["series"] == name]
+        x, y = zip(*points, strict=True)
+        (line,) = axes.plot(x, y, marker="o", markersize=4)
+        axes.annotate(name, (x[-1], y[-1]), (6, 0), textcoords="offset points", va="center", color=line.get_color())
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens of the window")
+    axes.set_ylabel("microseconds a trained token")
+    axes.set_title(f"Training step, {rows[0]['batch_size'] * rows[0]['window']:,} tokens a step", loc="left")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(right=axes.get_xlim()[1] * 8)  # room for the names
+    figure.savefig(path, dpi=150)
