@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -29,6 +29,7 @@ MODELS = ("recipe", "transformer")
 Threads = Annotated[int, typer.Option(help="Threads of this process.")]
 Repeats = Annotated[int, typer.Option(help="Timed calls, after the first.")]
 Recipes = Annotated[list[str] | None, typer.Option("--recipe", help="A recipe; may be given again.")]
+Model = Annotated[Literal["both", "recipe", "transformer"], typer.Option(help="Which of the two models.")]
 
 
 @app.command()
@@ -77,6 +78,8 @@ def decode(
     settings: Settings = None,
     context: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 2048,
     tokens: Annotated[int, typer.Option(help="Tokens to decode.")] = 1000,
+    model: Model = "both",
+    batch: Annotated[list[int] | None, typer.Option(help="Sequences at once; may be given again.")] = None,
     threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
@@ -86,10 +89,10 @@ def decode(
     """
     found = _start(threads)
     rows = [
-        bench_decode(load_recipe(name, settings), model, batch_size, context, tokens)
+        bench_decode(load_recipe(name, settings), kind, batch_size, context, tokens)
         for name in recipe or ["k-operators-local-shakespeare"]
-        for model in MODELS
-        for batch_size in (1, 64)
+        for kind in (MODELS if model == "both" else (model,))
+        for batch_size in batch or (1, 64)
     ]
     columns = {
         "recipe": "recipe", "model": "model", "batch": "batch_size", "context": "context",

@@ -26,6 +26,7 @@ from kmixer.models.heads import AdaptiveHead
 from kmixer.models.model_folder import load_tokenizer, load_weights, save_config, save_weights
 from kmixer.training.checkpoint import Progress, load_checkpoint, save_checkpoint, seed_of, seed_step
 from kmixer.training.evaluation import Evaluation, evaluate
+from kmixer.training.matmul_precision import fast_exact_matmuls
 from kmixer.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates
 from kmixer.training.recipe import Recipe
 from kmixer.training.run_folder import RunFolder
@@ -147,7 +148,7 @@ class _Trainer:
         progress, config = self.progress, self.config
         parameters = sum(p.numel() for p in self.model.parameters())
         self.reporter.started(self.recipe, self.place.path, self.dataset, parameters, progress.step)
-        with _interrupts() as interrupted:
+        with _interrupts() as interrupted, fast_exact_matmuls(self.accelerator.device):
             if progress.best is None:
                 self._evaluate()
             while progress.step < config.steps and not self._any(bool(interrupted)):
