@@ -7,16 +7,18 @@ import json
 import torch
 
 from kmixer.cli.options import Json, RecipeName, Settings
+from kmixer.experiments.sweep import load_ablation, packaged_ablations
 from kmixer.models.causal_lm import CausalLM, count_parameters
 from kmixer.training.recipe import load_recipe, packaged_recipes
 
 
 def recipes(as_json: Json = False) -> None:
-    """List the packaged recipes.
+    """List the packaged recipes, and the ablations for kmixer sweep.
 
     Example: kmixer recipes
     """
     described = {name: load_recipe(name).description for name in packaged_recipes()}
+    described |= {name: load_ablation(name).description for name in packaged_ablations()}
     if as_json:
         print(json.dumps(described, indent=2))
         return

@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from kmixer.data.token_files import Dataset
+from kmixer.experiments.sweep import SweepRun
 from kmixer.training.evaluation import Evaluation
 from kmixer.training.loop import Reporter
 from kmixer.training.recipe import Recipe
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_SWEEP_LINES = 60.0
 
 
 class TerminalReporter(Reporter):
@@ -82,3 +84,61 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class SweepReporter:
+    """How a sweep shows itself: a live bar a running run on a terminal, a line a minute elsewhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.live = sys.stdout.isatty()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
+            console=Console(highlight=False),
+            transient=True,
+            disable=not self.live,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.began, self.steps_before = time.monotonic(), -1
+        self.last_line = float("-inf")
+        self.ended = -1
+
+    def __enter__(self) -> SweepReporter:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def report(self, runs: list[SweepRun]) -> None:
+        ended = sum(run.status not in ("waiting", "running") for run in runs)
+        steps = {run.name: run.steps if run.status not in ("waiting", "running") else run.step() for run in runs}
+        if self.live:
+            self._draw(runs, steps, ended)
+        elif ended != self.ended or time.monotonic() - self.last_line >= SECONDS_BETWEEN_SWEEP_LINES:
+            self.ended, self.last_line = ended, time.monotonic()
+            running = ", ".join(f"{run.name} {steps[run.name]}/{run.steps}" for run in runs if run.status == "running")
+            print(f"{self.folder}: {ended} of {len(runs)} runs ended; {self._left(runs, steps)}; {running}", flush=True)
+
+    def _draw(self, runs: list[SweepRun], steps: dict[str, int], ended: int) -> None:
+        if "" not in self.tasks:
+            self.tasks[""] = self.bar.add_task("", total=sum(run.steps for run in runs))
+        text = f"{ended} of {len(runs)} runs, {self._left(runs, steps)}"
+        self.bar.update(self.tasks[""], completed=sum(steps.values()), description=text)
+        for run in runs:
+            if run.status == "running" and run.name not in self.tasks:
+                self.tasks[run.name] = self.bar.add_task(run.name, total=run.steps)
+            if run.name in self.tasks:
+                self.bar.update(self.tasks[run.name], completed=steps[run.name], visible=run.status == "running")
+
+    def _left(self, runs: list[SweepRun], steps: dict[str, int]) -> str:
+        done = sum(steps.values())
+        if self.steps_before < 0:
+            self.steps_before = done
+        made = done - self.steps_before
+        if made == 0:
+            return "time left not known yet"
+        left = (sum(run.steps for run in runs) - done) * (time.monotonic() - self.began) / made
+        return f"about {_duration(left)} left"

@@ -9,23 +9,40 @@ from pydantic import Field, model_validator
 from kmixer.config import StrictConfig
 from kmixer.data.tokenizers import ByteTokenizer, Kind
 
+Split = float | list[str]
+
 
 class DataConfig(StrictConfig):
-    """A corpus and its split."""
+    """A corpus and its split: training part, validation part, test part, in this order in the text."""
 
     corpus: Annotated[str, Field(min_length=1)]  # a registered name, a text file, or a folder of text files
     # A fraction of the characters at the end, or the files that are held out. None: the corpus's own split.
-    validation: float | list[str] | None = None
+    validation: Split | None = None
+    # Held out from training and from the choice of a checkpoint, and measured once, when training ends.
+    test: Split | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _splits(cls, values: Any) -> Any:
-        split = values.get("validation") if isinstance(values, dict) else None
-        fraction = isinstance(split, float) and 0 < split < 1
-        files = isinstance(split, list) and len(split) > 0 and all(isinstance(name, str) for name in split)
-        if split is not None and not fraction and not files:
-            raise ValueError(f"validation: got {split!r}; allowed: a fraction between 0 and 1, or a list of file names")
+        for key in ("validation", "test"):
+            split = values.get(key) if isinstance(values, dict) else None
+            fraction = isinstance(split, float) and 0 < split < 1
+            files = isinstance(split, list) and len(split) > 0 and all(isinstance(name, str) for name in split)
+            if split is not None and not fraction and not files:
+                raise ValueError(f"{key}: got {split!r}; allowed: a fraction between 0 and 1, or a list of file names")
         return values
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.test is None:
+            return self
+        if type(self.test) is not type(self.validation):
+            raise ValueError(
+                f"test {self.test!r} with validation {self.validation!r}; give both as fractions or both as files"
+            )
+        if isinstance(self.test, float) and isinstance(self.validation, float) and self.test + self.validation >= 1:
+            raise ValueError(f"validation {self.validation} and test {self.test} leave nothing for training")
+        return self
 
 
 class TokenizerConfig(StrictConfig):

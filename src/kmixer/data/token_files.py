@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kmixer.data.config import DataConfig, TokenizerConfig
+from kmixer.data.config import DataConfig, Split, TokenizerConfig
 from kmixer.data.corpora import Corpus, find_corpus
 from kmixer.data.tokenizers import ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
 from kmixer.errors import InputError
 from kmixer.files import describe_write_error, read_json, user_cache, write_json
 
-SPLITS = ("train", "validation")
+PARTS = ("train", "validation", "test")
 ABANDONED_SECONDS = 24 * 3600
 
 
@@ -49,10 +49,11 @@ class TokenSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both parts of a tokenised corpus, its tokenizer, and the sha256 of its text."""
+    """The parts of a tokenised corpus, its tokenizer, and the sha256 of its text."""
 
     train: TokenSplit
     validation: TokenSplit
+    test: TokenSplit | None
     tokenizer: Tokenizer
     sha256: str
 
@@ -75,17 +76,17 @@ def prepare_dataset(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, da
     """
     corpus = find_corpus(data.corpus, data_dir)
     sha256 = corpus.sha256()
-    split = corpus.validation if data.validation is None else data.validation
-    parts, characters = _split(corpus, split)
+    validation = corpus.validation if data.validation is None else data.validation
+    parts, characters = _split(corpus, validation, data.test)
     if isinstance(tokenizer, TokenizerConfig):
         tokenizer = _build_tokenizer(tokenizer, corpus, parts, characters)
-    key = json.dumps([sha256, split, tokenizer.to_json()], sort_keys=True)
+    key = json.dumps([sha256, validation, data.test, tokenizer.to_json()], sort_keys=True)
     folder = user_cache() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not _is_whole(folder):
         _write(folder, {name: _read(corpus, part) for name, part in parts.items()}, tokenizer)
     meta = read_json(folder / "meta.json")
-    train, validation = (_map(folder, name, meta) for name in SPLITS)
-    return Dataset(train, validation, tokenizer, sha256)
+    mapped = {name: _map(folder, name, meta) for name in parts}
+    return Dataset(mapped["train"], mapped["validation"], mapped.get("test"), tokenizer, sha256)
 
 
 def count_tokens(split: TokenSplit, vocabulary_size: int) -> Tensor:
@@ -96,8 +97,8 @@ def count_tokens(split: TokenSplit, vocabulary_size: int) -> Tensor:
     return counts
 
 
-def _split(corpus: Corpus, split: float | list[str]) -> tuple[dict[str, _Part], str]:
-    """The two parts, and the sorted characters of the whole corpus."""
+def _split(corpus: Corpus, validation: Split, test: Split | None) -> tuple[dict[str, _Part], str]:
+    """The parts, and the sorted characters of the whole corpus."""
     seen: set[str] = set()
     length = 0
     for text in corpus.read():
@@ -105,20 +106,35 @@ def _split(corpus: Corpus, split: float | list[str]) -> tuple[dict[str, _Part], 
         length += len(text)
     if length == 0:
         raise InputError(f"corpus {corpus.name} is empty")
-    if isinstance(split, list):
-        unknown = [name for name in split if name not in corpus.names]
+    if isinstance(validation, list):
+        assert not isinstance(test, float)
+        return _split_files(corpus, validation, test or []), "".join(sorted(seen))
+    assert not isinstance(test, list)
+    held_out = int((1 - (test or 0)) * length)
+    cut = int((1 - (test or 0) - validation) * length)
+    parts = {"train": _Part(None, 0, cut), "validation": _Part(None, cut, None if test is None else held_out)}
+    if test is not None:
+        parts["test"] = _Part(None, held_out, None)
+    return parts, "".join(sorted(seen))
+
+
+def _split_files(corpus: Corpus, validation: list[str], test: list[str]) -> dict[str, _Part]:
+    parts = {}
+    for name, files in (("validation", validation), ("test", test)):
+        unknown = [file for file in files if file not in corpus.names]
         if unknown:
             raise InputError(
-                f"data.validation: {', '.join(unknown)} not in corpus {corpus.name}; it has {', '.join(corpus.names)}"
+                f"data.{name}: {', '.join(unknown)} not in corpus {corpus.name}; it has {', '.join(corpus.names)}"
             )
-        kept = [name for name in corpus.names if name not in split]
-        if not kept:
-            raise InputError("data.validation: it names every file of the corpus; leave one for training")
-        parts = {"train": _Part(kept, 0, None), "validation": _Part(split, 0, None)}
-    else:
-        cut = int((1 - split) * length)
-        parts = {"train": _Part(None, 0, cut), "validation": _Part(None, cut, None)}
-    return parts, "".join(sorted(seen))
+        if files:
+            parts[name] = _Part(files, 0, None)
+    both = sorted(set(validation) & set(test))
+    if both:
+        raise InputError(f"data.test: {', '.join(both)} also in data.validation; a file goes into one of them")
+    kept = [name for name in corpus.names if name not in validation and name not in test]
+    if not kept:
+        raise InputError("data.validation: it names every file of the corpus; leave one for training")
+    return {"train": _Part(kept, 0, None), **parts}
 
 
 def _read(corpus: Corpus, part: _Part) -> Iterator[str]:
@@ -194,7 +210,9 @@ def _is_whole(folder: Path) -> bool:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         size = np.dtype(meta["dtype"]).itemsize
-        return all((folder / f"{name}.bin").stat().st_size == meta[name]["tokens"] * size for name in SPLITS)
+        return all(
+            (folder / f"{name}.bin").stat().st_size == meta[name]["tokens"] * size for name in PARTS if name in meta
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return False
 

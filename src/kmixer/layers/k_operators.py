@@ -152,8 +152,22 @@ class K2(nn.Module):
         base_kernel: BaseKernel | None = None,
     ) -> tuple[Float[Tensor, "b t d"], K2State]:
         """One layer. `base_kernel` is the stack's kernel when this layer was made for a shared one."""
-        kernel = self._kernel(base_kernel)
         h, x = self.mixing_norm.keep(h)
+        y, base, state = self.branches(x, state, base_kernel)
+        if base is not None:
+            y = y + base
+        dropout = self.residual_dropout if self.training else 0.0
+        h = linear_dropout_add(h, y, self.projection.weight, self.projection.bias, dropout)
+        return self.feed_forward(h, self.feed_forward_norm), state
+
+    def branches(
+        self,
+        x: Float[Tensor, "b t d"],
+        state: K2State | None = None,
+        base_kernel: BaseKernel | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"] | None, K2State]:
+        """What the two ways of mixing make of the normalised input: decay path, gated base kernel or None."""
+        kernel = self._kernel(base_kernel)
         queries_keys = (x @ torch.cat([self.query, self.key], dim=1)).unflatten(-1, (2, self.rank))
         q, k = normalize(queries_keys, NORM_EPS).unbind(-2)
         y, decay_state = decayed_linear_attention(
@@ -164,14 +178,11 @@ class K2(nn.Module):
             state=None if state is None else state.decay,
             backend=self.backend,
         )
-        base_state = None
-        if kernel is not None:
-            assert self.gate_logit is not None
-            base, base_state = kernel(x, None if state is None else state.base, torch.sigmoid(self.gate_logit))
-            y = y + base
-        dropout = self.residual_dropout if self.training else 0.0
-        h = linear_dropout_add(h, y, self.projection.weight, self.projection.bias, dropout)
-        return self.feed_forward(h, self.feed_forward_norm), K2State(decay_state, base_state)
+        if kernel is None:
+            return y, None, K2State(decay_state, None)
+        assert self.gate_logit is not None
+        base, base_state = kernel(x, None if state is None else state.base, torch.sigmoid(self.gate_logit))
+        return y, base, K2State(decay_state, base_state)
 
     def _kernel(self, shared: BaseKernel | None) -> BaseKernel | None:
         expects_shared = self.gate_logit is not None and self.base_kernel is None

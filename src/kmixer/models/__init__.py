@@ -2,6 +2,7 @@
 
 from kmixer.models.causal_lm import CausalLM, Output, count_parameters
 from kmixer.models.config import ModelConfig
+from kmixer.models.flops import count_flops
 from kmixer.models.k_stack import KStack
 from kmixer.models.transformer import Transformer, TransformerConfig, transformer_like
 
@@ -12,6 +13,7 @@ __all__ = [
     "Output",
     "Transformer",
     "TransformerConfig",
+    "count_flops",
     "count_parameters",
     "transformer_like",
 ]

@@ -25,10 +25,12 @@ from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead
 from kmixer.models.model_folder import load_tokenizer, load_weights, save_config, save_weights
 from kmixer.training.checkpoint import Progress, load_checkpoint, save_checkpoint, seed_of, seed_step
+from kmixer.training.dynamics import first_windows, measure_dynamics, norms_by_group
 from kmixer.training.evaluation import Evaluation, evaluate
 from kmixer.training.matmul_precision import fast_exact_matmuls
 from kmixer.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates
 from kmixer.training.recipe import Recipe
+from kmixer.training.results import write_results
 from kmixer.training.run_folder import RunFolder
 
 
@@ -141,6 +143,8 @@ class _Trainer:
         self.network: nn.Module = accelerator.prepare_model(model)
         self.tokens = dataset.train.tokens.to(accelerator.device)
         self.generator = torch.Generator(accelerator.device)
+        self.norms: dict[str, dict[str, float]] = {}  # of the last step before an evaluation, by group
+        self.sample = first_windows(dataset.validation.tokens, recipe.evaluation_window)
         self.training_seconds = 0.0  # of this session, without evaluations
         self.steps_made = 0
 
@@ -153,16 +157,21 @@ class _Trainer:
                 self._evaluate()
             while progress.step < config.steps and not self._any(bool(interrupted)):
                 self._step()
-                if progress.step % config.evaluate_every == 0 or progress.step == config.steps:
+                if self._is_evaluated(progress.step):
                     self._evaluate()
             if progress.step < config.steps:
                 self._checkpoint()
         assert progress.best is not None
         finished = progress.step == config.steps
+        if finished and self.accelerator.is_main_process:
+            write_results(self.run, self.model, self.dataset, recipe=self.recipe, progress=progress)
         self.accelerator.wait_for_everyone()
         return Result(
             self.place.path, progress.step, finished, progress.best, progress.seconds, self.accelerator.is_main_process
         )
+
+    def _is_evaluated(self, step: int) -> bool:
+        return step % self.config.evaluate_every == 0 or step == self.config.steps
 
     def _step(self) -> None:
         config, progress = self.config, self.progress
@@ -172,6 +181,10 @@ class _Trainer:
         set_learning_rates(self.optimizers, factor)
         seed_step(self.generator, config.seed, step, self.accelerator.process_index)
         loss = self._backward()
+        recorded = self._is_evaluated(step)
+        if recorded:
+            self.norms["gradient_norms"] = norms_by_group(self.model, lambda _, parameter: parameter.grad)
+            before = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         mean_loss = float(self.accelerator.reduce(loss, reduction="mean"))
         if not (math.isfinite(mean_loss) and bool(torch.isfinite(norm))):
@@ -183,6 +196,8 @@ class _Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if recorded:
+            self.norms["update_norms"] = norms_by_group(self.model, lambda name, parameter: parameter - before[name])
 
         progress.step = step
         progress.loss_sum += mean_loss
@@ -249,7 +264,9 @@ class _Trainer:
         progress.seconds += time.perf_counter() - began
         if self.accelerator.is_main_process:
             measured = [evaluation.to_json() for evaluation in evaluations]
-            self.run.append_metrics({"step": progress.step, "validation": measured, "seconds": progress.seconds})
+            dynamics = measure_dynamics(self.model, self.sample)
+            line = {"step": progress.step, "validation": measured, "dynamics": dynamics, **self.norms}
+            self.run.append_metrics({**line, "seconds": progress.seconds})
             if is_best:
                 about = {
                     "recipe": recipe.name,
@@ -308,8 +325,9 @@ def _check_lengths(recipe: Recipe, dataset: Dataset, processes: int) -> None:
     for part, split, window, extra in (
         ("training", dataset.train, config.window, 2),
         ("validation", dataset.validation, recipe.evaluation_window, 1),
+        ("test", dataset.test, recipe.evaluation_window, 1),
     ):
-        if len(split.tokens) < window + extra:
+        if split is not None and len(split.tokens) < window + extra:
             raise InputError(
                 f"the {part} part of corpus {recipe.data.corpus} has {len(split.tokens)} tokens; "
                 f"a window of {window} needs {window + extra} or more: give more text or a shorter window"

@@ -6,6 +6,7 @@ tokenizer.json
 model.safetensors         weights with the lowest validation loss so far
 metrics.jsonl             one JSON object a line: training losses and evaluations
 environment.json          versions, device, commit, sha256 of the corpus
+results.json              when the run has ended: losses of the best and of the last weights, size and cost
 checkpoints/last.safetensors    weights and optimiser state of the last checkpoint
 """
 
@@ -27,17 +28,18 @@ import torch
 
 import kmixer
 from kmixer.errors import InputError
-from kmixer.files import describe_write_error, read_text, write_json, write_text
+from kmixer.files import describe_write_error, read_json, read_text, write_json, write_text
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
 from kmixer.training.recipe import Recipe
 
-RECIPE, METRICS, ENVIRONMENT, CHECKPOINT = (
+RECIPE, METRICS, ENVIRONMENT, RESULTS, CHECKPOINT = (
     "recipe.toml",
     "metrics.jsonl",
     "environment.json",
+    "results.json",
     "checkpoints/last.safetensors",
 )
-FILES = (RECIPE, CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, CHECKPOINT)
+FILES = (RECIPE, CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, RESULTS, CHECKPOINT)
 NAMES = {Path(file).parts[0] for file in FILES}
 
 
@@ -110,6 +112,24 @@ class RunFolder:
         if changed:
             said = "; ".join(f"{key} is {ours.get(key)!r} in the run and {theirs.get(key)!r} now" for key in changed)
             raise InputError(f"cannot resume {self.path} with another recipe: {said}")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; the last is left out while it is being written."""
+        if not self.metrics.exists():
+            return []
+        whole, _, _ = read_text(self.metrics).rpartition("\n")
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except json.JSONDecodeError as error:
+            raise InputError(f"{self.metrics} is damaged ({error.msg}); restore it from a copy") from None
+
+    def results(self) -> dict[str, Any] | None:
+        """results.json, which is there once the run has ended."""
+        path = self.path / RESULTS
+        if not path.is_file():
+            return None
+        answer: dict[str, Any] = read_json(path)
+        return answer
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         try:

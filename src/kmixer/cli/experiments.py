@@ -1,0 +1,172 @@
+"""kmixer sweep and compare: many runs, and what they say together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+
+from kmixer.cli.options import Cpu, DataDir, Json, Settings
+from kmixer.errors import InputError
+from kmixer.experiments.compare import check_comparable, compare, read_arms
+from kmixer.experiments.sweep import (
+    ABLATIONS,
+    Sweep,
+    arms_of_grid,
+    load_ablation,
+    read_ablation_file,
+    start_sweep,
+)
+from kmixer.experiments.workers import log_of, run_sweep
+from kmixer.training.recipe import load_recipe
+
+
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="A recipe or an ablation (see kmixer recipes), or a .toml file.")],
+    seeds: Annotated[
+        str | None, typer.Option(help="How many seeds, from the recipe's on, or a list: 42,69,420.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=A,B", help="Try these values of a key; may be given again.")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/RECIPE-sweep.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a run; default: all, shared evenly.")] = None,
+    data_dir: DataDir = None,
+    cpu: Cpu = False,
+) -> None:
+    """Train a recipe with several seeds and settings; the same command goes on where it was stopped.
+
+    Example: kmixer sweep shakespeare-quick --seeds 3 --grid model.rank=2,8
+    """
+    from kmixer.cli.progress import SweepReporter
+
+    plan = _plan(recipe, seeds, grid or [], settings or [])
+    name = Path(recipe).stem if recipe.endswith(".toml") else recipe.rpartition("/")[2]
+    folder = out or Path("runs") / f"{name}-sweep"
+    runs = start_sweep(folder, plan)
+    options = [*(("--data-dir", str(data_dir)) if data_dir else ()), *(("--cpu",) if cpu else ())]
+    with SweepReporter(folder) as reporter:
+        ended = run_sweep(
+            folder,
+            plan,
+            runs,
+            workers=workers,
+            threads=threads or max(1, torch.get_num_threads() // workers),
+            options=options,
+            report=reporter.report,
+        )
+    if not ended:
+        print("interrupted; saved. The same command goes on")
+        raise typer.Exit(130)
+    for run in runs:
+        if run.status in ("failed", "diverged"):
+            print(f"{run.arm}, seed {run.seed}: {run.status}; see {log_of(run)}")
+    if any(run.status == "finished" for run in runs):
+        print(_table(compare(read_arms([folder]))))
+    if any(run.status == "failed" for run in runs):
+        raise typer.Exit(1)
+
+
+def compare_runs(
+    paths: Annotated[list[Path], typer.Argument(help="Run folders and sweeps; the first is the baseline.")],
+    part: Annotated[Literal["validation", "test"], typer.Option(help="The held-out part.")] = "validation",
+    anyway: Annotated[bool, typer.Option("--anyway", help="Compare different data or protocols.")] = False,
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
+    """Compare runs and sweeps: mean and deviation over seeds, difference from the first with its 95 % interval.
+
+    Example: kmixer compare runs/a-sweep runs/b-sweep
+    """
+    if as_json and markdown:
+        raise InputError("--json and --markdown are two forms of output; give one of them")
+    arms = read_arms(paths)
+    if not anyway:
+        check_comparable(arms)
+    rows = compare(arms, part)
+    print(json.dumps(rows, indent=2) if as_json else _table(rows, markdown=markdown))
+
+
+def _plan(recipe: str, seeds: str | None, grid: list[str], settings: list[str]) -> Sweep:
+    ablation = None
+    if recipe.startswith(ABLATIONS):
+        ablation = load_ablation(recipe)
+    elif recipe.endswith(".toml"):
+        ablation = read_ablation_file(Path(recipe))
+    if ablation is None:
+        first = load_recipe(recipe, settings).training.seed
+        chosen = _parse_seeds(seeds or "1", first)
+        arms = arms_of_grid(dict(_parse_grid(text) for text in grid))
+        return Sweep(recipe=recipe, settings=settings, arms=arms, seeds=chosen)
+    if grid:
+        raise InputError(f"--grid: the arms of {recipe} are fixed; give --grid with a recipe")
+    chosen = _parse_seeds(seeds, ablation.seeds[0]) if seeds else ablation.seeds
+    return ablation.model_copy(update={"settings": ablation.settings + settings, "seeds": chosen})
+
+
+def _parse_seeds(text: str, first: int) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds: got {text!r}; allowed: a number of seeds, or a list such as 42,69,420") from None
+    if len(seeds) == 1 and "," not in text:
+        if seeds[0] < 1:
+            raise InputError(f"--seeds: got {seeds[0]}; allowed: 1 or more")
+        return list(range(first, first + seeds[0]))
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds: got {text!r}; every seed once")
+    return seeds
+
+
+def _parse_grid(text: str) -> tuple[str, list[str]]:
+    key, equals, values = text.partition("=")
+    parts = [value.strip() for value in values.split(",")]
+    if not equals or not all(parts):
+        raise InputError(f"--grid {text}: write it as key=a,b, for example model.rank=2,8")
+    return key.strip(), parts
+
+
+COLUMNS = ("arm", "n", "loss", "perplexity", "bits/byte", "last", "difference", "95 % interval",
+           "parameters", "tokens", "FLOPs", "minutes")  # fmt: skip
+
+
+def _table(rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
+    """Rows of `compare` as aligned text or as Markdown, with the protocol they were measured by."""
+    cells = [COLUMNS, *(_cells(row) for row in rows)]
+    first = rows[0]
+    protocol = f"windows of {first['window']}" if first["protocol"] == "windows" else "one stream"
+    note = (
+        f"Cross-entropy in nats a token on the {first['part']} part, {protocol}; loss, perplexity and bits/byte of the "
+        "weights with the lowest validation loss, last: of the last weights; mean +- deviation over n seeds."
+    )
+    if markdown:
+        lines = ["| " + " | ".join(row) + " |" for row in cells]
+        return "\n".join([lines[0], "|" + "---|" * len(COLUMNS), *lines[1:], "", note])
+    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join([*lines, note])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    deviation = "" if row["deviation"] is None else f" +- {row['deviation']:.4f}"
+    spread = "" if row["perplexity_deviation"] is None else f" +- {row['perplexity_deviation']:.3f}"
+    interval = "" if row["interval"] is None else "{:+.4f} to {:+.4f}".format(*row["interval"])
+    return (
+        row["arm"],
+        f"{row['n']}" + (f" of {row['n'] + row['unfinished']}" if row["unfinished"] else ""),
+        f"{row['loss']:.4f}{deviation}",
+        f"{row['perplexity']:.3f}{spread}",
+        f"{row['bits_per_byte']:.4f}",
+        f"{row['last']:.4f}",
+        "" if row["difference"] is None else f"{row['difference']:+.4f}",
+        interval,
+        f"{row['parameters']:,}",
+        f"{row['tokens'] / 1e6:,.1f} M",
+        f"{row['flops']:.2e}",
+        f"{row['seconds'] / 60:.1f}",
+    )

@@ -1,0 +1,1 @@
+"""Experiments: sweeps over seeds and settings, and the statistics that compare them."""

@@ -1,0 +1,130 @@
+"""Runs and sweeps side by side: what each arm gave over its seeds, and how it differs from the first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kmixer.errors import InputError
+from kmixer.experiments.statistics import paired_difference, summarize
+from kmixer.experiments.sweep import SWEEP, Sweep
+from kmixer.files import read_json
+from kmixer.training.run_folder import ENVIRONMENT, RunFolder
+
+Weights = Literal["best", "last"]
+Part = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    results: dict[int, dict[str, Any]]  # results.json by seed
+    unfinished: int  # runs that have not ended
+    protocol: dict[str, Any] = field(default_factory=dict)  # what two arms must share to be compared
+
+    def losses(self, weights: Weights, part: Part) -> dict[int, float]:
+        """Cross-entropy in nats a token by seed, by the recipe's first protocol."""
+        return {
+            seed: result[weights][part][0]["loss"] for seed, result in self.results.items() if part in result[weights]
+        }
+
+
+def read_arms(paths: list[Path]) -> list[Arm]:
+    """The arms of run folders and sweeps, in the order given; runs of one folder beside each other are one arm each.
+
+    Raises InputError where a path is neither, or none of its runs has ended.
+    """
+    arms = []
+    for path in paths:
+        if (path / SWEEP).is_file():
+            sweep = Sweep.read(path)
+            found = [_read_arm(f"{path.name}/{name}", path / name, sweep.seeds) for name in sweep.arms]
+        else:
+            run = RunFolder(path)
+            run.read_recipe()
+            results = run.results()
+            if results is None:
+                raise InputError(f"{path} has not ended; finish it with kmixer train --resume, then compare")
+            found = [Arm(path.name, {results["seed"]: results}, 0, _protocol(run))]
+        arms += [arm for arm in found if arm.results]
+        if not any(arm.results for arm in found):
+            raise InputError(f"{path}: none of its runs has ended yet")
+    return arms
+
+
+def _read_arm(name: str, folder: Path, seeds: list[int]) -> Arm:
+    runs = [RunFolder(folder / f"seed-{seed}") for seed in seeds]
+    ended = {seed: results for seed, run in zip(seeds, runs, strict=True) if (results := run.results()) is not None}
+    protocol = next((_protocol(run) for run in runs if run.results() is not None), {})
+    return Arm(name, ended, len(seeds) - len(ended), protocol)
+
+
+def _protocol(run: RunFolder) -> dict[str, Any]:
+    recipe = run.read_recipe()
+    return {
+        "corpus": read_json(run.path / ENVIRONMENT)["corpus_sha256"],
+        "validation": recipe.data.validation,
+        "test": recipe.data.test,
+        "tokenizer": recipe.tokenizer.model_dump(),
+        "protocol": recipe.evaluation.protocols[0],
+        "window": recipe.evaluation_window,
+    }
+
+
+def check_comparable(arms: list[Arm]) -> None:
+    """Raises InputError naming what two arms do not share: text, split, tokenizer, protocol or window."""
+    for arm in arms[1:]:
+        first, other = arms[0].protocol, arm.protocol
+        for key in first:
+            if first[key] != other[key]:
+                raise InputError(
+                    f"{arms[0].name} and {arm.name} differ in {key}: {first[key]!r} and {other[key]!r}; "
+                    "their losses do not measure the same thing (--anyway compares them all the same)"
+                )
+
+
+def compare(arms: list[Arm], part: Part = "validation") -> list[dict[str, Any]]:
+    """A row an arm: loss and perplexity over the seeds, difference from the first arm, size and cost.
+
+    "loss" and "deviation" are of the weights chosen by validation loss, "last" of the last ones;
+    "difference" pairs the seeds that an arm shares with the first.
+    """
+    rows = []
+    baseline = arms[0].losses("best", part)
+    for index, arm in enumerate(arms):
+        best, last = arm.losses("best", part), arm.losses("last", part)
+        if not best:
+            raise InputError(f"{arm.name} has no {part} part; give data.test in its recipe")
+        one = next(iter(arm.results.values()))
+        summary = summarize(list(best.values()))
+        difference = paired_difference(best, baseline) if index else None
+        measured = [result["best"][part][0] for result in arm.results.values()]
+        perplexity = summarize([each["perplexity"] for each in measured])
+        rows.append(
+            {
+                "arm": arm.name,
+                "n": summary.n,
+                "unfinished": arm.unfinished,
+                "seeds": sorted(best),
+                "loss": summary.mean,
+                "deviation": summary.deviation,
+                "perplexity": perplexity.mean,
+                "perplexity_deviation": perplexity.deviation,
+                "bits_per_byte": summarize([each["bits_per_byte"] for each in measured]).mean,
+                "last": summarize(list(last.values())).mean,
+                "difference": None if difference is None else difference.mean,
+                "interval": None if difference is None else difference.interval,
+                "pairs": None if difference is None else difference.n,
+                "parameters": one["parameters"],
+                "tokens": one["tokens"],
+                "flops": one["flops"],
+                "seconds": summarize([result["seconds"] for result in arm.results.values()]).mean,
+                "part": part,
+                "protocol": arm.protocol.get("protocol"),
+                "window": arm.protocol.get("window"),
+            }
+        )
+    return rows

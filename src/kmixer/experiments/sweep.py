@@ -1,0 +1,154 @@
+"""A sweep: one recipe in several arms, each with several seeds; a run folder for each.
+
+SWEEP/sweep.json            what the sweep is: recipe, settings of all runs, arms, seeds
+SWEEP/ARM/seed-S            a run folder
+
+Every run is a process of its own, `kmixer train`. What has ended is not repeated, what was
+interrupted goes on from its last checkpoint: a sweep that was killed ends with the same table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kmixer.config import StrictConfig
+from kmixer.errors import InputError
+from kmixer.files import read_json, read_text, write_json
+from kmixer.training.recipe import load_recipe
+from kmixer.training.run_folder import RunFolder
+
+SWEEP = "sweep.json"
+ABLATIONS = "ablations/"
+
+Status = Literal["waiting", "running", "finished", "diverged", "failed"]
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9=_.,+-]*$")]
+
+
+class Sweep(StrictConfig):
+    """What sweep.json holds, and a file of ablations: a recipe and what is changed in it."""
+
+    description: str = ""
+    recipe: str  # a packaged name, or the path of a .toml file
+    settings: list[str] = Field(default_factory=list)  # key=value, of every run
+    arms: dict[ArmName, list[str]]  # name to further settings; the first is the baseline
+    seeds: Annotated[list[int], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.arms:
+            raise ValueError("arms: got none; give one or more")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: got {self.seeds}; every seed once")
+        return self
+
+    @classmethod
+    def read(cls, folder: Path) -> Sweep:
+        """The sweep of a folder. Raises InputError where it is none."""
+        if not (folder / SWEEP).is_file():
+            raise InputError(f"{folder} is not a sweep ({SWEEP} is missing)")
+        return cls.parse(read_json(folder / SWEEP), source=str(folder / SWEEP))
+
+
+@dataclass
+class SweepRun:
+    """One run of a sweep, and how it stands."""
+
+    arm: str
+    seed: int
+    path: Path
+    settings: list[str]
+    steps: int
+    status: Status = "waiting"
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}/seed-{self.seed}"
+
+    def step(self) -> int:
+        """The last step that its metrics tell of."""
+        lines = RunFolder(self.path).read_metrics()
+        return int(lines[-1]["step"]) if lines else 0
+
+
+def packaged_ablations() -> list[str]:
+    """Names of the ablations inside the package, as `kmixer sweep` takes them."""
+    folder = resources.files("kmixer") / "recipes" / ABLATIONS
+    names = (file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+    return sorted(ABLATIONS + name for name in names)
+
+
+def load_ablation(name: str) -> Sweep:
+    """A packaged ablation. Raises InputError where there is none of this name."""
+    if name not in packaged_ablations():
+        raise InputError(f"ablation {name!r}: no such ablation; allowed: {', '.join(packaged_ablations())}")
+    text = (resources.files("kmixer") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    return Sweep.parse(tomllib.loads(text), source=f"ablation {name}")
+
+
+def read_ablation_file(path: Path) -> Sweep | None:
+    """The ablation a TOML file holds; None where it is a recipe."""
+    try:
+        values = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+    return Sweep.parse(values, source=str(path)) if "arms" in values else None
+
+
+def arms_of_grid(grid: dict[str, list[str]]) -> dict[str, list[str]]:
+    """An arm for every combination of the keys' values, the last key fastest; "base" where there is no grid.
+
+    Raises InputError where two of them would share a name.
+    """
+    arms: dict[str, list[str]] = {}
+    for values in itertools.product(*grid.values()):
+        pairs = list(zip(grid, values, strict=True))
+        name = "_".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in pairs) or "base"
+        name = "".join(c if c.isalnum() or c in "=_.,+-" else "-" for c in name)
+        if name in arms:
+            raise InputError(f"--grid: two combinations would be called {name}; give every value once")
+        arms[name] = [f"{key}={value}" for key, value in pairs]
+    return arms
+
+
+def sweep_runs(folder: Path, sweep: Sweep) -> list[SweepRun]:
+    """All runs of a sweep in the order they are made: every arm of the first seed, then of the next.
+
+    Raises InputError where an arm's settings are not a recipe.
+    """
+    runs = []
+    for seed in sweep.seeds:
+        for name, changed in sweep.arms.items():
+            settings = [*sweep.settings, *changed, f"training.seed={seed}"]
+            steps = load_recipe(sweep.recipe, settings).training.steps
+            run = SweepRun(name, seed, folder / name / f"seed-{seed}", settings, steps)
+            run.status = "finished" if RunFolder(run.path).results() else "waiting"
+            runs.append(run)
+    return runs
+
+
+def start_sweep(folder: Path, sweep: Sweep) -> list[SweepRun]:
+    """Make the sweep's folder and list its runs; a sweep that is there goes on, and may get more seeds.
+
+    Raises InputError where the folder holds anything else.
+    """
+    runs = sweep_runs(folder, sweep)
+    if (folder / SWEEP).is_file():
+        there = Sweep.read(folder)
+        if there.model_copy(update={"seeds": sweep.seeds}) != sweep:
+            raise InputError(
+                f"{folder} holds another sweep: {there.recipe} with {there.settings} in the arms {there.arms}; "
+                "choose another --out"
+            )
+        more = [seed for seed in sweep.seeds if seed not in there.seeds]
+        sweep = sweep.model_copy(update={"seeds": there.seeds + more})
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not a sweep; choose another --out")
+    write_json(folder / SWEEP, sweep.model_dump())
+    return runs

@@ -1,0 +1,121 @@
+"""What a model has learned, measured: the shares of its two ways of mixing, its decays, its step size.
+
+Recorded at every evaluation of a training run, and measurable on any model afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kmixer.layers import K2, BaseKernel
+from kmixer.models.causal_lm import CausalLM
+from kmixer.training.optimizers import author_group
+
+# Tokens the shares and residuals are measured on, and lags of a base kernel that are recorded.
+MEASURED_TOKENS = 16384
+RECORDED_LAGS = 64
+
+
+@torch.no_grad()
+def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
+    """Learned values and measured shares of a model in evaluation mode, on windows of tokens (b, t).
+
+    Returns:
+        "gate", one a layer: sigmoid of the base kernel's gate logit; "base_share", one a layer:
+        |base| / (|base| + |decay|), norms of the two branches over all tokens; "decay", "alpha",
+        lists of each layer's; "base_kernel", one list a kernel: mean weight by lag; "eta" and
+        "residuals", one a refinement step: |K(h) - h| / |h|. What a model does not have is left out.
+    """
+    model_was_training = model.training
+    model.eval()
+    recorder = _Recorder(model)
+    try:
+        model(tokens.to(model.embedding.weight.device))
+    finally:
+        recorder.remove()
+        model.train(model_was_training)
+    layers = [mixer for mixer in model.stack.mixers if isinstance(mixer, K2)]
+    found: dict[str, Any] = {
+        "decay": [layer.decay().tolist() for layer in layers],
+        "alpha": [layer.alpha().reshape(-1).tolist() for layer in layers],
+    }
+    kernels = (
+        [layer.base_kernel for layer in layers] if model.stack.shared_kernel is None else [model.stack.shared_kernel]
+    )
+    if model.config.base_kernel.kind != "none":
+        found["gate"] = [float(torch.sigmoid(layer.gate_logit)) for layer in layers if layer.gate_logit is not None]
+        found["base_share"] = recorder.base_shares()
+        found["base_kernel"] = [weights_by_lag(kernel)[:RECORDED_LAGS] for kernel in kernels if kernel is not None]
+    if model.stack.refined:
+        found["eta"] = float(model.stack.eta())
+        found["residuals"] = recorder.residuals
+    return found
+
+
+def first_windows(tokens: Tensor, window: int) -> Tensor:
+    """The first windows (b, window) of a text, MEASURED_TOKENS tokens or one window."""
+    count = min(max(1, MEASURED_TOKENS // window), len(tokens) // window)
+    return tokens[: count * window].view(count, window).long()
+
+
+class _Recorder:
+    """Hooks that measure one forward pass."""
+
+    def __init__(self, model: CausalLM) -> None:
+        stack = model.stack
+        self.squares = [[0.0, 0.0] for _ in stack.mixers]  # of the base branch and of the decay branch
+        self.residuals: list[float] = []
+        self.handles = [mixer.register_forward_pre_hook(self._note_shares(i)) for i, mixer in enumerate(stack.mixers)]
+        if stack.refined:
+            self.handles.append(stack.first.register_forward_pre_hook(self._note_start))
+            self.handles.append(stack.read_out.register_forward_hook(self._note_residual))
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def base_shares(self) -> list[float]:
+        roots = [(math.sqrt(base), math.sqrt(decay)) for base, decay in self.squares]
+        return [base / (base + decay) if base + decay > 0 else 0.0 for base, decay in roots]
+
+    def _note_shares(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            assert isinstance(layer, K2)
+            h, state, kernel = inputs
+            decay, base, _ = layer.branches(layer.mixing_norm(h), state, kernel)
+            self.squares[index][1] += float(decay.double().square().sum())
+            if base is not None:
+                self.squares[index][0] += float(base.double().square().sum())
+
+        return note
+
+    def _note_start(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.start = inputs[0]
+
+    def _note_residual(self, layer: nn.Module, inputs: tuple[Any, ...], refined: Tensor) -> None:
+        self.residuals.append(float((refined - self.start).norm() / (self.start.norm() + 1e-6)))
+
+
+def weights_by_lag(kernel: BaseKernel) -> list[float]:
+    """The weight of each lag: the filter itself, or the mean along each diagonal of a dense or low-rank kernel."""
+    weights = [weight.detach() for weight in kernel.weights]
+    if kernel.kind in ("toeplitz", "conv"):
+        return [float(weight) for weight in weights[0]]
+    matrix = weights[0] if kernel.kind == "dense" else weights[0] @ weights[1].T
+    return [float(torch.diagonal(matrix, -lag).mean()) for lag in range(len(matrix))]
+
+
+def norms_by_group(model: nn.Module, tensor_of: Callable[[str, nn.Parameter], Tensor | None]) -> dict[str, float]:
+    """Norm of a tensor of every trained parameter, over each group of the author's `grouped` optimiser."""
+    squares: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        tensor = tensor_of(name, parameter) if parameter.requires_grad else None
+        if tensor is not None:
+            group = author_group(name)
+            squares[group] = squares.get(group, 0.0) + float(tensor.detach().double().square().sum())
+    return {group: math.sqrt(square) for group, square in squares.items()}
