@@ -15,6 +15,7 @@ import tomli_w
 from kmixer.errors import InputError
 from kmixer.experiments.compare import check_comparable, compare, read_arms
 from kmixer.experiments.sweep import Sweep, arms_of_grid, load_ablation, packaged_ablations, start_sweep, sweep_runs
+from kmixer.training.recipe import load_recipe
 from kmixer.training.run_folder import RunFolder
 from tests.cli.conftest import Run
 from tests.conftest import tiny_recipe_values
@@ -84,6 +85,11 @@ def test_results_are_of_the_best_and_of_the_last_weights(
     assert results["last"]["validation"][0]["loss"] == pytest.approx(losses[-1], rel=1e-6)
     assert results["best"]["test"][0]["tokens"] > 1000
     assert results["tokens"] == 8 * 4 * 32
+    measured = [(each["protocol"], each["window"]) for each in results["best"]["validation"]]
+    assert measured == [("windows", 32), ("windows", 256), ("windows", 1024), ("stream", None)]
+    by_position = results["best"]["loss_by_position"]
+    assert len(by_position) == 32
+    assert sum(by_position) / 32 == pytest.approx(results["best"]["validation"][0]["loss"], rel=1e-6)
     rows = json.loads(kmixer_command("compare", out, "--part", "test", "--json").out)
     assert rows[0]["loss"] == results["best"]["test"][0]["loss"]
     assert kmixer_command("compare", out, "--markdown").out.startswith("| arm |")

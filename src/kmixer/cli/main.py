@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from kmixer.cli import bench, data, experiments, export, inspect, model
+from kmixer.cli import analysis, bench, data, experiments, export, inspect, model
 from kmixer.errors import DivergedError, InputError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.command(name="eval")(model.evaluate)
 app.command()(model.generate)
 app.command()(experiments.sweep)
 app.command(name="compare")(experiments.compare_runs)
+app.command()(analysis.analyze)
+app.command()(analysis.report)
 app.command()(inspect.recipes)
 app.command()(inspect.params)
 app.command()(model.convert)

@@ -73,6 +73,18 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
     )
 
 
+@torch.no_grad()
+def loss_by_position(model: CausalLM, split: TokenSplit, window: int) -> list[float]:
+    """Mean cross-entropy in nats at each position of windows that do not overlap."""
+    was_training = model.training
+    model.eval()
+    try:
+        blocks = list(_window_losses(model, split.tokens, window))
+    finally:
+        model.train(was_training)
+    return torch.cat(blocks).double().mean(0).tolist()
+
+
 def _window_losses(model: CausalLM, tokens: Tensor, window: int) -> Iterator[Tensor]:
     limit = model.config.max_positions
     if limit is not None and window > limit:

@@ -11,9 +11,12 @@ from kmixer.models.causal_lm import CausalLM
 from kmixer.models.flops import count_flops
 from kmixer.models.model_folder import WEIGHTS, load_weights, put_weights
 from kmixer.training.checkpoint import Progress
-from kmixer.training.evaluation import evaluate
-from kmixer.training.recipe import Recipe
+from kmixer.training.evaluation import evaluate, loss_by_position
+from kmixer.training.recipe import Protocol, Recipe
 from kmixer.training.run_folder import RESULTS, RunFolder
+
+# Every model is measured at these windows too, where it and the text reach so far.
+COMMON_WINDOWS = (256, 1024)
 
 
 def write_results(run: RunFolder, model: CausalLM, dataset: Dataset, *, recipe: Recipe, progress: Progress) -> None:
@@ -43,12 +46,20 @@ def write_results(run: RunFolder, model: CausalLM, dataset: Dataset, *, recipe: 
 
 
 def _losses(model: CausalLM, dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
+    """Evaluations of every part: the recipe's protocols first, then the common windows, then as one stream."""
     parts = {"validation": dataset.validation, "test": dataset.test}
-    return {
-        name: [
-            evaluate(model, split, protocol, recipe.evaluation_window).to_json()
-            for protocol in recipe.evaluation.protocols
-        ]
-        for name, split in parts.items()
-        if split is not None
-    }
+    found: dict[str, Any] = {}
+    for name, split in parts.items():
+        if split is None:
+            continue
+        limit = min(model.config.max_positions or len(split.tokens), len(split.tokens) - 1)
+        windows = [window for window in COMMON_WINDOWS if window <= limit]
+        measures: dict[tuple[Protocol, int | None], None] = {}
+        for protocol in recipe.evaluation.protocols:
+            measures[protocol, recipe.evaluation_window if protocol == "windows" else None] = None
+        measures |= {("windows", window): None for window in windows}
+        if model.config.max_positions is None:
+            measures["stream", None] = None
+        found[name] = [evaluate(model, split, protocol, window or 0).to_json() for protocol, window in measures]
+    found["loss_by_position"] = loss_by_position(model, dataset.validation, recipe.evaluation_window)
+    return found

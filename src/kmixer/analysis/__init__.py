@@ -1,0 +1,1 @@
+"""What trained models learned: figures of the recorded measurements, and the report."""

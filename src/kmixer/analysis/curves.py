@@ -1,0 +1,84 @@
+"""The recorded measurements of runs, by arm: what the figures are drawn from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kmixer.errors import InputError
+from kmixer.experiments.sweep import SWEEP, Sweep
+from kmixer.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """The runs of one arm, one or more, in the order of their seeds."""
+
+    name: str
+    runs: list[RunFolder]
+    metrics: list[list[dict[str, Any]]]  # a run's lines of metrics.jsonl
+    results: list[dict[str, Any] | None]  # results.json of the runs that have ended
+
+    def losses(self) -> Curve | None:
+        """Validation loss against trained tokens."""
+        return self.curve(lambda line: line["validation"][0]["loss"] if "validation" in line else None)
+
+    def curve(self, value: Any) -> Curve | None:
+        """Mean, smallest and largest over the runs of value(line), at the steps that all runs have."""
+        by_step: dict[int, list[float]] = defaultdict(list)
+        for lines in self.metrics:
+            for line in lines:
+                found = value(line)
+                if found is not None:
+                    by_step[line["step"]].append(found)
+        steps = sorted(step for step, found in by_step.items() if len(found) == len(self.metrics))
+        if not steps:
+            return None
+        table = np.array([by_step[step] for step in steps])
+        training = self.runs[0].read_recipe().training
+        tokens = np.array(steps) * training.batch_size * training.window
+        return Curve(tokens, table.mean(1), table.min(1), table.max(1))
+
+    def dynamics(self) -> list[tuple[int, dict[str, Any]]]:
+        """(step, measurement) of the first run, as it was recorded at each evaluation."""
+        return [(line["step"], line["dynamics"]) for line in self.metrics[0] if "dynamics" in line]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity against trained tokens: mean and band over runs."""
+
+    tokens: np.ndarray[Any, Any]
+    mean: np.ndarray[Any, Any]
+    low: np.ndarray[Any, Any]
+    high: np.ndarray[Any, Any]
+
+
+def read_arm_runs(paths: list[Path]) -> list[ArmRuns]:
+    """The arms of run folders and sweeps; runs that have not begun are left out.
+
+    Raises InputError where a path is neither, or nothing has begun.
+    """
+    arms = []
+    for path in paths:
+        if (path / SWEEP).is_file():
+            sweep = Sweep.read(path)
+            for name in sweep.arms:
+                runs = [RunFolder(path / name / f"seed-{seed}") for seed in sweep.seeds]
+                arms.append((name if len(paths) == 1 else f"{path.name}/{name}", [run for run in runs if run.exists()]))
+        else:
+            run = RunFolder(path)
+            run.read_recipe()
+            arms.append((path.name, [run]))
+    begun = [
+        ArmRuns(name, runs, [run.read_metrics() for run in runs], [run.results() for run in runs])
+        for name, runs in arms
+        if runs
+    ]
+    if not begun:
+        raise InputError(f"{', '.join(str(path) for path in paths)}: no run has begun yet")
+    return begun

@@ -1,0 +1,195 @@
+"""Figures of runs: each function draws one, from what training recorded, and returns None where there is nothing."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kmixer.analysis.curves import ArmRuns
+
+WIDTH, HEIGHT = 6.4, 3.6
+# Of the many curves of a figure, the legend names as many as one can tell apart.
+LEGEND_LIMIT = 12
+
+
+def _figure(title: str, x: str, y: str, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    for each in axes:
+        each.set_xlabel(x)
+        each.set_ylabel(y)
+        each.grid(alpha=0.25)
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    count = len(axes.get_legend_handles_labels()[0])
+    if 1 < count <= LEGEND_LIMIT:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def loss_curves(arms: list[ArmRuns]) -> Figure | None:
+    """Validation loss against tokens, mean and band over the seeds."""
+    figure, (axes,) = _figure("Validation loss over training", "trained tokens", "nats a token")
+    lowest, highest = [], []
+    for arm in arms:
+        curve = arm.losses()
+        if curve is None or len(curve.tokens) < 2:
+            continue
+        (line,) = axes.plot(curve.tokens[1:], curve.mean[1:], label=arm.name, linewidth=1.5)
+        axes.fill_between(curve.tokens[1:], curve.low[1:], curve.high[1:], alpha=0.2, color=line.get_color())
+        lowest.append(curve.low[1:].min())
+        highest.append(np.quantile(curve.high[1:], 0.9))
+    if not lowest:
+        return None
+    margin = 0.1 * (max(highest) - min(lowest)) + 0.01
+    axes.set_ylim(min(lowest) - margin, max(highest) + margin)
+    _legend(axes)
+    return figure
+
+
+def final_losses(arms: list[ArmRuns]) -> Figure | None:
+    """Each run's best validation loss as a point, by arm."""
+    found = [(arm.name, [r["best"]["validation"][0]["loss"] for r in arm.results if r]) for arm in arms]
+    found = [(name, losses) for name, losses in found if losses]
+    if len(found) < 2:
+        return None
+    figure, (axes,) = _figure("Best validation loss of every seed", "nats a token", "")
+    for row, (_, losses) in enumerate(found):
+        axes.plot(losses, [row] * len(losses), "o", alpha=0.7, markersize=5)
+        axes.plot(np.mean(losses), row, "|", markersize=16, color="black")
+    axes.set_yticks(range(len(found)), [name for name, _ in found])
+    axes.invert_yaxis()
+    return figure
+
+
+def base_shares(arm: ArmRuns) -> Figure | None:
+    """Measured share of the base kernel, and its gate, in each layer over training."""
+    recorded = [(step, each) for step, each in arm.dynamics() if "base_share" in each]
+    if len(recorded) < 2:
+        return None
+    figure, both = _figure(f"Base kernel in {arm.name}: a line a layer", "step", "", columns=2)
+    steps = [step for step, _ in recorded]
+    for axes, key, name in zip(both, ("base_share", "gate"), ("share of the mixed output", "gate"), strict=True):
+        for layer, values in enumerate(zip(*(each[key] for _, each in recorded), strict=True)):
+            axes.plot(steps, values, label=f"layer {layer + 1}", linewidth=1.2)
+        axes.set_ylabel(name)
+        axes.set_ylim(0, 1)
+    _legend(both[0])
+    return figure
+
+
+def decay_spectra(arm: ArmRuns) -> Figure | None:
+    """Effective window 1 / (1 - decay) of every channel, at the start and at the end of training."""
+    recorded = arm.dynamics()
+    if not recorded:
+        return None
+    figure, (axes,) = _figure(f"Decays of {arm.name}", "K2 layer", "effective window 1 / (1 - decay), positions")
+    for (step, each), offset, alpha in ((recorded[0], -0.12, 0.35), (recorded[-1], 0.12, 0.9)):
+        for layer, decays in enumerate(each["decay"]):
+            windows = 1 / np.maximum(1 - np.array(decays), 1e-7)
+            label = f"step {step:,}" if layer == 0 else None
+            axes.plot([layer + 1 + offset] * len(windows), windows, "_", color="C0", alpha=alpha, label=label)
+    axes.set_yscale("log")
+    axes.set_xticks(range(1, len(recorded[0][1]["decay"]) + 1))
+    _legend(axes)
+    return figure
+
+
+def base_kernels(arm: ArmRuns) -> Figure | None:
+    """Weight of the base kernel by lag, at the start and at the end."""
+    recorded = [(step, each["base_kernel"]) for step, each in arm.dynamics() if each.get("base_kernel")]
+    if not recorded:
+        return None
+    figure, (axes,) = _figure(f"Base kernel of {arm.name}", "lag, positions", "weight (mean along the diagonal)")
+    first, last = recorded[0], recorded[-1]
+    axes.plot(first[1][0], color="C7", linestyle="--", label=f"step {first[0]:,}")
+    for index, kernel in enumerate(last[1]):
+        name = f"step {last[0]:,}" + (f", layer {index + 1}" if len(last[1]) > 1 else "")
+        axes.plot(kernel, marker="." if len(kernel) <= 16 else None, label=name, linewidth=1.2)
+    axes.axhline(0, color="C7", linewidth=0.6)
+    _legend(axes)
+    return figure
+
+
+def refinement(arms: list[ArmRuns]) -> Figure | None:
+    """eta over training, and the residual of each refinement step at its end."""
+    refined = [(arm, [(s, d) for s, d in arm.dynamics() if "eta" in d]) for arm in arms]
+    refined = [(arm, recorded) for arm, recorded in refined if recorded]
+    if not refined:
+        return None
+    figure, (left, right) = _figure("Refinement", "", "", columns=2)
+    for arm, recorded in refined:
+        left.plot([step for step, _ in recorded], [each["eta"] for _, each in recorded], label=arm.name)
+        residuals = recorded[-1][1]["residuals"]
+        right.plot(range(1, len(residuals) + 1), residuals, marker="o", markersize=4, label=arm.name)
+    left.set(xlabel="step", ylabel="eta", ylim=(0, None))
+    right.set(xlabel="refinement step", ylabel="|K(h) - h| / |h|, last evaluation")
+    right.set_xticks(range(1, 1 + max(len(recorded[-1][1]["residuals"]) for _, recorded in refined)))
+    _legend(left)
+    return figure
+
+
+def loss_by_position(arms: list[ArmRuns]) -> Figure | None:
+    """Validation loss at each position of a window, averaged over stretches that double in length."""
+    figure, (axes,) = _figure("Loss inside a window", "position", "nats a token")
+    drawn = False
+    for arm in arms:
+        found = [np.array(r["best"]["loss_by_position"]) for r in arm.results if r]
+        if not found:
+            continue
+        mean = np.mean(found, axis=0)
+        edges = np.unique(np.concatenate([2 ** np.arange(0, np.log2(len(mean) + 1), 0.5), [len(mean) + 1]]).astype(int))
+        middles = np.sqrt(edges[:-1] * (edges[1:] - 1.0))
+        stretches = [mean[a - 1 : b - 1].mean() for a, b in itertools.pairwise(edges)]
+        axes.plot(middles, stretches, label=arm.name)
+        drawn = True
+    axes.set_xscale("log", base=2)
+    _legend(axes)
+    return figure if drawn else None
+
+
+def norms(arm: ArmRuns) -> Figure | None:
+    """Norms of the gradient and of the update of each group of parameters over training."""
+    recorded = [line for line in arm.metrics[0] if "gradient_norms" in line]
+    if len(recorded) < 2:
+        return None
+    figure, both = _figure(f"Gradients and updates of {arm.name}", "step", "", columns=2)
+    steps = [line["step"] for line in recorded]
+    for axes, key, name in zip(both, ("gradient_norms", "update_norms"), ("gradient norm", "update norm"), strict=True):
+        for group in recorded[0][key]:
+            axes.plot(steps, [line[key].get(group, np.nan) for line in recorded], label=group, linewidth=1.2)
+        axes.set_ylabel(name)
+        axes.set_yscale("log")
+    _legend(both[0])
+    return figure
+
+
+def all_figures(arms: list[ArmRuns]) -> dict[str, Figure]:
+    """Every figure that these runs have something for, by a name fit for a file."""
+    found: dict[str, Figure | None] = {
+        "loss-curves": loss_curves(arms),
+        "final-losses": final_losses(arms),
+        "loss-by-position": loss_by_position(arms),
+        "refinement": refinement(arms),
+    }
+    for arm in arms:
+        suffix = "" if len(arms) == 1 else f"-{_slug(arm.name)}"
+        single: dict[str, Any] = {
+            "base-share": base_shares,
+            "decays": decay_spectra,
+            "base-kernel": base_kernels,
+            "norms": norms,
+        }
+        found |= {name + suffix: draw(arm) for name, draw in single.items()}
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "=.-" else "-" for c in name)

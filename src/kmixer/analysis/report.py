@@ -1,0 +1,109 @@
+"""One self-contained HTML page about runs and sweeps: what was learned, and whether it is better."""
+
+from __future__ import annotations
+
+import io
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from kmixer.analysis.curves import ArmRuns, read_arm_runs
+from kmixer.analysis.figures import all_figures
+from kmixer.errors import InputError
+from kmixer.experiments.compare import compare, read_arms
+from kmixer.experiments.sweep import SWEEP
+from kmixer.files import atomic_write, read_json, read_text
+from kmixer.language_model import load
+from kmixer.training.run_folder import ENVIRONMENT, RECIPE
+
+SAMPLE_TOKENS = 400
+SAMPLE_SEED = 1
+
+# What a reader should know about each figure, by the start of its name.
+CAPTIONS = {
+    "loss-curves": "Mean over the seeds; the band reaches from the smallest to the largest.",
+    "final-losses": "A point a seed; the stroke is the mean. Each is the lowest of its run's evaluations.",
+    "loss-by-position": "Best weights on the validation part: how much the text before helps.",
+    "refinement": "eta is the learned step size; a residual that falls from step to step approaches an equilibrium.",
+    "base-share": "Measured on validation text: |base| / (|base| + |decay|) in norm, first seed. The gate alone does "
+    "not say it, since the kernel's own scale is free.",
+    "decays": "A stroke a channel, first seed: how many positions back its memory reaches.",
+    "base-kernel": "First seed.",
+    "norms": "Before clipping, by the groups of the author's optimiser, first seed.",
+}
+
+
+def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> None:
+    """Write the page, and each figure as SVG and PNG where a folder for them is given."""
+    arms = read_arm_runs(paths)
+    drawn = all_figures(arms)
+    ended = [path for path in paths if _has_ended(path)]
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        (resources.files("kmixer.analysis") / "report.html").read_text(encoding="utf-8")
+    )
+    page = template.render(
+        title=" · ".join(path.name for path in paths),
+        rows=compare(read_arms(ended)) if ended else [],
+        unfinished=sum(result is None for arm in arms for result in arm.results),
+        figures=[(name, _svg(figure), _caption(name)) for name, figure in drawn.items()],
+        samples=[(arm.name, _sample(arm)) for arm in arms],
+        recipe=read_text(arms[0].runs[0].path / RECIPE),
+        environment=_environment(arms),
+        reproduce=[_command(path) for path in paths],
+    )
+    with atomic_write(out) as file:
+        file.write(page.encode())
+    if figures is not None:
+        for name, figure in drawn.items():
+            for suffix in ("svg", "png"):
+                with atomic_write(figures / f"{name}.{suffix}") as file:
+                    figure.savefig(file, format=suffix, dpi=200)
+
+
+def _has_ended(path: Path) -> bool:
+    try:
+        read_arms([path])
+    except InputError:
+        return False
+    return True
+
+
+def _svg(figure: Figure) -> Markup:
+    """The figure as SVG for the page: text as text, no background, no header of its own."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kmixer"}):
+        figure.savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    return Markup(text[text.index("<svg") :])
+
+
+def _caption(name: str) -> str:
+    return next((text for start, text in CAPTIONS.items() if name.startswith(start)), "")
+
+
+def _sample(arm: ArmRuns) -> str:
+    """Text by the best weights of the arm's first run, as far as its window goes."""
+    model = load(arm.runs[0].path)
+    limit = SAMPLE_TOKENS if model.config.max_positions is None else model.config.max_positions - 1
+    text = model.generate("\n", max_new_tokens=min(SAMPLE_TOKENS, limit), temperature=0.8, seed=SAMPLE_SEED)
+    assert isinstance(text, str)
+    return text
+
+
+def _environment(arms: list[ArmRuns]) -> list[tuple[str, str]]:
+    found: dict[str, Any] = read_json(arms[0].runs[0].path / ENVIRONMENT)
+    packages = ", ".join(f"{name} {version}" for name, version in found.pop("packages").items())
+    found.pop("command", None)
+    return [*((key, str(value)) for key, value in found.items()), ("packages", packages)]
+
+
+def _command(path: Path) -> str:
+    """The command line of a run, or the content of sweep.json, which is all that a sweep is."""
+    if (path / SWEEP).is_file():
+        return read_text(path / SWEEP)
+    return " ".join(read_json(path / ENVIRONMENT)["command"])

@@ -1,0 +1,69 @@
+"""kmixer analyze and report: what was learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kmixer.cli.options import DataDir, Json, Run
+from kmixer.data.token_files import prepare_dataset
+from kmixer.errors import InputError
+from kmixer.language_model import load
+from kmixer.training.dynamics import first_windows, measure_dynamics
+from kmixer.training.evaluation import loss_by_position
+from kmixer.training.run_folder import RunFolder
+
+
+def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
+    """Measure what a run's best weights learned: gates, shares, decays, base kernel, loss by position.
+
+    Example: kmixer analyze runs/shakespeare-quick-seed42 --json
+    """
+    recipe = RunFolder(run).read_recipe()
+    model = load(run)
+    assert model.tokenizer is not None
+    dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)
+    window = recipe.evaluation_window
+    found = measure_dynamics(model, first_windows(dataset.validation.tokens, window))
+    found["loss_by_position"] = loss_by_position(model, dataset.validation, window)
+    if as_json:
+        print(json.dumps(found))
+        return
+    shares, gates = found.get("base_share"), found.get("gate")
+    print("layer   gate  base share   alpha                effective windows 1 / (1 - decay), positions")
+    for layer, (decays, alpha) in enumerate(zip(found["decay"], found["alpha"], strict=True)):
+        share = f"{gates[layer]:6.3f}  {shares[layer]:10.3f}" if shares and gates else f"{'-':>6}  {'-':>10}"
+        windows = sorted(1 / max(1 - decay, 1e-7) for decay in decays)
+        shown = windows if len(windows) <= 6 else [windows[i * (len(windows) - 1) // 5] for i in range(6)]
+        span = f"{min(alpha):.3f}" if len(alpha) == 1 else f"{min(alpha):.3f} to {max(alpha):.3f}"
+        print(f"{layer + 1:>5}  {share}   {span:18}   " + "  ".join(f"{value:,.1f}" for value in shown))
+    for index, kernel in enumerate(found.get("base_kernel", [])):
+        print(f"base kernel {index + 1} by lag: " + "  ".join(f"{weight:.3f}" for weight in kernel[:8]))
+    if "eta" in found:
+        print(f"eta {found['eta']:.4f}; residuals " + "  ".join(f"{value:.4f}" for value in found["residuals"]))
+    losses = found["loss_by_position"]
+    marks = [position for position in (1, 4, 16, 64, 256, 1024, len(losses)) if position <= len(losses)]
+    print("loss at position " + "  ".join(f"{mark}: {losses[mark - 1]:.3f}" for mark in dict.fromkeys(marks)))
+
+
+def report(
+    paths: Annotated[list[Path], typer.Argument(help="Run folders and sweeps.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write; default report.html in the first folder.")
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Write every figure into this folder too, SVG and PNG.")] = None,
+) -> None:
+    """Write one HTML page about runs and sweeps: curves, table, learned dynamics, samples.
+
+    Example: kmixer report runs/shakespeare-quick-sweep --figures figures
+    """
+    from kmixer.analysis.report import write_report
+
+    if out is not None and out.suffix != ".html":
+        raise InputError(f"--out: got {out}; allowed: a file that ends in .html")
+    page = out or paths[0] / "report.html"
+    write_report(paths, page, figures)
+    print(page)
