@@ -44,14 +44,16 @@ def plot_length(rows: list[dict[str, Any]], path: Path) -> None:
     for name in dict.fromkeys(row["series"] for row in rows):
         points = [(row["window"], 1e6 / row["tokens_per_second"]) for row in rows if row["series"] == name]
         x, y = zip(*points, strict=True)
-        (line,) = axes.plot(x, y, marker="o", markersize=4)
-        axes.annotate(name, (x[-1], y[-1]), (6, 0), textcoords="offset points", va="center", color=line.get_color())
+        axes.plot(x, y, marker="o", markersize=4, label=name)
+    windows = sorted({row["window"] for row in rows})
     axes.set_xscale("log", base=2)
+    axes.set_xticks(windows[::2], [f"{window:,}" for window in windows[::2]])
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("tokens of the window")
     axes.set_ylabel("microseconds a trained token")
     axes.set_title(f"Training step, {rows[0]['batch_size'] * rows[0]['window']:,} tokens a step", loc="left")
+    axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlim(right=axes.get_xlim()[1] * 8)  # room for the names
     figure.savefig(path, dpi=150)

@@ -169,7 +169,7 @@ class K2(nn.Module):
         """What the two ways of mixing make of the normalised input: decay path, gated base kernel or None."""
         kernel = self._kernel(base_kernel)
         queries_keys = (x @ torch.cat([self.query, self.key], dim=1)).unflatten(-1, (2, self.rank))
-        q, k = normalize(queries_keys, NORM_EPS).unbind(-2)
+        q, k = normalize(queries_keys.to(x.dtype), NORM_EPS).unbind(-2)  # under autocast the product is bfloat16
         y, decay_state = decayed_linear_attention(
             self.alpha() * q,
             k,

@@ -17,9 +17,9 @@ from kmixer.ops.fused import (
     MAX_ELEMENTS,
     dropout_arguments,
     dropout_seed,
+    keep_and_rms_norm,
     linear_dropout_add,
     linear_gelu_dropout,
-    rms_norm,
 )
 from kmixer.ops.gradients import first_order
 
@@ -48,8 +48,8 @@ def feed_forward(
         return _FeedForward.apply(
             h.contiguous(), norm, up, up_bias, down, down_bias, eps, dropout, dropout_seed(dropout)
         )
-    hidden = linear_gelu_dropout(rms_norm(h, norm, eps), up, up_bias, dropout)
-    return linear_dropout_add(h, hidden, down, down_bias, 0.0)
+    h, x = keep_and_rms_norm(h, norm, eps)
+    return linear_dropout_add(h, linear_gelu_dropout(x, up, up_bias, dropout), down, down_bias, 0.0)
 
 
 def _compiled(h: Tensor, norm: Tensor, up: Tensor, *others: Tensor) -> bool:
