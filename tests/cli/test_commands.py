@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kmixer.experiments.sweep import packaged_ablations
 from kmixer.models import CausalLM
 from kmixer.training.recipe import packaged_recipes
 from tests.cli.conftest import Run
@@ -52,9 +53,10 @@ def test_train_eval_generate_resume(kmixer_command: Run, recipe_file: Path, tmp_
 
 
 def test_recipes_are_listed(kmixer_command: Run) -> None:
-    assert list(json.loads(kmixer_command("recipes", "--json").out)) == packaged_recipes()
+    names = packaged_recipes() + packaged_ablations()
+    assert list(json.loads(kmixer_command("recipes", "--json").out)) == names
     lines = kmixer_command("recipes").out.splitlines()
-    assert [line.split()[0] for line in lines] == packaged_recipes()
+    assert [line.split()[0] for line in lines] == names
 
 
 def test_parameters_are_counted_by_part(kmixer_command: Run) -> None:

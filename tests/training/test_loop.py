@@ -328,7 +328,7 @@ def test_a_run_folder_holds_what_it_should(text_file: Path, tmp_path: Path) -> N
         "model.safetensors",
         "metrics.jsonl",
         "environment.json",
-            "results.json",
+        "results.json",
         "checkpoints/last.safetensors",
     }
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
