@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from kmixer.cli import analysis, bench, data, experiments, export, inspect, model
+from kmixer.cli import analysis, bench, data, experiments, export, inspect, model, task
 from kmixer.errors import DivergedError, InputError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command()(model.unpack)
 app.command()(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
+app.add_typer(task.app, name="task")
 
 
 def main() -> NoReturn:
