@@ -20,6 +20,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "toeplitz, one alpha": {"base_kernel": {"kind": "toeplitz", "size": 40}, "decay": {"alpha": "per_layer"}},
     "no kernel, factorised": {"base_kernel": {"kind": "none"}, "embedding_width": 10},
     "refined": {"base_kernel": {"kind": "conv"}, "refinement": {"steps": 3}},
+    "gated": {"base_kernel": {"kind": "conv"}, "output_gate": True},
     "gelu head": {"base_kernel": {"kind": "conv"}, "head": {"kind": "gelu", "multiplier": 3}},
 }
 

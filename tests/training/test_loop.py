@@ -87,11 +87,11 @@ def test_a_crashed_run_resumes_bit_for_bit(crash: int, text_file: Path, tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "crashed")
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize(("step", "settings"), [(1, {}), (3, {}), (5, {}), (5, {"average": 0.9})])
 def test_an_interrupted_run_is_saved_at_once_and_resumes_bit_for_bit(
-    step: int, text_file: Path, tmp_path: Path
+    step: int, settings: dict[str, Any], text_file: Path, tmp_path: Path
 ) -> None:
-    recipe = make_recipe(text_file)
+    recipe = make_recipe(text_file, **settings)
     train(recipe, tmp_path / "whole")
     result = train(recipe, tmp_path / "parts", reporter=InterruptAfter(step))
     assert (result.step, result.finished) == (step, False)

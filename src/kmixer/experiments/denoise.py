@@ -64,10 +64,25 @@ class MixerBlock(nn.Module):
         return self.feed_forward(x, self.feed_forward_norm)
 
 
+def _author_k2(length: int | None) -> nn.Module:
+    """K2 as the author's benchmark has it (family b); without a base kernel for a length of None."""
+    kernel = None if length is None else BaseKernel("dense", length, init="uniform")
+    return K2(
+        WIDTH,
+        8,
+        base_kernel=kernel,
+        gate_init=8.0,
+        decay_range=(0.85, 1.0),
+        decay_init="linear",
+        alpha_cap=0.8,
+        alpha_per_channel=False,
+    )
+
+
 # A block for sequences of a length, by name.
 BLOCKS: dict[str, Callable[[int], nn.Module]] = {
-    "K2": lambda length: K2(WIDTH, 8, base_kernel=BaseKernel("dense", length), decay_range=(0.15, 0.999)),
-    "K2 without base kernel": lambda length: K2(WIDTH, 8, decay_range=(0.15, 0.999)),
+    "K2": _author_k2,
+    "K2 without base kernel": lambda length: _author_k2(None),
     "convolution, 7 taps": lambda length: MixerBlock(CausalConvolution(WIDTH, 7)),
     "convolution, 17 taps": lambda length: MixerBlock(CausalConvolution(WIDTH, 17)),
     "softmax attention": lambda length: MixerBlock(SoftmaxAttention(WIDTH, 4)),

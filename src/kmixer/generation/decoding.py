@@ -22,7 +22,7 @@ from kmixer.models.k_stack import StackState
 
 LANES = 16  # kLanes in native/common.h
 EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE = range(6)
-NONE, GELU = range(2)
+NONE, GELU, GATE = range(3)
 # Threads cost more than they save below this many rows each.
 ROWS_PER_THREAD = 16
 
@@ -181,6 +181,8 @@ class DecodingStep:
             queries=queries,
             eps=NORM_EPS,
         )
+        if layer.output_gate is not None:
+            self._linear(normed, mixed, layer.output_gate.weight, activation=GATE)
         self._linear(mixed, hidden, layer.projection.weight, layer.projection.bias, residual=hidden)
         self._feed_forward(layer.feed_forward_norm.weight, layer.feed_forward, hidden, normed, inner)
         return K2State(decay, history)

@@ -141,7 +141,7 @@ class K2Step(nn.Module):
             assert layer.gate_logit is not None
             taps = (torch.sigmoid(layer.gate_logit) * kernel.weights[0]).flip(0)[None]
         self.register_buffer("taps", taps)  # (1, lags), oldest first
-        self.projection = layer.projection
+        self.output_gate, self.projection = layer.output_gate, layer.projection
         self.feed_forward_norm, self.feed_forward = layer.feed_forward_norm, layer.feed_forward
 
     def forward(self, h: Tensor, state: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -156,5 +156,8 @@ class K2Step(nn.Module):
             inputs = torch.cat([inputs, row], dim=1)
             y = y + self.taps @ inputs
             inputs = inputs[:, 1:]
-        h = linear_dropout_add(h, y.squeeze(1), self.projection.weight, self.projection.bias, 0.0)
+        mixed = y.squeeze(1)
+        if self.output_gate is not None:
+            mixed = mixed * F.silu(self.output_gate(x))
+        h = linear_dropout_add(h, mixed, self.projection.weight, self.projection.bias, 0.0)
         return self.feed_forward(h, self.feed_forward_norm), state, inputs

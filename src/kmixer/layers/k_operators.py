@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ class K2(nn.Module):
         q, k = normalise(x u), normalise(x v)                 unit vectors of R^r
         S_t = diag(g) S_{t-1} + k_t^T x_t                     g = low + (high - low) sigmoid(l)
         y_t = (alpha * q_t) S_t + sigmoid(gate) (base x)_t    alpha = cap sigmoid(a)
-        h + P y + p, then h + FeedForward(RMSNorm(h))
+        h + P (SiLU(G x) * y) + p, then h + FeedForward(RMSNorm(h))      without an output gate: P y
 
     Args:
         width: d.
@@ -83,6 +84,7 @@ class K2(nn.Module):
             "fraction" starts sigmoid(l) there, that is g close to high (v0.1 did).
         alpha_cap: upper end of alpha.
         alpha_per_channel: one alpha for each of the r channels instead of one for the layer.
+        output_gate: multiply what was mixed by SiLU(G x), G (d, d); the preprints have none.
         mlp_dropout, residual_dropout: on the hidden units, and on P y + p.
         copy_gate: hold the gate of the author's copy branch, unused and frozen, so that a model
             has all parameters of the author's.
@@ -102,6 +104,7 @@ class K2(nn.Module):
         decay_init: DecayInit = "time_constant",
         alpha_cap: float = 1.0,
         alpha_per_channel: bool = True,
+        output_gate: bool = False,
         mlp_dropout: float = 0.0,
         residual_dropout: float = 0.0,
         copy_gate: bool = False,
@@ -125,6 +128,7 @@ class K2(nn.Module):
         self.gate_logit = None if base_kernel is None else nn.Parameter(torch.tensor(float(gate_init)))
         # sigmoid(-2.1972) = 0.1, where the author's copy branch starts.
         self.copy_gate_logit = nn.Parameter(torch.tensor(-2.1972), requires_grad=False) if copy_gate else None
+        self.output_gate = linear(width, width, bias=False) if output_gate else None
         self.projection = linear(width, width)
         self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = FeedForward(width, dropout=mlp_dropout)
@@ -156,6 +160,8 @@ class K2(nn.Module):
         y, base, state = self.branches(x, state, base_kernel)
         if base is not None:
             y = y + base
+        if self.output_gate is not None:
+            y = y * F.silu(self.output_gate(x))
         dropout = self.residual_dropout if self.training else 0.0
         h = linear_dropout_add(h, y, self.projection.weight, self.projection.bias, dropout)
         return self.feed_forward(h, self.feed_forward_norm), state

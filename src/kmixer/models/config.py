@@ -103,6 +103,7 @@ class ModelConfig(StrictConfig):
     refinement: RefinementConfig | None = None  # None has no eta
     head: HeadConfig = HeadConfig()
     dropout: DropoutConfig = DropoutConfig()
+    output_gate: bool = False  # a gate on what every K2 mixes, by SiLU of a linear map
     copy_gate: bool = False  # hold the unused gate of the author's copy branch in every K2
 
     @property

@@ -47,6 +47,7 @@ class KStack(nn.Module):
                 decay_init=decay.init,
                 alpha_cap=decay.alpha_cap,
                 alpha_per_channel=decay.alpha == "per_channel",
+                output_gate=config.output_gate,
                 mlp_dropout=dropout.mlp,
                 residual_dropout=dropout.residual,
                 copy_gate=config.copy_gate,

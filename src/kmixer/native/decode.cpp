@@ -8,7 +8,7 @@
 namespace {
 
 enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine };
-enum Activation : int64_t { kNone, kGelu };
+enum Activation : int64_t { kNone, kGelu, kGate };
 
 }  // namespace
 
@@ -16,7 +16,7 @@ enum Activation : int64_t { kNone, kGelu };
 // linear maps are (inputs, outputs) with rows padded by zeros to the stride of gemm.h.
 struct Operation {
   int64_t kind, in, out, inputs, outputs;
-  int64_t activation, residual;  // kLinear: applied to in W + bias; buffer to add, or -1
+  int64_t activation, residual;  // kLinear: kGelu(in W + bias); kGate: out times SiLU(in W); buffer to add, or -1
   const float* weight;           // kEmbed: table; kNorm, kReadOut: scale; kMix: decays (r,)
   const float* bias;             // kLinear, kReadOut: bias or null; kMix: alpha (r,)
   const float* extra;            // kReadOut: gain; kRefine: eta; kMix: filter (lags,) or null
@@ -107,6 +107,11 @@ INLINE void linear(const Operation& op, float* const* buffers, const int64_t* st
         float distribution, density;
         normal(u, &distribution, &density);
         to[j] = u * distribution;
+      }
+    } else if (op.activation == kGate) {
+      for (int64_t j = 0; j < op.outputs; ++j) {
+        const float u = from[j], e = exp_negative(-std::fabs(u));
+        to[j] *= u * (u < 0 ? e : 1.0f) / (1.0f + e);
       }
     } else if (op.residual >= 0) {
       const float* residual = buffers[op.residual] + (first + row) * strides[op.residual];

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
 from kmixer.tensor_files import load_tensors, save_tensors
+from kmixer.training.averaging import WeightAverage
 from kmixer.training.run_folder import RunFolder
 
 
@@ -33,28 +34,40 @@ class Progress:
     corpus_sha256: str = ""
 
 
-def save_checkpoint(run: RunFolder, model: CausalLM, optimizers: list[Optimizer], progress: Progress) -> None:
+def save_checkpoint(
+    run: RunFolder,
+    model: CausalLM,
+    optimizers: list[Optimizer],
+    progress: Progress,
+    average: WeightAverage | None = None,
+) -> None:
     """Write the last checkpoint of a run atomically."""
     progress.metrics = run.metrics_mark()
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     for name, state in _optimizer_states(model, optimizers):
         tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
+    if average is not None:
+        tensors |= {f"average/{name}": tensor for name, tensor in average.tensors.items()}
     save_tensors(run.checkpoint, tensors, asdict(progress))
 
 
-def load_checkpoint(run: RunFolder, model: CausalLM, optimizers: list[Optimizer]) -> Progress:
-    """Restore weights and optimiser state to the last checkpoint."""
-    tensors, metadata = load_tensors(run.checkpoint)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-    for key, tensor in tensors.items():
+def load_checkpoint(
+    run: RunFolder, model: CausalLM, optimizers: list[Optimizer], average: WeightAverage | None = None
+) -> Progress:
+    """Restore weights, their average if there is one, and optimiser state to the last checkpoint."""
+    saved, metadata = load_tensors(run.checkpoint)
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+    for key, tensor in saved.items():
         part, _, name = key.partition("/")
         if part not in parts:
             raise InputError(f"{run.checkpoint} is not a checkpoint of a run: it holds the tensor {key}")
         parts[part][name] = tensor
-    for name, parameter in model.state_dict().items():
-        if name not in parts["model"] or parts["model"][name].shape != parameter.shape:
-            raise InputError(f"{run.checkpoint}: tensor {name} does not fit the recipe's model")
-    model.load_state_dict(parts["model"])
+    expected = {"model": model.state_dict(), "average": {} if average is None else average.tensors}
+    for part, tensors in expected.items():
+        for name in sorted(tensors.keys() | parts[part].keys()):
+            if name not in tensors or name not in parts[part] or parts[part][name].shape != tensors[name].shape:
+                raise InputError(f"{run.checkpoint}: tensor {part}/{name} does not fit the recipe's model")
+            tensors[name].copy_(parts[part][name])
     parameters = dict(model.named_parameters())
     for name, state in _optimizer_states(model, optimizers):
         prefix = f"{name}/"

@@ -24,6 +24,7 @@ from kmixer.errors import DivergedError, InputError
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead
 from kmixer.models.model_folder import load_tokenizer, load_weights, save_config, save_weights
+from kmixer.training.averaging import WeightAverage
 from kmixer.training.checkpoint import Progress, load_checkpoint, save_checkpoint, seed_of, seed_step
 from kmixer.training.dynamics import first_windows, measure_dynamics, norms_by_group
 from kmixer.training.evaluation import Evaluation, evaluate
@@ -99,10 +100,12 @@ def train(
     if recipe.training.compile and accelerator.device.type == "cuda":
         model.stack.compile_layers()
 
+    average = None if recipe.training.average is None else WeightAverage(model, recipe.training.average)
+
     place, progress = run, Progress(corpus_sha256=dataset.sha256)
     if resume:
         run.check_recipe(recipe)
-        progress = load_checkpoint(run, model, optimizers)
+        progress = load_checkpoint(run, model, optimizers, average)
         if progress.corpus_sha256 != dataset.sha256:
             raise InputError(f"cannot resume {out}: the text of corpus {recipe.data.corpus} is not what it was")
         load_weights(out)  # they may be the best there will be: damage is to be known now
@@ -116,7 +119,8 @@ def train(
             save_config(run.path, model, dataset.tokenizer)
             run.write_environment(accelerator.device, accelerator.num_processes, dataset.sha256)
     accelerator.wait_for_everyone()
-    trainer = _Trainer(recipe, run, place, dataset, model, optimizers, progress, accelerator, reporter or Reporter())
+    reporter = reporter or Reporter()
+    trainer = _Trainer(recipe, run, place, dataset, model, optimizers, average, progress, accelerator, reporter)
     return trainer.run_to_the_end()
 
 
@@ -131,13 +135,14 @@ class _Trainer:
         dataset: Dataset,
         model: CausalLM,
         optimizers: list[Optimizer],
+        average: WeightAverage | None,
         progress: Progress,
         accelerator: Accelerator,
         reporter: Reporter,
     ) -> None:
         self.recipe, self.config, self.dataset = recipe, recipe.training, dataset
         self.run, self.place = run, place  # a new run moves to its place with its first checkpoint
-        self.model, self.optimizers, self.progress = model, optimizers, progress
+        self.model, self.optimizers, self.average, self.progress = model, optimizers, average, progress
         self.accelerator = accelerator
         self.reporter = reporter if accelerator.is_main_process else Reporter()
         self.network: nn.Module = accelerator.prepare_model(model)
@@ -164,7 +169,8 @@ class _Trainer:
         assert progress.best is not None
         finished = progress.step == config.steps
         if finished and self.accelerator.is_main_process:
-            write_results(self.run, self.model, self.dataset, recipe=self.recipe, progress=progress)
+            with self._kept_weights():
+                write_results(self.run, self.model, self.dataset, recipe=self.recipe, progress=progress)
         self.accelerator.wait_for_everyone()
         return Result(
             self.place.path, progress.step, finished, progress.best, progress.seconds, self.accelerator.is_main_process
@@ -198,6 +204,9 @@ class _Trainer:
             optimizer.zero_grad(set_to_none=True)
         if recorded:
             self.norms["update_norms"] = norms_by_group(self.model, lambda name, parameter: parameter - before[name])
+
+        if self.average is not None:
+            self.average.update(step)
 
         progress.step = step
         progress.loss_sum += mean_loss
@@ -244,8 +253,18 @@ class _Trainer:
             )
         progress.loss_sum, progress.loss_count = 0.0, 0
 
+    def _kept_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within it the model has the weights that are evaluated and kept: its own, or their average."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
     def _evaluate(self) -> None:
         """Measure the validation loss by every protocol, keep the best weights, and write a checkpoint."""
+        with self._kept_weights():
+            evaluations, is_best = self._measure()
+        self._checkpoint()
+        self.reporter.evaluated(self.progress.step, evaluations, is_best)
+
+    def _measure(self) -> tuple[list[Evaluation], bool]:
         progress, recipe = self.progress, self.recipe
         began = time.perf_counter()
         evaluations = [
@@ -275,12 +294,11 @@ class _Trainer:
                     "corpus_sha256": progress.corpus_sha256,
                 }
                 save_weights(self.run.path, self.model, self.dataset.tokenizer, about)
-        self._checkpoint()
-        self.reporter.evaluated(progress.step, evaluations, is_best)
+        return evaluations, is_best
 
     def _checkpoint(self) -> None:
         if self.accelerator.is_main_process:
-            save_checkpoint(self.run, self.model, self.optimizers, self.progress)
+            save_checkpoint(self.run, self.model, self.optimizers, self.progress, self.average)
             if self.run is not self.place:
                 self.run.publish(self.place)
                 self.run = self.place

@@ -37,6 +37,8 @@ class TrainingConfig(StrictConfig):
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.8, 0.999)
     clip: Annotated[float, Field(gt=0)] = 1.0  # of the norm of all gradients
     precision: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16: autocast, weights in float32
+    # Evaluate and keep an exponential moving average of the weights with this decay, instead of the weights.
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
     compile: bool = False  # torch.compile of every layer on a GPU; on a CPU its own compiled kernels are faster
     accumulation: Positive = 1  # forward and backward passes a step
     evaluate_every: Positive = 250  # steps between evaluations, each with a checkpoint

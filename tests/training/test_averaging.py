@@ -1,0 +1,49 @@
+"""The average of the weights is its recursion, and is what a run keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import kmixer
+from kmixer.tensor_files import load_tensors
+from kmixer.training.averaging import WeightAverage
+from kmixer.training.loop import train
+from kmixer.training.recipe import Recipe
+from tests.conftest import tiny_recipe_values
+
+
+def test_the_average_is_its_recursion() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    average = WeightAverage(model, 0.5)
+    expected = 0.0
+    for step in range(1, 20):
+        nn.init.constant_(model.weight, float(step))
+        average.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        assert average.tensors["weight"].item() == pytest.approx(expected, rel=1e-6)
+    with average.applied():
+        assert model.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert model.weight.item() == 19.0
+    with pytest.raises(KeyError), average.applied():
+        raise KeyError
+    assert model.weight.item() == 19.0
+
+
+def test_a_run_keeps_the_average_and_trains_the_weights(text_file: Path, tmp_path: Path) -> None:
+    values = tiny_recipe_values(text_file)
+    values["training"] |= {"average": 0.9, "evaluate_every": 8}
+    averaged = train(Recipe.parse(values, source="test"), tmp_path / "averaged")
+    del values["training"]["average"]
+    train(Recipe.parse(values, source="test"), tmp_path / "plain")
+    saved = [load_tensors(tmp_path / name / "checkpoints/last.safetensors")[0] for name in ("averaged", "plain")]
+    name = "stack.first.mixing.weight"
+    assert torch.equal(saved[0][f"model/{name}"], saved[1][f"model/{name}"])
+    assert not torch.equal(saved[0][f"average/{name}"], saved[0][f"model/{name}"])
+    assert averaged.best["step"] == 8
+    assert torch.equal(kmixer.load(tmp_path / "averaged").state_dict()[name], saved[0][f"average/{name}"])
