@@ -19,6 +19,8 @@ from kmixer.models.model_folder import CONFIG, WEIGHTS, load_tokenizer, load_wei
 
 Item = TypeVar("Item")
 
+PACKAGED = Path(__file__).parent / "pretrained"
+
 
 class LanguageModel(CausalLM):
     """A causal language model with its tokenizer.
@@ -91,14 +93,23 @@ class LanguageModel(CausalLM):
             self.train(was_training)
 
 
+def packaged_models() -> list[str]:
+    """Names of the trained models inside the package."""
+    return sorted(path.parent.name for path in PACKAGED.glob(f"*/{CONFIG}"))
+
+
 def load(path: str | Path) -> LanguageModel:
-    """Load a run folder or a model folder: weights, configuration and tokenizer, in evaluation mode.
+    """Load a run folder, a model folder or a packaged model: weights, configuration, tokenizer, in evaluation mode.
 
     Raises InputError, one line, where the folder is not a model or is damaged.
     """
     folder = Path(path)
+    if str(path) in packaged_models() and not folder.exists():
+        folder = PACKAGED / str(path)
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is not a run or model folder ({CONFIG} is missing)")
+        names = ", ".join(packaged_models())
+        known = f", nor one of the packaged models: {names}" if names else ""
+        raise InputError(f"{folder} is not a run or model folder ({CONFIG} is missing){known}")
     config = read_config(folder)
     tokenizer = load_tokenizer(folder)
     tensors, about = load_weights(folder)

@@ -17,6 +17,7 @@ from kmixer.analysis.figures import all_figures
 from kmixer.errors import InputError
 from kmixer.experiments.compare import compare, read_arms
 from kmixer.experiments.sweep import SWEEP
+from kmixer.experiments.tables import HEAD, cells, describe
 from kmixer.files import atomic_write, read_json, read_text
 from kmixer.language_model import load
 from kmixer.training.run_folder import ENVIRONMENT, RECIPE
@@ -49,6 +50,9 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
     page = template.render(
         title=" · ".join(path.name for path in paths),
         rows=compare(read_arms(ended)) if ended else [],
+        head=HEAD,
+        cells=cells,
+        describe=describe,
         unfinished=sum(result is None for arm in arms for result in arm.results),
         figures=[(name, _svg(figure), _caption(name)) for name, figure in drawn.items()],
         samples=[(arm.name, _sample(arm)) for arm in arms],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -12,6 +12,7 @@ import typer
 from kmixer.cli.options import Cpu, DataDir, Json, Settings
 from kmixer.errors import InputError
 from kmixer.experiments.compare import check_comparable, compare, read_arms
+from kmixer.experiments.results import write_results_page
 from kmixer.experiments.sweep import (
     ABLATIONS,
     Sweep,
@@ -20,6 +21,7 @@ from kmixer.experiments.sweep import (
     read_ablation_file,
     start_sweep,
 )
+from kmixer.experiments.tables import HEAD, cells, describe, markdown_table, text_table
 from kmixer.experiments.workers import log_of, run_sweep
 from kmixer.training.recipe import load_recipe
 
@@ -67,7 +69,7 @@ def sweep(
         if run.status in ("failed", "diverged"):
             print(f"{run.arm}, seed {run.seed}: {run.status}; see {log_of(run)}")
     if any(run.status == "finished" for run in runs):
-        print(_table(compare(read_arms([folder]))))
+        print(text_table(compare(read_arms([folder]))))
     if any(run.status == "failed" for run in runs):
         raise typer.Exit(1)
 
@@ -89,7 +91,25 @@ def compare_runs(
     if not anyway:
         check_comparable(arms)
     rows = compare(arms, part)
-    print(json.dumps(rows, indent=2) if as_json else _table(rows, markdown=markdown))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif markdown:
+        print(markdown_table(HEAD, [cells(row) for row in rows]), describe(rows), sep="\n\n")
+    else:
+        print(text_table(rows))
+
+
+def results(
+    file: Annotated[Path, typer.Argument(help="A .toml file that says which sweeps stand beside which figures.")],
+    out: Annotated[Path, typer.Option(help="The Markdown page; its tables are kept in a .json file beside it.")],
+) -> None:
+    """Write a page of published figures beside ours, from finished sweeps.
+
+    Example: kmixer results docs/results.toml --out docs/results.md
+    """
+    for name in write_results_page(file, out):
+        print(f"{name}: its sweep is not here; the table kept from before was used")
+    print(out)
 
 
 def _plan(recipe: str, seeds: str | None, grid: list[str], settings: list[str]) -> Sweep:
@@ -129,44 +149,3 @@ def _parse_grid(text: str) -> tuple[str, list[str]]:
     if not equals or not all(parts):
         raise InputError(f"--grid {text}: write it as key=a,b, for example model.rank=2,8")
     return key.strip(), parts
-
-
-COLUMNS = ("arm", "n", "loss", "perplexity", "bits/byte", "last", "difference", "95 % interval",
-           "parameters", "tokens", "FLOPs", "minutes")  # fmt: skip
-
-
-def _table(rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
-    """Rows of `compare` as aligned text or as Markdown, with the protocol they were measured by."""
-    cells = [COLUMNS, *(_cells(row) for row in rows)]
-    first = rows[0]
-    protocol = f"windows of {first['window']}" if first["protocol"] == "windows" else "one stream"
-    note = (
-        f"Cross-entropy in nats a token on the {first['part']} part, {protocol}; loss, perplexity and bits/byte of the "
-        "weights with the lowest validation loss, last: of the last weights; mean +- deviation over n seeds."
-    )
-    if markdown:
-        lines = ["| " + " | ".join(row) + " |" for row in cells]
-        return "\n".join([lines[0], "|" + "---|" * len(COLUMNS), *lines[1:], "", note])
-    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    return "\n".join([*lines, note])
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    deviation = "" if row["deviation"] is None else f" +- {row['deviation']:.4f}"
-    spread = "" if row["perplexity_deviation"] is None else f" +- {row['perplexity_deviation']:.3f}"
-    interval = "" if row["interval"] is None else "{:+.4f} to {:+.4f}".format(*row["interval"])
-    return (
-        row["arm"],
-        f"{row['n']}" + (f" of {row['n'] + row['unfinished']}" if row["unfinished"] else ""),
-        f"{row['loss']:.4f}{deviation}",
-        f"{row['perplexity']:.3f}{spread}",
-        f"{row['bits_per_byte']:.4f}",
-        f"{row['last']:.4f}",
-        "" if row["difference"] is None else f"{row['difference']:+.4f}",
-        interval,
-        f"{row['parameters']:,}",
-        f"{row['tokens'] / 1e6:,.1f} M",
-        f"{row['flops']:.2e}",
-        f"{row['seconds'] / 60:.1f}",
-    )

@@ -12,6 +12,7 @@ from kmixer.cli.options import Json
 from kmixer.data.denoising import Denoising
 from kmixer.errors import InputError
 from kmixer.experiments.denoise import Budget, run_denoising
+from kmixer.experiments.tables import with_deviation
 
 app = typer.Typer(help="Synthetic tasks.", no_args_is_help=True)
 
@@ -43,10 +44,6 @@ def denoise(
         return
     print(f"{'mixer':24}{'parameters':>11}{'n':>4}{'loss, nats':>20}{'accuracy':>20}")
     for row in rows:
-        loss, accuracy = (_with_deviation(row[key], row[f"{key}_deviation"]) for key in ("loss", "accuracy"))
+        loss, accuracy = (with_deviation(row[key], row[f"{key}_deviation"], 3) for key in ("loss", "accuracy"))
         print(f"{row['mixer']:24}{row['parameters']:>11,}{row['n']:>4}{loss:>20}{accuracy:>20}")
     print("On corrupted positions of 1,024 validation sequences; the lowest loss of each run's evaluations.")
-
-
-def _with_deviation(mean: float, deviation: float | None) -> str:
-    return f"{mean:.3f}" + ("" if deviation is None else f" +- {deviation:.3f}")

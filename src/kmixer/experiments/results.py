@@ -1,0 +1,128 @@
+"""The results page: published figures beside ours, from the JSON of sweeps.
+
+docs/results.toml says which sweeps stand beside which published figures. Sweeps that are at hand are read
+and their tables kept in a JSON file beside the page, so that the page can be made again without the runs.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from kmixer.config import StrictConfig
+from kmixer.errors import InputError
+from kmixer.experiments.compare import compare, read_arms
+from kmixer.experiments.sweep import SWEEP, Sweep
+from kmixer.experiments.tables import HEAD, cells, describe, markdown_table
+from kmixer.files import read_json, read_text, write_json, write_text
+from kmixer.training.run_folder import ENVIRONMENT
+
+
+class ResultEntry(StrictConfig):
+    """One section of the page."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]  # of its tables in the JSON file
+    title: str
+    published: str = ""  # what was published, by which protocol
+    sweep: str  # folder of the sweep or the run, relative to the .toml file
+    note: str = ""  # what does not reproduce, and why
+
+
+class ResultsConfig(StrictConfig):
+    """What results.toml holds."""
+
+    title: str
+    introduction: str = ""
+    result: Annotated[list[ResultEntry], Field(min_length=1)]
+
+
+def write_results_page(file: Path, out: Path) -> list[str]:
+    """Write the page and its JSON; returns the names of the entries whose sweeps were not at hand.
+
+    Raises InputError where an entry has neither a sweep nor a table kept from before.
+    """
+    try:
+        values = tomllib.loads(read_text(file))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{file} is not valid TOML: {error}") from None
+    config = ResultsConfig.parse(values, source=str(file))
+    data = out.with_suffix(".json")
+    kept: dict[str, Any] = read_json(data) if data.is_file() else {}
+    missing, sections = [], [f"# {config.title}", config.introduction]
+    for entry in config.result:
+        folder = file.parent / entry.sweep
+        if folder.exists():
+            kept[entry.name] = _measure(folder)
+        elif entry.name in kept:
+            missing.append(entry.name)
+        else:
+            raise InputError(f"{file}: {entry.name}: there is no {folder}, and {data} holds no table of it")
+        sections += _section(entry, kept[entry.name])
+    kept = {entry.name: kept[entry.name] for entry in config.result}
+    write_json(data, kept)
+    write_text(out, "\n\n".join(section for section in sections if section) + "\n")
+    return missing
+
+
+def _measure(folder: Path) -> dict[str, Any]:
+    """All that the page says about one sweep or run."""
+    arms = read_arms([folder])
+    if (folder / SWEEP).is_file():
+        sweep = Sweep.read(folder)
+        first = folder / next(iter(sweep.arms)) / f"seed-{sweep.seeds[0]}"
+        said = [f"--set {setting}" for setting in sweep.settings]
+        command = " ".join(["kmixer sweep", sweep.recipe, "--seeds", ",".join(map(str, sweep.seeds)), *said])
+        arm_settings = sweep.arms
+    else:
+        first, command, arm_settings = folder, " ".join(read_json(folder / ENVIRONMENT)["command"]), {}
+    environment = read_json(first / ENVIRONMENT)
+    parts = ["validation", *(["test"] if all("test" in r["best"] for a in arms for r in a.results.values()) else [])]
+    return {
+        "command": command,
+        "arms": arm_settings,
+        "machine": environment["device"],
+        "threads": environment["threads"],
+        "commit": environment["commit"],
+        "tables": {part: compare(arms, part) for part in parts},  # type: ignore[arg-type]
+        "protocols": [_protocols(arm.name, arm.results) for arm in arms],
+    }
+
+
+def _protocols(name: str, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Mean losses of an arm's best weights by every protocol they were measured by."""
+    measured: dict[str, list[float]] = {}
+    for result in results.values():
+        for each in result["best"]["validation"]:
+            key = "stream" if each["window"] is None else f"window {each['window']}"
+            measured.setdefault(key, []).append(each["loss"])
+    return {"arm": name, **{key: sum(losses) / len(losses) for key, losses in measured.items()}}
+
+
+def _section(entry: ResultEntry, found: dict[str, Any]) -> list[str]:
+    rows = found["tables"]["validation"]
+    lines = [f"## {entry.title}"]
+    if entry.published:
+        lines.append(f"Published: {entry.published}")
+    for table in found["tables"].values():
+        lines += [markdown_table(HEAD, [cells(row) for row in table]), describe(table)]
+    keys = [key for key in found["protocols"][0] if key != "arm"]
+    if len(keys) > 1:
+        body = [(row["arm"], *(f"{row[key]:.4f}" if key in row else "" for key in keys)) for row in found["protocols"]]
+        lines += ["The same weights by other protocols, validation part, nats a token:"]
+        lines += [markdown_table(("arm", *keys), body)]
+    minutes = sum(row["seconds"] * row["n"] for row in rows) / 60
+    lines.append(
+        f"`{found['command']}`; {found['machine']}, {found['threads']} thread(s) a run, {minutes:,.0f} minutes "
+        f"in all; commit {str(found['commit'])[:10]}."
+    )
+    changed = {name: settings for name, settings in found["arms"].items() if settings}
+    if changed:
+        lines.append(
+            "\n".join(f"- `{name}`: {', '.join(f'`{s}`' for s in settings)}" for name, settings in changed.items())
+        )
+    if entry.note:
+        lines.append(entry.note)
+    return lines

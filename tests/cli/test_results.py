@@ -1,0 +1,36 @@
+"""kmixer results: the page of published figures beside ours."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import tomli_w
+
+from tests.cli.conftest import Run
+
+
+def test_the_page_is_made_from_sweeps_and_again_without_them(
+    kmixer_command: Run, recipe_file: Path, tmp_path: Path
+) -> None:
+    sweep, run = tmp_path / "sweep", tmp_path / "run"
+    kmixer_command("sweep", recipe_file, "--out", sweep, "--seeds", 2, "--grid", "model.rank=2,3", "--threads", 2)
+    kmixer_command("train", recipe_file, "--out", run)
+    entries = [
+        {"name": "ranks", "title": "Two ranks", "published": "3.2 nats", "sweep": "sweep", "note": "No reason."},
+        {"name": "one", "title": "One run", "sweep": "run"},
+    ]
+    file, out = tmp_path / "results.toml", tmp_path / "docs" / "results.md"
+    file.write_text(tomli_w.dumps({"title": "Results", "introduction": "Made by a test.", "result": entries}))
+    assert kmixer_command("results", file, "--out", out).code == 0
+    page = out.read_text()
+    for part in ("# Results", "## Two ranks", "Published: 3.2 nats", "sweep/rank=3", "No reason.", "kmixer sweep"):
+        assert part in page
+    assert "window 32 | window 256 | window 1024 | stream" in page
+
+    shutil.rmtree(sweep)
+    answer = kmixer_command("results", file, "--out", out)
+    assert "ranks: its sweep is not here" in answer.out
+    assert out.read_text() == page
+    out.with_suffix(".json").unlink()
+    assert "holds no table of it" in kmixer_command("results", file, "--out", out).error()
