@@ -91,11 +91,11 @@ def decay_spectra(arm: ArmRuns) -> Figure | None:
     if not recorded:
         return None
     figure, (axes,) = _figure(f"Decays of {arm.name}", "K2 layer", "effective window 1 / (1 - decay), positions")
-    for (step, each), offset, alpha in ((recorded[0], -0.12, 0.35), (recorded[-1], 0.12, 0.9)):
+    for (step, each), offset, color in ((recorded[0], -0.15, "C7"), (recorded[-1], 0.15, "C0")):
         for layer, decays in enumerate(each["decay"]):
             windows = 1 / np.maximum(1 - np.array(decays), 1e-7)
             label = f"step {step:,}" if layer == 0 else None
-            axes.plot([layer + 1 + offset] * len(windows), windows, "_", color="C0", alpha=alpha, label=label)
+            axes.plot([layer + 1 + offset] * len(windows), windows, "_", color=color, mew=1.5, label=label)
     axes.set_yscale("log")
     axes.set_xticks(range(1, len(recorded[0][1]["decay"]) + 1))
     _legend(axes)

@@ -64,8 +64,8 @@ INLINE void decay_forward_row(const float* q, const float* k, const float* v, co
     for (int64_t i = 0; i < t; i += tile) {
       const int64_t length = std::min(tile, t - i);
       in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
-        decay_forward_wide<ranks>(q + i * r + c, k + i * r + c, v + i * d, g + c, S + c * kWide, y + i * d, length, r, d,
-                                  c > 0);
+        decay_forward_wide<ranks>(q + i * r + c, k + i * r + c, v + i * d, g + c, S + c * kWide, y + i * d, length, r,
+                                  d, c > 0);
       });
     }
     return;
@@ -208,7 +208,8 @@ INLINE void store_state(const float* S, float* state, int64_t r, int64_t d, int6
 template <class T>
 void gelu_forward(const T* x, const float* bias, T* y, int64_t rows, int64_t width, Dropout dropout, int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    for (int64_t i = begin * width; i < end * width; i += width) gelu_row(x + i, bias, y + i, width, uint32_t(i), dropout);
+    for (int64_t i = begin * width; i < end * width; i += width)
+      gelu_row(x + i, bias, y + i, width, uint32_t(i), dropout);
   });
 }
 
@@ -224,8 +225,8 @@ void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbi
 }
 
 template <class T>
-void add_forward(const float* __restrict residual, const T* __restrict x, const float* __restrict bias, float* __restrict y, int64_t rows, int64_t width,
-                 Dropout dropout, int64_t threads) {
+void add_forward(const float* __restrict residual, const T* __restrict x, const float* __restrict bias,
+                 float* __restrict y, int64_t rows, int64_t width, Dropout dropout, int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i)
       for (int64_t j = 0; j < width; ++j) {
@@ -269,15 +270,16 @@ void decay_forward(const float* q, const float* k, const float* v, const float* 
       const int64_t row = job / blocks, first = job % blocks * kWide;
       with_width(std::min(kWide, d - first), [&](auto width) __attribute__((always_inline)) {
         load_state(state + row * r * d + first, S, r, d, width);
-        decay_forward_row(q + row * t * r, k + row * t * r, v + row * t * d + first, g, S, y + row * t * d + first, t, r,
-                          d, width);
+        decay_forward_row(q + row * t * r, k + row * t * r, v + row * t * d + first, g, S, y + row * t * d + first, t,
+                          r, d, width);
         store_state(S, final + row * r * d + first, r, d, width);
       });
     }
   });
 }
 
-// Partial sums over blocks of 64 channels: dq, dk (blocks, b, t, r), dlog (blocks, b, r); dv (b, t, d), dstate (b, r, d).
+// Partial sums over blocks of 64 channels: dq, dk (blocks, b, t, r), dlog (blocks, b, r); dv (b, t, d), dstate (b, r,
+// d).
 void decay_backward(const float* q, const float* k, const float* v, const float* g, const float* state, const float* dy,
                     const float* dfinal, float* dq, float* dk, float* dv, double* dlog, float* dstate, int64_t b,
                     int64_t t, int64_t r, int64_t d, int64_t threads) {
@@ -380,7 +382,8 @@ void rms_norm_backward(const float* x, const float* weight, const float* inverse
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = i * width;
       if (residual)
-        rms_norm_backward_row<true>(x + at, weight, inverse[i], dy + at, residual + at, dx + at, sums.of(thread), width);
+        rms_norm_backward_row<true>(x + at, weight, inverse[i], dy + at, residual + at, dx + at, sums.of(thread),
+                                    width);
       else
         rms_norm_backward_row<false>(x + at, weight, inverse[i], dy + at, residual, dx + at, sums.of(thread), width);
     }
@@ -439,9 +442,11 @@ void bias_gelu_dropout_backward(const void* x, const float* bias, const void* dy
                                 int64_t width, uint32_t seed, uint32_t threshold, float scale, int32_t bf16,
                                 int64_t threads) {
   if (bf16)
-    gelu_backward((const BFloat16*)x, bias, (const BFloat16*)dy, (BFloat16*)dx, dbias, rows, width, {seed, threshold, scale}, threads);
+    gelu_backward((const BFloat16*)x, bias, (const BFloat16*)dy, (BFloat16*)dx, dbias, rows, width,
+                  {seed, threshold, scale}, threads);
   else
-    gelu_backward((const float*)x, bias, (const float*)dy, (float*)dx, dbias, rows, width, {seed, threshold, scale}, threads);
+    gelu_backward((const float*)x, bias, (const float*)dy, (float*)dx, dbias, rows, width, {seed, threshold, scale},
+                  threads);
 }
 
 void bias_dropout_add_forward(const float* residual, const void* x, const float* bias, float* y, int64_t rows,
