@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 
 from kmixer.errors import InputError
-from kmixer.experiments.compare import check_comparable, compare, read_arms
+from kmixer.experiments.compare import compare, read_arms, why_not_comparable
 from kmixer.experiments.sweep import Sweep, arms_of_grid, load_ablation, packaged_ablations, start_sweep, sweep_runs
 from kmixer.training.recipe import load_recipe
 from kmixer.training.run_folder import RunFolder
@@ -101,8 +101,7 @@ def test_different_protocols_are_not_compared(kmixer_command: Run, recipe_path: 
     refused = kmixer_command("compare", tmp_path / "a", tmp_path / "b").error()
     assert "differ in window: 32 and 16" in refused
     assert kmixer_command("compare", tmp_path / "a", tmp_path / "b", "--anyway").code == 0
-    arms = read_arms([tmp_path / "a", tmp_path / "a"])
-    check_comparable(arms)
+    assert why_not_comparable(read_arms([tmp_path / "a", tmp_path / "a"])) is None
 
 
 def test_what_a_sweep_refuses(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:

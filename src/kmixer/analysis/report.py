@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from kmixer.analysis.curves import ArmRuns, read_arm_runs
 from kmixer.analysis.figures import all_figures
 from kmixer.errors import InputError
-from kmixer.experiments.compare import compare, read_arms
+from kmixer.experiments.compare import compare, read_arms, why_not_comparable
 from kmixer.experiments.sweep import SWEEP
 from kmixer.experiments.tables import HEAD, cells, describe
 from kmixer.files import atomic_write, read_json, read_text
@@ -43,13 +43,14 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
     """Write the page, and each figure as SVG and PNG where a folder for them is given."""
     arms = read_arm_runs(paths)
     drawn = all_figures(arms)
-    ended = [path for path in paths if _has_ended(path)]
+    ended = [arm for path in paths if _has_ended(path) for arm in read_arms([path])]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (resources.files("kmixer.analysis") / "report.html").read_text(encoding="utf-8")
     )
     page = template.render(
         title=" · ".join(path.name for path in paths),
-        rows=compare(read_arms(ended)) if ended else [],
+        rows=compare(ended) if ended else [],
+        warning=why_not_comparable(ended),
         head=HEAD,
         cells=cells,
         describe=describe,

@@ -11,7 +11,7 @@ import typer
 
 from kmixer.cli.options import Cpu, DataDir, Json, Settings
 from kmixer.errors import InputError
-from kmixer.experiments.compare import check_comparable, compare, read_arms
+from kmixer.experiments.compare import compare, read_arms, why_not_comparable
 from kmixer.experiments.results import write_results_page
 from kmixer.experiments.sweep import (
     ABLATIONS,
@@ -69,7 +69,10 @@ def sweep(
         if run.status in ("failed", "diverged"):
             print(f"{run.arm}, seed {run.seed}: {run.status}; see {log_of(run)}")
     if any(run.status == "finished" for run in runs):
-        print(text_table(compare(read_arms([folder]))))
+        arms = read_arms([folder])
+        print(text_table(compare(arms)))
+        if reason := why_not_comparable(arms):
+            print(f"note: {reason}")
     if any(run.status == "failed" for run in runs):
         raise typer.Exit(1)
 
@@ -88,8 +91,9 @@ def compare_runs(
     if as_json and markdown:
         raise InputError("--json and --markdown are two forms of output; give one of them")
     arms = read_arms(paths)
-    if not anyway:
-        check_comparable(arms)
+    reason = why_not_comparable(arms)
+    if reason and not anyway:
+        raise InputError(f"{reason} (--anyway compares them all the same)")
     rows = compare(arms, part)
     if as_json:
         print(json.dumps(rows, indent=2))

@@ -74,16 +74,17 @@ def _protocol(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def check_comparable(arms: list[Arm]) -> None:
-    """Raises InputError naming what two arms do not share: text, split, tokenizer, protocol or window."""
+def why_not_comparable(arms: list[Arm]) -> str | None:
+    """What two arms do not share of text, split, tokenizer, protocol and window; None where all is shared."""
     for arm in arms[1:]:
         first, other = arms[0].protocol, arm.protocol
         for key in first:
             if first[key] != other[key]:
-                raise InputError(
+                return (
                     f"{arms[0].name} and {arm.name} differ in {key}: {first[key]!r} and {other[key]!r}; "
-                    "their losses do not measure the same thing (--anyway compares them all the same)"
+                    "their losses do not measure the same thing"
                 )
+    return None
 
 
 def compare(arms: list[Arm], part: Part = "validation") -> list[dict[str, Any]]:
