@@ -94,6 +94,12 @@ def test_results_are_of_the_best_and_of_the_last_weights(
     assert rows[0]["loss"] == results["best"]["test"][0]["loss"]
     assert kmixer_command("compare", out, "--markdown").out.startswith("| arm |")
 
+    kmixer_command("train", recipe_path, "--out", tmp_path / "choosing", "--set", "evaluation.test=false")
+    assert (
+        "has no test part that was measured"
+        in kmixer_command("compare", tmp_path / "choosing", "--part", "test").error()
+    )
+
 
 def test_different_protocols_are_not_compared(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
     kmixer_command("train", recipe_path, "--out", tmp_path / "a")

@@ -98,7 +98,7 @@ def compare(arms: list[Arm], part: Part = "validation") -> list[dict[str, Any]]:
     for index, arm in enumerate(arms):
         best, last = arm.losses("best", part), arm.losses("last", part)
         if not best:
-            raise InputError(f"{arm.name} has no {part} part; give data.test in its recipe")
+            raise InputError(f"{arm.name} has no {part} part that was measured; see data.test and evaluation.test")
         one = next(iter(arm.results.values()))
         summary = summarize(list(best.values()))
         difference = paired_difference(best, baseline) if index else None

@@ -67,6 +67,7 @@ class EvaluationConfig(StrictConfig):
 
     protocols: Annotated[tuple[Protocol, ...], Field(min_length=1, strict=False)] = ("windows",)
     window: Positive | None = None  # of protocol "windows"; None is the training window
+    test: bool = True  # measure the test part, where there is one, when training ends; not while choosing a recipe
 
 
 class Recipe(StrictConfig):

@@ -47,7 +47,7 @@ def write_results(run: RunFolder, model: CausalLM, dataset: Dataset, *, recipe: 
 
 def _losses(model: CausalLM, dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
     """Evaluations of every part: the recipe's protocols first, then the common windows, then as one stream."""
-    parts = {"validation": dataset.validation, "test": dataset.test}
+    parts = {"validation": dataset.validation, "test": dataset.test if recipe.evaluation.test else None}
     found: dict[str, Any] = {}
     for name, split in parts.items():
         if split is None:
