@@ -78,6 +78,13 @@ def test_residuals_are_those_of_the_refinement_steps() -> None:
     assert not model.stack.first._forward_pre_hooks
 
 
+def test_compiled_layers_are_measured_as_they_are() -> None:
+    model = make(base_kernel=KERNELS[0])
+    expected = measure_dynamics(model, tokens())
+    model.stack.compile_layers(backend="eager")
+    assert measure_dynamics(model, tokens()) == expected
+
+
 def test_weights_by_lag() -> None:
     for kernel in KERNELS[:3]:
         model = make(base_kernel=kernel)

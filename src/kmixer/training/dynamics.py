@@ -5,6 +5,7 @@ Recorded at every evaluation of a training run, and measurable on any model afte
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -34,10 +35,13 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
     model_was_training = model.training
     model.eval()
     recorder = _Recorder(model)
-    try:
-        model(tokens.to(model.embedding.weight.device))
-    finally:
-        recorder.remove()
+    # Hooks would make torch.compile translate the layers once more.
+    compiled = model.stack.first._compiled_call_impl is not None
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+        try:
+            model(tokens.to(model.embedding.weight.device))
+        finally:
+            recorder.remove()
         model.train(model_was_training)
     layers = [mixer for mixer in model.stack.mixers if isinstance(mixer, K2)]
     found: dict[str, Any] = {
