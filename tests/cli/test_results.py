@@ -19,12 +19,22 @@ def test_the_page_is_made_from_sweeps_and_again_without_them(
     entries = [
         {"name": "ranks", "title": "Two ranks", "published": "3.2 nats", "sweep": "sweep", "note": "No reason."},
         {"name": "one", "title": "One run", "sweep": "run"},
+        {"name": "denoise", "title": "Denoising", "denoise": "denoise.json"},
     ]
+    answer = kmixer_command("task", "denoise", "--seeds", 2, "--steps", 1, "--json")
+    (tmp_path / "denoise.json").write_text(answer.out)
     file, out = tmp_path / "results.toml", tmp_path / "docs" / "results.md"
     file.write_text(tomli_w.dumps({"title": "Results", "introduction": "Made by a test.", "result": entries}))
     assert kmixer_command("results", file, "--out", out).code == 0
     page = out.read_text()
-    for part in ("# Results", "## Two ranks", "Published: 3.2 nats", "sweep/rank=3", "No reason.", "kmixer sweep"):
+    for part in (
+        "# Results",
+        "## Two ranks",
+        "Published: 3.2 nats",
+        "sweep/rank=3",
+        "No reason.",
+        "| softmax attention | 9,456 | 2 |",
+    ):
         assert part in page
     assert "window 32 | window 256 | window 1024 | stream" in page
 
@@ -34,3 +44,5 @@ def test_the_page_is_made_from_sweeps_and_again_without_them(
     assert out.read_text() == page
     out.with_suffix(".json").unlink()
     assert "holds no table of it" in kmixer_command("results", file, "--out", out).error()
+    file.write_text(tomli_w.dumps({"title": "Results", "result": [{"name": "none", "title": "Nothing"}]}))
+    assert "give one of sweep and denoise" in kmixer_command("results", file, "--out", out).error()

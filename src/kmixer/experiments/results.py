@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
 from kmixer.experiments.compare import compare, read_arms
 from kmixer.experiments.sweep import SWEEP, Sweep
-from kmixer.experiments.tables import HEAD, cells, describe, markdown_table
+from kmixer.experiments.tables import HEAD, cells, describe, markdown_table, with_deviation
 from kmixer.files import read_json, read_text, write_json, write_text
 from kmixer.training.run_folder import ENVIRONMENT
 
@@ -27,8 +27,15 @@ class ResultEntry(StrictConfig):
     name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]  # of its tables in the JSON file
     title: str
     published: str = ""  # what was published, by which protocol
-    sweep: str  # folder of the sweep or the run, relative to the .toml file
+    sweep: str | None = None  # folder of the sweep or the run, relative to the .toml file
+    denoise: str | None = None  # or what `kmixer task denoise --json` printed
     note: str = ""  # what does not reproduce, and why
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.sweep is None) == (self.denoise is None):
+            raise ValueError(f"{self.name}: give one of sweep and denoise")
+        return self
 
 
 class ResultsConfig(StrictConfig):
@@ -53,14 +60,16 @@ def write_results_page(file: Path, out: Path) -> list[str]:
     kept: dict[str, Any] = read_json(data) if data.is_file() else {}
     missing, sections = [], [f"# {config.title}", config.introduction]
     for entry in config.result:
-        folder = file.parent / entry.sweep
-        if folder.exists():
-            kept[entry.name] = _measure(folder)
+        source = file.parent / (entry.sweep or entry.denoise or "")
+        if source.exists():
+            kept[entry.name] = _measure(source) if entry.sweep else read_json(source)
         elif entry.name in kept:
             missing.append(entry.name)
         else:
-            raise InputError(f"{file}: {entry.name}: there is no {folder}, and {data} holds no table of it")
-        sections += _section(entry, kept[entry.name])
+            raise InputError(f"{file}: {entry.name}: there is no {source}, and {data} holds no table of it")
+        sections += [f"## {entry.title}", f"Published: {entry.published}" if entry.published else ""]
+        sections += _sweep_section(kept[entry.name]) if entry.sweep else _denoise_section(kept[entry.name])
+        sections.append(entry.note)
     kept = {entry.name: kept[entry.name] for entry in config.result}
     write_json(data, kept)
     write_text(out, "\n\n".join(section for section in sections if section) + "\n")
@@ -101,11 +110,9 @@ def _protocols(name: str, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
     return {"arm": name, **{key: sum(losses) / len(losses) for key, losses in measured.items()}}
 
 
-def _section(entry: ResultEntry, found: dict[str, Any]) -> list[str]:
+def _sweep_section(found: dict[str, Any]) -> list[str]:
     rows = found["tables"]["validation"]
-    lines = [f"## {entry.title}"]
-    if entry.published:
-        lines.append(f"Published: {entry.published}")
+    lines = []
     for table in found["tables"].values():
         lines += [markdown_table(HEAD, [cells(row) for row in table]), describe(table)]
     keys = [key for key in found["protocols"][0] if key != "arm"]
@@ -123,6 +130,23 @@ def _section(entry: ResultEntry, found: dict[str, Any]) -> list[str]:
         lines.append(
             "\n".join(f"- `{name}`: {', '.join(f'`{s}`' for s in settings)}" for name, settings in changed.items())
         )
-    if entry.note:
-        lines.append(entry.note)
     return lines
+
+
+def _denoise_section(rows: list[dict[str, Any]]) -> list[str]:
+    body = [
+        (
+            row["mixer"],
+            f"{row['parameters']:,}",
+            str(row["n"]),
+            with_deviation(row["loss"], row["loss_deviation"], 3),
+            with_deviation(row["accuracy"], row["accuracy_deviation"], 3),
+        )
+        for row in rows
+    ]
+    seeds = ", ".join(map(str, rows[0]["seeds"]))
+    return [
+        markdown_table(("mixer", "parameters", "n", "loss, nats", "accuracy"), body),
+        f"`kmixer task denoise`, seeds {seeds}: corrupted positions of 1,024 validation sequences, the lowest loss of "
+        "each run's evaluations.",
+    ]
