@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 HEAD = ("arm", "n", "loss", "perplexity", "bits/byte", "last", "difference", "95 % interval",
@@ -51,6 +52,6 @@ def text_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*text, describe(rows)])
 
 
-def markdown_table(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+def markdown_table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
     """A table of texts."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *body))
