@@ -15,6 +15,7 @@ import kmixer
 from kmixer.errors import InputError
 from kmixer.models import CausalLM, KStack, ModelConfig, count_parameters
 from kmixer.training.recipe import load_recipe
+from tests.models.laws import assert_a_split_gives_the_whole
 
 VOCABULARY = 1100
 
@@ -58,17 +59,8 @@ families = pytest.mark.parametrize("family", FAMILIES)
 @families
 @given(st.integers(1, 60), st.data())
 def test_any_split_gives_the_whole(family: str, t: int, data: st.DataObject) -> None:
-    model, tokens = make_model(family), make_tokens(t)
-    with torch.no_grad():
-        whole = model(tokens)
-        cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=3)))
-        state, pieces = model.initial_state(2), []
-        for start, stop in zip([0, *cuts], [*cuts, t], strict=True):
-            output = model(tokens[:, start:stop], state)
-            state = output.state
-            pieces.append(output.logits)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole.logits, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(state, whole.state, rtol=1e-9, atol=1e-9)
+    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=3)))
+    assert_a_split_gives_the_whole(make_model(family), make_tokens(t), cuts)
 
 
 @families

@@ -15,6 +15,7 @@ from torch import Tensor
 from kmixer.errors import InputError
 from kmixer.models import CausalLM, ModelConfig, Transformer, TransformerConfig, count_parameters, transformer_like
 from kmixer.training.recipe import load_recipe
+from tests.models.laws import assert_a_split_gives_the_whole
 
 VOCABULARY = 50
 
@@ -50,19 +51,10 @@ def test_it_is_its_formula() -> None:
     torch.testing.assert_close(model(tokens).logits, rms_norm(x, model.norm) @ model.embedding.weight.T)
 
 
-@torch.no_grad()
 @given(st.integers(1, 40), st.data())
 def test_any_split_gives_the_whole(t: int, data: st.DataObject) -> None:
-    model, tokens = make_model(), make_tokens(t)
-    whole = model(tokens)
     cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=3)))
-    state, pieces = model.initial_state(2), []
-    for start, stop in zip([0, *cuts], [*cuts, t], strict=True):
-        output = model(tokens[:, start:stop], state)
-        state = output.state
-        pieces.append(output.logits)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole.logits, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(state, whole.state, rtol=1e-9, atol=1e-9)
+    assert_a_split_gives_the_whole(make_model(), make_tokens(t), cuts)
 
 
 @torch.no_grad()

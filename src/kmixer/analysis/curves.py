@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kmixer.errors import InputError
-from kmixer.experiments.sweep import SWEEP, Sweep
+from kmixer.experiments.sweep import SWEEP, Sweep, run_path
 from kmixer.training.run_folder import RunFolder
 
 
@@ -24,17 +24,12 @@ class ArmRuns:
     results: list[dict[str, Any] | None]  # results.json of the runs that have ended
 
     def losses(self) -> Curve | None:
-        """Validation loss against trained tokens."""
-        return self.curve(lambda line: line["validation"][0]["loss"] if "validation" in line else None)
-
-    def curve(self, value: Any) -> Curve | None:
-        """Mean, smallest and largest over the runs of value(line), at the steps that all runs have."""
+        """Validation loss: mean, smallest and largest over the runs, at the evaluations that all runs have."""
         by_step: dict[int, list[float]] = defaultdict(list)
         for lines in self.metrics:
             for line in lines:
-                found = value(line)
-                if found is not None:
-                    by_step[line["step"]].append(found)
+                if "validation" in line:
+                    by_step[line["step"]].append(line["validation"][0]["loss"])
         steps = sorted(step for step, found in by_step.items() if len(found) == len(self.metrics))
         if not steps:
             return None
@@ -68,7 +63,7 @@ def read_arm_runs(paths: list[Path]) -> list[ArmRuns]:
         if (path / SWEEP).is_file():
             sweep = Sweep.read(path)
             for name in sweep.arms:
-                runs = [RunFolder(path / name / f"seed-{seed}") for seed in sweep.seeds]
+                runs = [RunFolder(run_path(path, name, seed)) for seed in sweep.seeds]
                 arms.append((name if len(paths) == 1 else f"{path.name}/{name}", [run for run in runs if run.exists()]))
         else:
             run = RunFolder(path)

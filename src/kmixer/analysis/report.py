@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 
 from kmixer.analysis.curves import ArmRuns, read_arm_runs
 from kmixer.analysis.figures import all_figures
-from kmixer.errors import InputError
-from kmixer.experiments.compare import compare, read_arms, why_not_comparable
+from kmixer.experiments.compare import arms_of, compare, why_not_comparable
 from kmixer.experiments.sweep import SWEEP
 from kmixer.experiments.tables import HEAD, cells, describe
 from kmixer.files import atomic_write, read_json, read_text
@@ -43,7 +42,7 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
     """Write the page, and each figure as SVG and PNG where a folder for them is given."""
     arms = read_arm_runs(paths)
     drawn = all_figures(arms)
-    ended = [arm for path in paths if _has_ended(path) for arm in read_arms([path])]
+    ended = [arm for path in paths for arm in arms_of(path) if arm.results]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (resources.files("kmixer.analysis") / "report.html").read_text(encoding="utf-8")
     )
@@ -68,14 +67,6 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
             for suffix in ("svg", "png"):
                 with atomic_write(figures / f"{name}.{suffix}") as file:
                     figure.savefig(file, format=suffix, dpi=200)
-
-
-def _has_ended(path: Path) -> bool:
-    try:
-        read_arms([path])
-    except InputError:
-        return False
-    return True
 
 
 def _svg(figure: Figure) -> Markup:

@@ -126,11 +126,13 @@ def _plan(recipe: str, seeds: str | None, grid: list[str], settings: list[str]) 
         first = load_recipe(recipe, settings).training.seed
         chosen = _parse_seeds(seeds or "1", first)
         arms = arms_of_grid(dict(_parse_grid(text) for text in grid))
-        return Sweep(recipe=recipe, settings=settings, arms=arms, seeds=chosen)
+        plan = {"recipe": recipe, "settings": settings, "arms": arms, "seeds": chosen}
+        return Sweep.parse(plan, source="kmixer sweep")
     if grid:
         raise InputError(f"--grid: the arms of {recipe} are fixed; give --grid with a recipe")
     chosen = _parse_seeds(seeds, ablation.seeds[0]) if seeds else ablation.seeds
-    return ablation.model_copy(update={"settings": ablation.settings + settings, "seeds": chosen})
+    plan = ablation.model_dump() | {"settings": ablation.settings + settings, "seeds": chosen}
+    return Sweep.parse(plan, source="kmixer sweep")
 
 
 def _parse_seeds(text: str, first: int) -> list[int]:
@@ -142,8 +144,6 @@ def _parse_seeds(text: str, first: int) -> list[int]:
         if seeds[0] < 1:
             raise InputError(f"--seeds: got {seeds[0]}; allowed: 1 or more")
         return list(range(first, first + seeds[0]))
-    if len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds: got {text!r}; every seed once")
     return seeds
 
 

@@ -42,10 +42,13 @@ def make_samples(task: Denoising, count: int, seed: int) -> Samples:
     """`count` sequences, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
 
-    def between(bounds: tuple[int, int], highest: int | None = None) -> Tensor:
+    def between(bounds: tuple[int, int]) -> Tensor:
         """A whole number a sequence (n, 1)."""
-        low, high = bounds if highest is None else (bounds[0], highest)
-        return torch.randint(low, high + 1, (count, 1), generator=generator)
+        return torch.randint(bounds[0], bounds[1] + 1, (count, 1), generator=generator)
+
+    def start_of(span: Tensor) -> Tensor:
+        """Where a span of this length begins (n, 1)."""
+        return (torch.rand(count, 1, generator=generator) * (task.length - span + 1)).long()
 
     def uniform() -> Tensor:
         return torch.rand(count, task.length, generator=generator)
@@ -55,14 +58,14 @@ def make_samples(task: Denoising, count: int, seed: int) -> Samples:
     targets = motif.gather(1, place % between(task.period))
 
     span = between(task.copied)
-    source, target = ((torch.rand(count, 1, generator=generator) * (task.length - span + 1)).long() for _ in range(2))
+    source, target = start_of(span), start_of(span)
     inside = (place >= target) & (place < target + span)
     targets = torch.where(inside, targets.gather(1, (place - target + source).clamp(0, task.length - 1)), targets)
 
     kind = uniform()
     masked, replaced = kind < task.masked, (kind >= task.masked) & (kind < task.masked + task.replaced)
     span = between(task.burst)
-    start = (torch.rand(count, 1, generator=generator) * (task.length - span + 1)).long()
+    start = start_of(span)
     burst = (place >= start) & (place < start + span)
     masked_there = uniform() < task.masked_in_burst
     masked = torch.where(burst, masked_there, masked)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from kmixer.errors import InputError
 from kmixer.experiments.statistics import paired_difference, summarize
-from kmixer.experiments.sweep import SWEEP, Sweep
+from kmixer.experiments.sweep import SWEEP, Sweep, run_path
 from kmixer.files import read_json
 from kmixer.training.run_folder import ENVIRONMENT, RunFolder
 
@@ -33,33 +33,37 @@ class Arm:
 
 
 def read_arms(paths: list[Path]) -> list[Arm]:
-    """The arms of run folders and sweeps, in the order given; runs of one folder beside each other are one arm each.
+    """The arms of run folders and sweeps that have ended runs, in the order given.
 
     Raises InputError where a path is neither, or none of its runs has ended.
     """
     arms = []
     for path in paths:
-        if (path / SWEEP).is_file():
-            sweep = Sweep.read(path)
-            found = [_read_arm(f"{path.name}/{name}", path / name, sweep.seeds) for name in sweep.arms]
-        else:
-            run = RunFolder(path)
-            run.read_recipe()
-            results = run.results()
-            if results is None:
-                raise InputError(f"{path} has not ended; finish it with kmixer train --resume, then compare")
-            found = [Arm(path.name, {results["seed"]: results}, 0, _protocol(run))]
-        arms += [arm for arm in found if arm.results]
-        if not any(arm.results for arm in found):
-            raise InputError(f"{path}: none of its runs has ended yet")
+        ended = [arm for arm in arms_of(path) if arm.results]
+        if not ended:
+            raise InputError(
+                f"{path}: none of its runs has ended; go on with kmixer train --resume, or the same kmixer sweep"
+            )
+        arms += ended
     return arms
 
 
-def _read_arm(name: str, folder: Path, seeds: list[int]) -> Arm:
-    runs = [RunFolder(folder / f"seed-{seed}") for seed in seeds]
-    ended = {seed: results for seed, run in zip(seeds, runs, strict=True) if (results := run.results()) is not None}
-    protocol = next((_protocol(run) for run in runs if run.results() is not None), {})
-    return Arm(name, ended, len(seeds) - len(ended), protocol)
+def arms_of(path: Path) -> list[Arm]:
+    """Every arm of a sweep, or a run as an arm of its own. Raises InputError where the path is neither."""
+    if not (path / SWEEP).is_file():
+        RunFolder(path).read_recipe()
+        return [_read_arm(path.name, [path])]
+    sweep = Sweep.read(path)
+    return [
+        _read_arm(f"{path.name}/{name}", [run_path(path, name, seed) for seed in sweep.seeds]) for name in sweep.arms
+    ]
+
+
+def _read_arm(name: str, paths: list[Path]) -> Arm:
+    runs = [RunFolder(path) for path in paths]
+    ended = [(run, results) for run in runs if (results := run.results()) is not None]
+    protocol = _protocol(ended[0][0]) if ended else {}
+    return Arm(name, {results["seed"]: results for _, results in ended}, len(runs) - len(ended), protocol)
 
 
 def _protocol(run: RunFolder) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
 from kmixer.experiments.compare import compare, read_arms
-from kmixer.experiments.sweep import SWEEP, Sweep
+from kmixer.experiments.sweep import SWEEP, Sweep, run_path
 from kmixer.experiments.tables import HEAD, cells, describe, markdown_table, with_deviation
 from kmixer.files import read_json, read_text, write_json, write_text
 from kmixer.training.run_folder import ENVIRONMENT
@@ -81,7 +81,7 @@ def _measure(folder: Path) -> dict[str, Any]:
     arms = read_arms([folder])
     if (folder / SWEEP).is_file():
         sweep = Sweep.read(folder)
-        first = folder / next(iter(sweep.arms)) / f"seed-{sweep.seeds[0]}"
+        first = run_path(folder, next(iter(sweep.arms)), sweep.seeds[0])
         said = [f"--set {setting}" for setting in sweep.settings]
         command = " ".join(["kmixer sweep", sweep.recipe, "--seeds", ",".join(map(str, sweep.seeds)), *said])
         arm_settings = sweep.arms

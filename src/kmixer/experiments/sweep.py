@@ -77,6 +77,11 @@ class SweepRun:
         return int(lines[-1]["step"]) if lines else 0
 
 
+def run_path(folder: Path, arm: str, seed: int) -> Path:
+    """Where a sweep keeps a run."""
+    return folder / arm / f"seed-{seed}"
+
+
 def packaged_ablations() -> list[str]:
     """Names of the ablations inside the package, as `kmixer sweep` takes them."""
     folder = resources.files("kmixer") / "recipes" / ABLATIONS
@@ -127,7 +132,7 @@ def sweep_runs(folder: Path, sweep: Sweep) -> list[SweepRun]:
         for name, changed in sweep.arms.items():
             settings = [*sweep.settings, *changed, f"training.seed={seed}"]
             steps = load_recipe(sweep.recipe, settings).training.steps
-            run = SweepRun(name, seed, folder / name / f"seed-{seed}", settings, steps)
+            run = SweepRun(name, seed, run_path(folder, name, seed), settings, steps)
             run.status = "finished" if RunFolder(run.path).results() else "waiting"
             runs.append(run)
     return runs

@@ -23,9 +23,7 @@ MAX_ELEMENTS = 1 << 32
 
 def rms_norm(x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"], eps: float) -> Float[Tensor, "*rows d"]:
     """weight x / sqrt(mean(x^2) + eps) over the last axis."""
-    if _float32(x, weight):
-        return _RMSNorm.apply(x.contiguous(), weight, eps)[1]
-    return F.rms_norm(x, weight.shape, weight, eps)
+    return keep_and_rms_norm(x, weight, eps)[1]
 
 
 def keep_and_rms_norm(
