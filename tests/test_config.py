@@ -25,7 +25,7 @@ def test_packaged_recipes_are_valid_and_survive_being_written(name: str, tmp_pat
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.rnak=3", "unknown key model.rnak; did you mean rank? allowed: width, layers, rank"),
+        ("model.rnak=3", "unknown key model.rnak; did you mean rank? allowed: width, layers,"),
         ("model.base_kernel.sise=3", "unknown key model.base_kernel.sise; did you mean size?"),
         ("nonsense=1", "unknown key nonsense; allowed: name, description, data"),
         ("model.base_kernel.kind=convv", "model.base_kernel.kind: got 'convv'; allowed: 'none', 'dense'"),
@@ -51,6 +51,8 @@ def test_packaged_recipes_are_valid_and_survive_being_written(name: str, tmp_pat
         ("training.learning_rate=nan", "training.learning_rate: got nan; it should be a finite number"),
         ("model.base_kernel.gate_init=inf", "model.base_kernel.gate_init: got inf; it should be a finite number"),
         ("evaluation.protocols=[]", "evaluation.protocols: got []; it should not be empty"),
+        ("model.kind=rnn", "model.kind: got 'rnn'; allowed: 'k-stack', 'transformer'"),
+        ("model.kind=transformer", "unknown key model.rank; allowed: width, layers"),
         ("model=3", "model: got 3; it should be a group of keys"),
         ("training.steps", "--set training.steps: got no value; write it as key=value"),
         ("name.x=1", "name is a value, not a group of keys"),

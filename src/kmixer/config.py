@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,25 +21,28 @@ class StrictConfig(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            problems = [_describe(cls, problem) for problem in error.errors()]
+            # A list whose only items are wrong is then called too short as well.
+            found = [each for each in error.errors() if each["type"] != "too_short" or not each["input"]]
+            problems = [_describe(cls, problem) for problem in found]
             raise InputError(f"{source}: " + "; ".join(problems)) from None
 
 
 def _describe(config: type[BaseModel], problem: Any) -> str:
-    *parents, last = problem["loc"] or ("",)
-    key = ".".join(str(part) for part in problem["loc"]) or "the whole"
+    path, allowed = _walk(config, problem["loc"])
+    key = ".".join(path) or "the whole"
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        allowed = _keys_at(config, parents)
-        near = difflib.get_close_matches(str(last), allowed, n=1)
+        near = difflib.get_close_matches(path[-1], allowed, n=1)
         return f"unknown key {key}; {f'did you mean {near[0]}? ' if near else ''}allowed: {', '.join(allowed)}"
     if kind == "missing":
         return f"{key} is missing"
     if kind == "literal_error":
         return f"{key}: got {given!r}; allowed: {problem['ctx']['expected']}"
+    if kind == "union_tag_invalid":
+        return f"{key}.kind: got {problem['ctx']['tag']!r}; allowed: {problem['ctx']['expected_tags']}"
     if kind == "value_error":  # raised by a validator of ours, whose message says all
         message = str(problem["ctx"]["error"])
-        return f"{key}: {message}" if problem["loc"] else message
+        return f"{key}: {message}" if path else message
     if kind == "model_type":
         return f"{key}: got {given!r}; it should be a group of keys"
     if kind == "too_short":
@@ -48,10 +51,27 @@ def _describe(config: type[BaseModel], problem: Any) -> str:
     return f"{key}: got {given!r}; it {message}"
 
 
-def _keys_at(config: type[BaseModel], path: list[Any]) -> list[str]:
-    """The allowed keys of the configuration nested at this path."""
-    for part in path:
-        annotation = config.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        config = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(config.model_fields)
+def _walk(config: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """The keys on the way to a place, without the kinds that choose between configurations, and those allowed there."""
+    path: list[str] = []
+    here = [config]
+    allowed: list[str] = list(config.model_fields)
+    for part in location:
+        if len(here) > 1:  # a choice: this part names the kind
+            here = [option for option in here if option.model_fields["kind"].default == part]
+            allowed = list(here[0].model_fields)
+            continue
+        path.append(str(part))
+        if here and part in here[0].model_fields:
+            allowed = list(here[0].model_fields)
+            here = _configs_in(here[0].model_fields[part].annotation)
+        elif here:
+            allowed = list(here[0].model_fields)
+    return path, allowed
+
+
+def _configs_in(annotation: Any) -> list[type[BaseModel]]:
+    """The configurations a type annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [config for part in get_args(annotation) for config in _configs_in(part)]

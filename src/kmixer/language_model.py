@@ -14,7 +14,7 @@ from kmixer.errors import InputError
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import generate_text, generate_tokens
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.config import ModelConfig
+from kmixer.models.config import LanguageModelConfig
 from kmixer.models.model_folder import CONFIG, WEIGHTS, load_tokenizer, load_weights, put_weights, read_config
 
 Item = TypeVar("Item")
@@ -29,7 +29,7 @@ class LanguageModel(CausalLM):
     token; see `CausalLM`. `tokenizer` is None for a model made from a recipe without data.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(self, config: LanguageModelConfig, vocabulary_size: int, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(config, vocabulary_size)
         self.tokenizer = tokenizer
         self.about: dict[str, Any] = {}  # where loaded weights come from: recipe, step, losses, corpus

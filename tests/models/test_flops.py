@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kmixer.models import CausalLM, ModelConfig, Transformer, TransformerConfig, count_flops
+from kmixer.models import CausalLM, ModelConfig, TransformerConfig, count_flops
 
 D, R, V, T = 16, 4, 20, 32
 K1 = 2 * D * D + 2 * 2 * D * 2 * D
@@ -31,5 +31,5 @@ def test_refinement_repeats_the_stack_and_not_the_head() -> None:
 
 
 def test_a_transformer_grows_with_the_window() -> None:
-    model = Transformer(TransformerConfig(width=D, layers=2, heads=2), V)
+    model = CausalLM(TransformerConfig(width=D, layers=2, heads=2), V)
     assert count_flops(model, 2 * T) - count_flops(model, T) == 2 * 4 * D * T / 2

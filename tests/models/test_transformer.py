@@ -24,9 +24,26 @@ def make_config(**values: Any) -> TransformerConfig:
     return TransformerConfig.parse({"width": 16, "layers": 2, "heads": 2} | values, source="test")
 
 
-def make_model() -> Transformer:
+# What a configuration can ask for beside the plain transformer.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "gaussian": {"mixers": ["gaussian"], "blocks": "nanochat", "windows": "SSSL", "window": 5, "layers": 4},
+    "hybrid": {"mixers": ["gaussian", "k2", "softmax"], "layers": 4},
+    "nanochat": {
+        "blocks": "nanochat",
+        "windows": "SL",
+        "window": 5,
+        "value_embeddings": True,
+        "softmax": {"query_key_norm": True},
+        "head": {"kind": "untied", "soft_cap": 15.0},
+    },
+}
+variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def make_model(variant: str = "softmax") -> CausalLM:
     torch.manual_seed(0)
-    model = Transformer(make_config(), VOCABULARY).double().eval()
+    model = CausalLM(make_config(**VARIANTS[variant]), VOCABULARY).double().eval()
     for parameter in model.parameters():  # away from the near-zero initialisation, so that every path matters
         torch.nn.init.normal_(parameter, std=0.5)
     return model
@@ -44,22 +61,53 @@ def test_it_is_its_formula() -> None:
     def rms_norm(x: Tensor, norm: Any) -> Tensor:
         return norm.weight * x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-8)
 
-    for block in model.blocks:
-        x = x + block.attention(rms_norm(x, block.attention_norm))[0]
+    for block in model.stack.blocks:
+        x = x + block.mixer(rms_norm(x, block.mixing_norm))[0]
         up = rms_norm(x, block.feed_forward_norm) @ block.feed_forward.up.weight.T + block.feed_forward.up.bias
         x = x + F.gelu(up) @ block.feed_forward.down.weight.T + block.feed_forward.down.bias
     torch.testing.assert_close(model(tokens).logits, rms_norm(x, model.norm) @ model.embedding.weight.T)
 
 
-@given(st.integers(1, 40), st.data())
-def test_any_split_gives_the_whole(t: int, data: st.DataObject) -> None:
-    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=3)))
-    assert_a_split_gives_the_whole(make_model(), make_tokens(t), cuts)
-
-
 @torch.no_grad()
-def test_one_token_at_a_time_gives_the_whole() -> None:
-    model, tokens = make_model(), make_tokens(40)
+def test_the_blocks_of_nanochat_are_their_formula() -> None:
+    model, tokens = make_model("nanochat"), make_tokens(12)
+    stack: Any = model.stack
+
+    def norm(x: Tensor) -> Tensor:
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-8)
+
+    x = first = norm(model.embedding.weight[tokens])
+    for layer, block in enumerate(stack.blocks):
+        x = stack.stream_scale[layer] * x + stack.input_scale[layer] * first
+        extra = stack.value_embeddings["1"].weight[tokens] if layer == 1 else None
+        assert block.mixer.reach == (5 if layer == 0 else None)
+        x = x + block.mixer(norm(x), None, *(() if extra is None else (extra,)))[0]
+        x = x + torch.relu(norm(x) @ block.feed_forward.up.weight.T) ** 2 @ block.feed_forward.down.weight.T
+    logits = norm(x) @ model.head.to_logits.weight.T
+    torch.testing.assert_close(model(tokens).logits, 15 * torch.tanh(logits / 15))
+    assert set(stack.value_embeddings) == {"1"}
+
+
+def test_layers_take_their_mixers_and_windows_in_turn() -> None:
+    config = make_config(layers=8, mixers=["gaussian", "gaussian", "gaussian", "softmax"], windows="SSSL", window=9)
+    assert [config.mixer_of(i) for i in range(8)] == ["gaussian", "gaussian", "gaussian", "softmax"] * 2
+    assert [config.window_of(i) for i in range(8)] == [9, 9, 9, None] * 2
+    assert not any(config.has_value_embedding(i) for i in range(8))
+    chosen = config.model_copy(update={"value_embeddings": True, "layers": 5, "mixers": ("softmax",)})
+    assert [chosen.has_value_embedding(i) for i in range(5)] == [True, False, True, False, True]
+
+
+@variants
+@given(st.integers(1, 40), st.data())
+def test_any_split_gives_the_whole(variant: str, t: int, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=3)))
+    assert_a_split_gives_the_whole(make_model(variant), make_tokens(t), cuts)
+
+
+@variants
+@torch.no_grad()
+def test_one_token_at_a_time_gives_the_whole(variant: str) -> None:
+    model, tokens = make_model(variant), make_tokens(40)
     whole, state = model(tokens).logits, None
     for t in range(40):
         output = model(tokens[:, t : t + 1], state)
@@ -67,9 +115,10 @@ def test_one_token_at_a_time_gives_the_whole() -> None:
         torch.testing.assert_close(output.logits, whole[:, t : t + 1], rtol=1e-9, atol=1e-9)
 
 
+@variants
 @torch.no_grad()
-def test_logits_do_not_depend_on_later_tokens_nor_on_other_rows() -> None:
-    model, tokens = make_model(), make_tokens(40, b=3)
+def test_logits_do_not_depend_on_later_tokens_nor_on_other_rows(variant: str) -> None:
+    model, tokens = make_model(variant), make_tokens(40, b=3)
     before = model(tokens).logits
     changed = tokens.clone()
     changed[1, 25] = (changed[1, 25] + 1) % VOCABULARY
@@ -88,8 +137,9 @@ def test_losses_are_those_of_the_logits() -> None:
     torch.testing.assert_close(losses, -log_probabilities.gather(-1, tokens[:, 1:, None]).squeeze(-1))
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    model, tokens = make_model(), make_tokens(20)
+@variants
+def test_every_parameter_gets_a_gradient(variant: str) -> None:
+    model, tokens = make_model(variant), make_tokens(20)
     model(tokens[:, :-1], targets=tokens[:, 1:]).losses.mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -97,7 +147,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 
 def test_it_starts_like_its_formula_says() -> None:
-    model = Transformer(make_config(width=128, heads=4), 1000)
+    model = CausalLM(make_config(width=128, heads=4), 1000)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             assert math.isclose(parameter.std().item(), 0.02, rel_tol=0.1), name
@@ -105,8 +155,9 @@ def test_it_starts_like_its_formula_says() -> None:
             assert bool((parameter == (1 if "norm" in name else 0)).all()), name
 
 
-def test_dropout_acts_in_training_only() -> None:
-    model, tokens = Transformer(make_config(dropout=0.5), VOCABULARY), make_tokens(5)
+@pytest.mark.parametrize("key", ["embedding", "mlp", "residual"])
+def test_dropout_acts_in_training_only(key: str) -> None:
+    model, tokens = CausalLM(make_config(dropout={key: 0.5}), VOCABULARY), make_tokens(5)
     assert not torch.equal(model(tokens).logits, model(tokens).logits)
     model.eval()
     assert torch.equal(model(tokens).logits, model(tokens).logits)
@@ -128,7 +179,7 @@ def test_the_transformer_like_a_recipe_has_its_size(recipe: str, heads: int, cou
     loaded = load_recipe(recipe)
     v = loaded.tokenizer.vocabulary_size
     config = transformer_like(loaded.model, v)
-    size = sum(count_parameters(Transformer(config, v)).values())
+    size = sum(count_parameters(CausalLM(config, v)).values())
     assert (config.width, config.layers, config.heads) == (loaded.model.width, loaded.model.layers, heads)
     assert size == count
     assert size == pytest.approx(sum(count_parameters(CausalLM(loaded.model, v)).values()), rel=0.02)
@@ -143,7 +194,7 @@ def test_no_other_hidden_width_comes_closer(half_width: int, layers: int, rank: 
     def distance(hidden_width: int) -> int:
         near = chosen.model_copy(update={"mlp_multiplier": hidden_width / chosen.width})
         with torch.device("meta"):
-            ours, theirs = Transformer(near, v), CausalLM(config, v)
+            ours, theirs = CausalLM(near, v), CausalLM(config, v)
         return abs(sum(p.numel() for p in ours.parameters()) - sum(p.numel() for p in theirs.parameters()))
 
     for other in (chosen.hidden_width - 8, chosen.hidden_width + 8):
@@ -153,9 +204,17 @@ def test_no_other_hidden_width_comes_closer(half_width: int, layers: int, rank: 
 def test_wrong_configurations_are_named() -> None:
     with pytest.raises(InputError, match="test: heads: got 3 for width 16; heads must divide width"):
         make_config(heads=3)
-    with pytest.raises(InputError, match="unknown key head; did you mean heads"):
-        make_config(head=3)
+    with pytest.raises(InputError, match="unknown key layer; did you mean layers"):
+        make_config(layer=3)
+    with pytest.raises(InputError, match="windows 'SL' with window None; S layers need one, and only they do"):
+        make_config(windows="SL")
+    with pytest.raises(InputError, match="layer 0 is short and its mixer k2, which has no window"):
+        make_config(windows="S", window=3, mixers=["k2"])
+    with pytest.raises(InputError, match="base_kernel: got kind 'conv', shared True; allowed here: none"):
+        make_config(k2={"base_kernel": {"kind": "conv"}})
+    with pytest.raises(InputError, match=r"tokens: missing; this stack has value embeddings, which need them"):
+        make_model("nanochat").stack(torch.zeros(1, 3, 16, dtype=torch.float64))
     with pytest.raises(InputError, match="width: got 7; a transformer with rotary positions needs an even one"):
         transformer_like(ModelConfig(width=7, layers=1, rank=2), VOCABULARY)
     with pytest.raises(InputError, match=r"tokens: got shape \(3,\); allowed: \(batch, time\)"):
-        Transformer.forward.__wrapped__(make_model(), torch.zeros(3, dtype=torch.long))
+        CausalLM.forward.__wrapped__(make_model(), torch.zeros(3, dtype=torch.long))

@@ -11,22 +11,23 @@ from typing import Any
 import torch
 
 from kmixer.bench.measure import time_calls
+from kmixer.errors import InputError
 from kmixer.generation.decoding import DecodingStep, can_prepare
-from kmixer.models import CausalLM, Transformer, transformer_like
+from kmixer.models import CausalLM, ModelConfig, transformer_like
 from kmixer.training.memory import keep_freed_memory
 from kmixer.training.optimizers import build_optimizers
 from kmixer.training.recipe import Recipe, load_recipe
 
-Model = CausalLM | Transformer
 
-
-def build(recipe: Recipe, model: str) -> Model:
+def build(recipe: Recipe, model: str) -> CausalLM:
     """The recipe's model, or the transformer of equal width, depth and parameters."""
     torch.manual_seed(0)
     vocabulary = recipe.tokenizer.vocabulary_size
     if model == "recipe":
         return CausalLM(recipe.model, vocabulary)
-    return Transformer(transformer_like(recipe.model, vocabulary), vocabulary)
+    if not isinstance(recipe.model, ModelConfig):
+        raise InputError(f"recipe {recipe.name} is a transformer already; time it with --model recipe")
+    return CausalLM(transformer_like(recipe.model, vocabulary), vocabulary)
 
 
 def bench_train(
@@ -80,7 +81,7 @@ def bench_decode(recipe: Recipe, model: str, batch_size: int, context: int, toke
     state = output.state
     assert output.logits is not None
     token = output.logits[:, -1].argmax(-1)
-    step = DecodingStep(network, state) if isinstance(network, CausalLM) and can_prepare(network) else None
+    step = DecodingStep(network, state) if can_prepare(network) else None
     halves = []
     for _ in range(2):
         began = time.perf_counter()

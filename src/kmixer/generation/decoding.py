@@ -1,6 +1,6 @@
 """A prepared decoding step: the whole model in one compiled call, its state updated in place.
 
-For float32 models on a CPU whose base kernel streams and whose head is linear or gelu. `CausalLM` is
+For float32 K-Stacks on a CPU whose base kernel streams and whose head is linear or gelu. `CausalLM` is
 the definition; the prepared step agrees with it to rounding.
 """
 
@@ -17,8 +17,9 @@ from kmixer import native
 from kmixer.layers import K0, K1, K2, FeedForward, K2State
 from kmixer.layers.feed_forward import NORM_EPS
 from kmixer.models.causal_lm import CausalLM
+from kmixer.models.config import ModelConfig
 from kmixer.models.heads import GeluHead, LinearHead
-from kmixer.models.k_stack import StackState
+from kmixer.models.k_stack import KStack, StackState
 
 LANES = 16  # kLanes in native/common.h
 EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE = range(6)
@@ -43,10 +44,12 @@ class _Operation(ctypes.Structure):
 def can_prepare(model: CausalLM) -> bool:
     """Whether a prepared step exists for this model on this machine."""
     return (
-        native.usable(*model.parameters())
+        isinstance(model.stack, KStack)
+        and native.usable(*model.parameters())
         and all(p.dtype == torch.float32 for p in model.parameters())
         and model.config.max_positions is None
         and isinstance(model.head, LinearHead | GeluHead)
+        and not (isinstance(model.head, LinearHead) and model.head.soft_cap is not None)
     )
 
 
@@ -105,6 +108,9 @@ class DecodingStep:
     # --- the list of operations --------------------------------------------------------------
 
     def _prepare(self, model: CausalLM, state: StackState) -> None:
+        stack = model.stack
+        assert isinstance(stack, KStack)
+        assert isinstance(model.config, ModelConfig)
         width = model.config.width
         hidden, normed, queries, mixed, inner, refined = (
             self._buffer(width),
@@ -118,7 +124,6 @@ class DecodingStep:
         if isinstance(model.from_embedding, torch.nn.Linear):
             table = model.from_embedding(table)  # one look-up instead of a look-up and a product
         self._add(EMBED, output=hidden, inputs=width, weight=table)
-        stack = model.stack
         for layers in state:
             target = refined if stack.refined else hidden
             self._k1(stack.first, hidden, target, normed, inner)

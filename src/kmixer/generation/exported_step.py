@@ -22,6 +22,7 @@ from kmixer.layers.base_kernel import BaseKernel
 from kmixer.layers.feed_forward import NORM_EPS
 from kmixer.layers.k_operators import K2
 from kmixer.models.causal_lm import CausalLM
+from kmixer.models.k_stack import KStack
 from kmixer.ops.fused import linear_dropout_add, rms_norm
 
 StepState = tuple[Tensor, ...]
@@ -36,7 +37,7 @@ class StepModule(nn.Module):
     Folded: the embedding with its projection and the first K1 layer, which sees one token only, into a
     table (v, d); decays, alpha, gates and base kernel taps into constants.
 
-    Raises InputError for a model whose base kernel ends at a position: it has no step of constant size.
+    Raises InputError for a model without a step of constant size: a base kernel that ends at a position, or attention.
     """
 
     entered: Tensor
@@ -45,14 +46,17 @@ class StepModule(nn.Module):
 
     def __init__(self, model: CausalLM) -> None:
         super().__init__()
-        limit, kind = model.config.max_positions, model.config.base_kernel.kind
+        if not isinstance(model.stack, KStack):
+            raise InputError("this model is a transformer, which has no step of constant size to export; a k-stack has")
+        limit = model.config.max_positions
         if limit is not None:
             raise InputError(
-                f"the {kind} base kernel ends at position {limit}, so this model has no step to export; "
+                f"{model.config.limited_by} ends at position {limit}, so this model has no step to export; "
                 "use a model with a toeplitz or conv base kernel, or none: they stream"
             )
         model = copy.deepcopy(model).float().eval().requires_grad_(False)
         stack = model.stack
+        assert isinstance(stack, KStack)
         refined = stack.refined
         embedded = model.from_embedding(model.embedding.weight)
         self.passes = stack.passes

@@ -54,8 +54,8 @@ def generate_tokens(
     limit = model.config.max_positions
     if limit is not None and state is None and prompt.shape[1] + max_new_tokens > limit:
         raise InputError(
-            f"prompt and new tokens are {prompt.shape[1] + max_new_tokens} positions; the "
-            f"{model.config.base_kernel.kind} base kernel ends at {limit}: ask for {max(0, limit - prompt.shape[1])} "
+            f"prompt and new tokens are {prompt.shape[1] + max_new_tokens} positions; "
+            f"{model.config.limited_by} ends at {limit}: ask for {max(0, limit - prompt.shape[1])} "
             "or fewer new tokens, or use a model with a toeplitz or conv base kernel, which stream"
         )
     sampling = sampling or Sampling()

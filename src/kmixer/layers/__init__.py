@@ -1,8 +1,22 @@
 """Layers: one mixer a file, usable on their own. Each takes a state and returns a state."""
 
 from kmixer.layers.base_kernel import BaseKernel
-from kmixer.layers.feed_forward import FeedForward
-from kmixer.layers.k_operators import K0, K1, K2, K2State
+from kmixer.layers.feed_forward import FeedForward, SquaredReluFeedForward
+from kmixer.layers.gaussian_attention import GaussianAttention, GaussianCache
+from kmixer.layers.k_operators import K0, K1, K2, K2Mixer, K2State
 from kmixer.layers.softmax_attention import KeyValueCache, SoftmaxAttention
 
-__all__ = ["K0", "K1", "K2", "BaseKernel", "FeedForward", "K2State", "KeyValueCache", "SoftmaxAttention"]
+__all__ = [
+    "K0",
+    "K1",
+    "K2",
+    "BaseKernel",
+    "FeedForward",
+    "GaussianAttention",
+    "GaussianCache",
+    "K2Mixer",
+    "K2State",
+    "KeyValueCache",
+    "SoftmaxAttention",
+    "SquaredReluFeedForward",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -54,3 +55,17 @@ class FeedForward(nn.Module):
         up, down, dropout = self.up, self.down, self.dropout if self.training else 0.0
         weights = (norm.weight, up.weight, up.bias, down.weight, down.bias)
         return feed_forward(h, *weights, eps=NORM_EPS, dropout=dropout)
+
+
+class SquaredReluFeedForward(nn.Module):
+    """h + down(dropout(relu(up(norm(h)))^2)) without biases (So et al. 2021)."""
+
+    def __init__(self, width: int, *, hidden_width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.up = linear(width, hidden_width, bias=False)
+        self.down = linear(hidden_width, width, bias=False)
+        self.dropout = dropout
+
+    def forward(self, h: Float[Tensor, "... d"], norm: nn.Module) -> Float[Tensor, "... d"]:
+        hidden = torch.relu(self.up(norm(h))).square()
+        return h + self.down(F.dropout(hidden, self.dropout, self.training))

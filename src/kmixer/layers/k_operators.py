@@ -5,7 +5,7 @@ Every layer adds to its input (b, t, d). Source: Koneko 2026 (Zenodo 19004569, 1
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,14 +62,15 @@ class K2State(NamedTuple):
     base: BaseKernelState | None
 
 
-class K2(nn.Module):
-    """Mixes time by a base kernel and a decayed low-rank recurrence over the normalised input.
+class K2Mixer(nn.Module):
+    """The mixing of a K2 layer alone: a base kernel and a decayed low-rank recurrence over the normalised input.
 
-        x = RMSNorm(h)
         q, k = normalise(x u), normalise(x v)                 unit vectors of R^r
         S_t = diag(g) S_{t-1} + k_t^T x_t                     g = low + (high - low) sigmoid(l)
         y_t = (alpha * q_t) S_t + sigmoid(gate) (base x)_t    alpha = cap sigmoid(a)
-        h + P (SiLU(G x) * y) + p, then h + FeedForward(RMSNorm(h))      without an output gate: P y
+        P (SiLU(G x) * y) + p                                 without an output gate: P y + p
+
+    x is normalised by the caller, and the caller adds the residual.
 
     Args:
         width: d.
@@ -85,12 +86,11 @@ class K2(nn.Module):
         alpha_cap: upper end of alpha.
         alpha_per_channel: one alpha for each of the r channels instead of one for the layer.
         output_gate: multiply what was mixed by SiLU(G x), G (d, d); the preprints have none.
-        mlp_dropout, residual_dropout: on the hidden units, and on P y + p.
         copy_gate: hold the gate of the author's copy branch, unused and frozen, so that a model
             has all parameters of the author's.
         backend: of `decayed_linear_attention`.
 
-    Shapes: h (b, t, d) to (b, t, d), and a `K2State`.
+    Shapes: x (b, t, d) to (b, t, d), and a `K2State`.
     """
 
     def __init__(
@@ -105,8 +105,6 @@ class K2(nn.Module):
         alpha_cap: float = 1.0,
         alpha_per_channel: bool = True,
         output_gate: bool = False,
-        mlp_dropout: float = 0.0,
-        residual_dropout: float = 0.0,
         copy_gate: bool = False,
         backend: Backend = "auto",
     ) -> None:
@@ -116,10 +114,8 @@ class K2(nn.Module):
             raise InputError(f"decay_range: got {decay_range}; allowed: 0 < low < high <= 1")
         self.width, self.rank = width, rank
         self.decay_range, self.alpha_cap = decay_range, alpha_cap
-        self.residual_dropout = residual_dropout
         self.backend: Backend = backend
 
-        self.mixing_norm = RMSNorm(width)
         self.query = nn.Parameter(QUERY_KEY_STD * torch.randn(width, rank))
         self.key = nn.Parameter(QUERY_KEY_STD * torch.randn(width, rank))
         self.decay_logit = nn.Parameter(initial_decay_logit(rank, low, high, decay_init))
@@ -130,8 +126,6 @@ class K2(nn.Module):
         self.copy_gate_logit = nn.Parameter(torch.tensor(-2.1972), requires_grad=False) if copy_gate else None
         self.output_gate = linear(width, width, bias=False) if output_gate else None
         self.projection = linear(width, width)
-        self.feed_forward_norm = RMSNorm(width)
-        self.feed_forward = FeedForward(width, dropout=mlp_dropout)
 
     def decay(self) -> Float[Tensor, " r"]:
         """The decays g (r,)."""
@@ -151,20 +145,27 @@ class K2(nn.Module):
 
     def forward(
         self,
-        h: Float[Tensor, "b t d"],
+        x: Float[Tensor, "b t d"],
         state: K2State | None = None,
         base_kernel: BaseKernel | None = None,
     ) -> tuple[Float[Tensor, "b t d"], K2State]:
-        """One layer. `base_kernel` is the stack's kernel when this layer was made for a shared one."""
-        h, x = self.mixing_norm.keep(h)
+        """Mix. `base_kernel` is the stack's kernel when this layer was made for a shared one."""
+        y, state = self.mix(x, state, base_kernel)
+        return self.projection(y), state
+
+    def mix(
+        self,
+        x: Float[Tensor, "b t d"],
+        state: K2State | None = None,
+        base_kernel: BaseKernel | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], K2State]:
+        """What `forward` does, but for the last matrix."""
         y, base, state = self.branches(x, state, base_kernel)
         if base is not None:
             y = y + base
         if self.output_gate is not None:
             y = y * F.silu(self.output_gate(x))
-        dropout = self.residual_dropout if self.training else 0.0
-        h = linear_dropout_add(h, y, self.projection.weight, self.projection.bias, dropout)
-        return self.feed_forward(h, self.feed_forward_norm), state
+        return y, state
 
     def branches(
         self,
@@ -201,8 +202,42 @@ class K2(nn.Module):
         return self.base_kernel if shared is None else shared
 
 
+class K2(K2Mixer):
+    """A whole K2 layer: h + mixing(RMSNorm(h)), then h + FeedForward(RMSNorm(h)).
+
+    Args:
+        width, rank: d and r.
+        mlp_dropout, residual_dropout: on the hidden units, and on what the mixing adds.
+        mixing: the keyword arguments of `K2Mixer`.
+
+    Shapes: h (b, t, d) to (b, t, d), and a `K2State`.
+    """
+
+    def __init__(
+        self, width: int, rank: int, *, mlp_dropout: float = 0.0, residual_dropout: float = 0.0, **mixing: Any
+    ) -> None:
+        super().__init__(width, rank, **mixing)
+        self.residual_dropout = residual_dropout
+        self.mixing_norm = RMSNorm(width)
+        self.feed_forward_norm = RMSNorm(width)
+        self.feed_forward = FeedForward(width, dropout=mlp_dropout)
+
+    def forward(
+        self,
+        h: Float[Tensor, "b t d"],
+        state: K2State | None = None,
+        base_kernel: BaseKernel | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], K2State]:
+        """One layer. `base_kernel` is the stack's kernel when this layer was made for a shared one."""
+        h, x = self.mixing_norm.keep(h)
+        y, state = self.mix(x, state, base_kernel)
+        dropout = self.residual_dropout if self.training else 0.0
+        h = linear_dropout_add(h, y, self.projection.weight, self.projection.bias, dropout)
+        return self.feed_forward(h, self.feed_forward_norm), state
+
+
 def initial_decay_logit(rank: int, low: float, high: float, init: DecayInit) -> Tensor:
-    """Logits (r,) of the decays at the start of training; see `K2` for the three ways."""
+    """Logits (r,) of the decays at the start of training; see `K2Mixer` for the three ways."""
     if init == "fraction":
         fraction = torch.linspace(0.95, 0.995, rank, dtype=torch.float64)
     elif init == "linear":

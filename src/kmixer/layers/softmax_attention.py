@@ -1,4 +1,4 @@
-"""Causal multi-head softmax attention with rotary positions: the baseline of every comparison."""
+"""Multi-head softmax attention with rotary positions: the baseline of every comparison, and its reduced forms."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import linear
+from kmixer.layers.feed_forward import NORM_EPS, linear
+from kmixer.layers.rotary import check_heads, rotate
+from kmixer.ops.attention import sdpa_attention
 
-# Longest wavelength of the rotations, in units of 2 pi positions (Su et al. 2021).
-ROTARY_BASE = 10_000.0
+# Channels of the input that decide how much of a value embedding each head takes.
+GATE_CHANNELS = 32
 
 
 class KeyValueCache(NamedTuple):
-    """What softmax attention carries: rotated keys and values (b, h, t, e) of the t positions seen so far."""
+    """What softmax attention carries: rotated keys and values (b, h, s, e) it may still look at.
+
+    `position` is the number of positions seen, which is the position of the next one.
+    """
 
     keys: Tensor
     values: Tensor
-
-    @property
-    def position(self) -> int:
-        """The number of positions seen, which is the position of the next one."""
-        return self.keys.shape[2]
+    position: int
 
 
 class SoftmaxAttention(nn.Module):
-    """Causal softmax attention: out(sum_{j <= i} softmax_j(R_i q_i . R_j k_j / sqrt(e)) v_j) in every head.
+    """Softmax attention: out(sum_j softmax_j(R_i q_i . R_j k_j / sqrt(e)) v_j) in every head, over the allowed j.
 
     x is normalised by the caller, and the caller adds the residual: unlike a K2 layer, which is a
     whole block with its feed-forward part, this is the mixer alone, so that one block can hold
@@ -37,89 +38,94 @@ class SoftmaxAttention(nn.Module):
 
     Args:
         width: d.
-        heads: h; the head width e = d / h is even, because rotations act on pairs of channels.
-        dropout: probability of dropping an attention weight in training.
+        heads: h; the head width e = d / h is even where positions rotate.
+        causal: position i sees the positions up to i.
+        window: of these the last `window` only, itself included.
+        window_inclusive: count the window without position i itself.
+        rotary: rotate queries and keys by their positions, R above.
+        query_key_norm: x / sqrt(mean(x^2) + 1e-8) of every query and key after rotation.
+        tie_query_key: one matrix for both.
+        value_projection: without it the values are slices of x.
+        value_embedding: take a value embedding in `forward`, through a gate 2 sigmoid(G x_:32) a head.
+        bias: of all matrices.
 
-    Shapes: x (b, t, d) to (b, t, d), and a `KeyValueCache` that grows by t positions.
-    Raises InputError where heads does not divide width into an even head width.
+    Shapes: x (b, t, d) to (b, t, d), and a `KeyValueCache` of at most window - 1 positions, or all.
+    Raises InputError where heads does not divide width into such a head width, and for a state without causal.
 
     Sources: Vaswani et al. 2017; rotary positions: Su et al. 2021.
     """
 
-    def __init__(self, width: int, heads: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = True,
+        window: int | None = None,
+        window_inclusive: bool = False,
+        rotary: bool = True,
+        query_key_norm: bool = False,
+        tie_query_key: bool = False,
+        value_projection: bool = True,
+        value_embedding: bool = False,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
-        check_heads(width, heads)
+        check_heads(width, heads, rotary=rotary)
+        if window is not None and (window < 1 or not causal):
+            raise InputError(f"window: got {window} with causal={causal}; it is 1 or more, and goes with causal=True")
         self.heads, self.head_width = heads, width // heads
-        self.dropout = dropout
-        self.query_key_value = linear(width, 3 * width, bias=False)
-        self.out = linear(width, width, bias=False)
+        self.causal, self.rotary, self.query_key_norm = causal, rotary, query_key_norm
+        self.reach = None if window is None else window + window_inclusive
+        # Which of the projections are queries, keys and values; None is x itself.
+        self.parts = (0, 0 if tie_query_key else 1, (1 if tie_query_key else 2) if value_projection else None)
+        matrices = 3 - tie_query_key - (not value_projection)
+        self.query_key_value = linear(width, matrices * width, bias=bias)
+        self.gate = linear(min(GATE_CHANNELS, width), heads, bias=False) if value_embedding else None
+        self.out = linear(width, width, bias=bias)
 
     def initial_state(self, batch_size: int) -> KeyValueCache:
         """The state before the first position: an empty cache."""
         empty = self.out.weight.new_empty(batch_size, self.heads, 0, self.head_width)
-        return KeyValueCache(empty, empty)
+        return KeyValueCache(empty, empty, 0)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], state: KeyValueCache | None = None
+        self,
+        x: Float[Tensor, "b t d"],
+        state: KeyValueCache | None = None,
+        value_embedding: Float[Tensor, "b t d"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], KeyValueCache]:
         if state is None:
             state = self.initial_state(x.shape[0])
+        elif not self.causal:
+            raise InputError("state: a layer with causal=False sees all positions at once and takes none")
         if x.shape[1] == 0:
             return x, state
-        past, t = state.position, x.shape[1]
-        # (b, t, 3 d) -> three of (b, h, t, e)
-        parts = self.query_key_value(x).unflatten(-1, (3, self.heads, self.head_width)).permute(2, 0, 3, 1, 4)
-        positions = torch.arange(past, past + t, device=x.device)
-        queries, keys = rotate(parts[:2], positions).unbind(0)
-        values = parts[2]
-        if past:  # the cache in the dtype of autocast, where that is on
+        queries, keys, values = self._project(x, state.position)
+        if self.gate is not None:
+            assert value_embedding is not None
+            gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (b, t, h)
+            values = values + gate.transpose(1, 2).unsqueeze(-1) * self._heads_of(value_embedding)
+        if state.keys.shape[2]:  # the cache in the dtype of autocast, where that is on
             keys = torch.cat([state.keys.to(keys.dtype), keys], dim=2)
             values = torch.cat([state.values.to(values.dtype), values], dim=2)
-        # is_causal aligns its triangle to the upper left, which is right for an empty cache only;
-        # a single new position sees everything and needs no mask.
-        mask = None if past == 0 or t == 1 else lower_right_mask(t, past + t, x.device)
-        y = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=past == 0 and t > 1,
-        )
-        return self.out(y.transpose(1, 2).flatten(2)), KeyValueCache(keys, values)
+        y = sdpa_attention(queries, keys, values.to(keys.dtype), causal=self.causal, reach=self.reach)
+        first = 0 if self.reach is None else max(0, keys.shape[2] - self.reach + 1)
+        cache = KeyValueCache(keys[:, :, first:], values[:, :, first:], state.position + x.shape[1])
+        return self.out(y.transpose(1, 2).flatten(2)), cache
 
+    def _heads_of(self, x: Tensor) -> Tensor:
+        """(b, t, d) to (b, h, t, e)."""
+        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
 
-def check_heads(width: int, heads: int) -> None:
-    """Raises InputError where heads does not divide width into an even head width."""
-    if width % heads or width // heads % 2:
-        raise InputError(
-            f"heads: got {heads} for width {width}; heads must divide width, and width / heads must be even"
-        )
-
-
-def rotate(x: Float[Tensor, "*batch t e"], positions: Int[Tensor, " t"]) -> Float[Tensor, "*batch t e"]:
-    """Rotate channels (i, i + e/2) of every position p by the angle p / 10000^(2 i / e).
-
-    The product of a rotated query and a rotated key depends on their distance only. Angles and
-    tables are float64 for float64 inputs and float32 for every other dtype: an angle in bfloat16
-    would be off by whole turns from position 256 on.
-
-    Args:
-        x: queries or keys (..., t, e), e even.
-        positions: (t,), counted from the start of the sequence.
-
-    Returns:
-        The rotated vectors, in the dtype of x.
-    """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    half = x.shape[-1] // 2
-    exponent = torch.arange(half, device=x.device, dtype=dtype) / half
-    angle = positions[:, None].to(dtype) * ROTARY_BASE**-exponent
-    cosine, sine = angle.cos(), angle.sin()
-    first, second = x.to(dtype).chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(x.dtype)
-
-
-def lower_right_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """True where the last `queries` of `keys` positions may look: (queries, keys), itself and before."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    def _project(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (b, h, t, e)."""
+        projected = self.query_key_value(x).unflatten(-1, (-1, x.shape[-1]))  # (b, t, 2 or so, d)
+        q, k, v = (None if part is None else self._heads_of(projected[:, :, part]) for part in self.parts)
+        assert q is not None and k is not None
+        both = torch.stack([q, k])
+        if self.rotary:
+            both = rotate(both, torch.arange(position, position + x.shape[1], device=x.device))
+        if self.query_key_norm:
+            both = F.rms_norm(both, (self.head_width,), eps=NORM_EPS)
+        return both[0], both[1], self._heads_of(x) if v is None else v

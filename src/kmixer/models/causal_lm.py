@@ -1,38 +1,38 @@
-"""A causal language model around a K-Stack: embedding, stack, norm, head."""
+"""A causal language model around a stack of mixing layers: embedding, stack, norm, head."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
-from kmixer.layers.softmax_attention import KeyValueCache
-from kmixer.models.config import ModelConfig
+from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.models.config import LanguageModelConfig, ModelConfig
 from kmixer.models.heads import build_head
-from kmixer.models.k_stack import KStack, StackState
+from kmixer.models.k_stack import KStack
+from kmixer.models.transformer import Transformer, build_norm
 from kmixer.ops.fused import dropout
 
 
 class Output(NamedTuple):
     """What a model returns: logits (b, t, v), or losses (b, t) in nats where targets were given."""
 
-    state: StackState | tuple[KeyValueCache, ...]
+    state: Any  # of the stack: a tree of tuples and tensors, see KStack and Transformer
     logits: Tensor | None = None
     losses: Tensor | None = None
 
 
 class CausalLM(nn.Module):
-    """Next-token model: embedding -> (e -> d) -> dropout -> KStack -> RMSNorm -> head. No positional encoding.
+    """Next-token model: embedding -> (e -> d) -> dropout -> stack -> RMSNorm -> head. Nothing encodes positions here.
 
     Args:
-        config: the model's configuration.
+        config: the model's configuration, whose kind says which stack: `KStack` or `Transformer`.
         vocabulary_size: v.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: LanguageModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.config = config
         self.vocabulary_size = vocabulary_size
@@ -41,18 +41,20 @@ class CausalLM(nn.Module):
         nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
         factorised = embedding_width != config.width
         self.from_embedding = linear(embedding_width, config.width, bias=False) if factorised else nn.Identity()
-        self.stack = KStack(config)
-        self.norm = RMSNorm(config.width)
+        self.stack: KStack | Transformer = (
+            KStack(config) if isinstance(config, ModelConfig) else Transformer(config, vocabulary_size)
+        )
+        self.norm = build_norm(config)
         self.head = build_head(config, vocabulary_size)
 
-    def initial_state(self, batch_size: int) -> StackState:
+    def initial_state(self, batch_size: int) -> Any:
         """The state before the first token of `batch_size` sequences."""
         return self.stack.initial_state(batch_size)
 
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
-        state: StackState | None = None,
+        state: Any = None,
         targets: Int[Tensor, "b t"] | None = None,
     ) -> Output:
         """Logits of the next token at every position, and the state after the last.
@@ -67,7 +69,10 @@ class CausalLM(nn.Module):
         embedded = self.from_embedding(self.embedding(tokens))
         if self.training:
             embedded = dropout(embedded, self.config.dropout.embedding)
-        hidden, state = self.stack(embedded, state)
+        if isinstance(self.stack, Transformer):
+            hidden, state = self.stack(embedded, state, tokens)
+        else:
+            hidden, state = self.stack(embedded, state)
         hidden = self.norm(hidden)
         if targets is None:
             return Output(state, logits=self.head(hidden, self.embedding.weight))

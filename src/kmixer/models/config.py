@@ -1,15 +1,21 @@
-"""Configuration of a K-Operators language model: everything that determines its function but the weights."""
+"""Configurations of language models: everything that determines their function but weights and vocabulary.
+
+`ModelConfig` is a K-Stack, `TransformerConfig` a stack of blocks with any mixer; `kind` tells them apart.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.layers.base_kernel import Init
+from kmixer.layers.gaussian_attention import ValueSource
 from kmixer.layers.k_operators import DecayInit
+from kmixer.layers.rotary import check_heads
 from kmixer.ops.decay import Backend
+from kmixer.ops.gaussian import Backend as GaussianBackend
 
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -63,10 +69,11 @@ class RefinementConfig(StrictConfig):
 class HeadConfig(StrictConfig):
     """From hidden vectors to the vocabulary; see `kmixer.models.heads`."""
 
-    kind: Literal["linear", "gelu", "adaptive"] = "linear"
+    kind: Literal["linear", "untied", "gelu", "adaptive"] = "linear"  # linear: tied to the embedding
     multiplier: Positive | None = None  # gelu: hidden width over d
     cutoffs: list[Positive] | None = None  # adaptive: ends of the frequency bands; None takes the author's rule
     dropout: Probability = 0.0  # gelu: on the hidden units; adaptive: on the input
+    soft_cap: Annotated[float, Field(gt=0)] | None = None  # linear, untied: logits become cap tanh(logits / cap)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -78,8 +85,11 @@ class HeadConfig(StrictConfig):
             raise ValueError(f"kind {self.kind!r} with cutoffs; cutoffs go with kind 'adaptive' only")
         if self.cutoffs is not None and self.cutoffs != sorted(set(self.cutoffs)):
             raise ValueError(f"cutoffs: got {self.cutoffs}; they must increase")
-        if self.dropout and self.kind == "linear":
-            raise ValueError("dropout goes with kind 'gelu' or 'adaptive'; 'linear' has none")
+        plain = self.kind in ("linear", "untied")
+        if self.dropout and plain:
+            raise ValueError(f"dropout goes with kind 'gelu' or 'adaptive'; {self.kind!r} has none")
+        if self.soft_cap is not None and not plain:
+            raise ValueError(f"kind {self.kind!r} with soft_cap; it goes with kind 'linear' or 'untied'")
         return self
 
 
@@ -88,25 +98,153 @@ class DropoutConfig(StrictConfig):
 
     embedding: Probability = 0.0
     mlp: Probability = 0.0  # hidden units of every feed-forward layer
-    residual: Probability = 0.0  # mixing branch of the K2 layers
+    residual: Probability = 0.0  # mixing branch of the mixing layers
 
 
-class ModelConfig(StrictConfig):
-    """K1 -> K2 x layers -> K1 -> K0 between an embedding and a head."""
+class StackConfig(StrictConfig):
+    """What every language model has around its mixing layers."""
 
     width: Positive  # d
-    layers: Positive  # number of K2 layers
-    rank: Positive  # r
+    layers: Positive  # number of mixing layers
     embedding_width: Positive | None = None  # factorised embedding; None is `width`
+    head: HeadConfig = HeadConfig()
+    dropout: DropoutConfig = DropoutConfig()
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions a sequence may have; None where the model streams for ever."""
+        return None
+
+    @property
+    def limited_by(self) -> str:
+        """What ends at `max_positions`."""
+        return ""
+
+
+class ModelConfig(StackConfig):
+    """K1 -> K2 x layers -> K1 -> K0 between an embedding and a head."""
+
+    kind: Literal["k-stack"] = "k-stack"
+    rank: Positive  # r
     base_kernel: BaseKernelConfig = BaseKernelConfig()
     decay: DecayConfig = DecayConfig()
     refinement: RefinementConfig | None = None  # None has no eta
-    head: HeadConfig = HeadConfig()
-    dropout: DropoutConfig = DropoutConfig()
     output_gate: bool = False  # a gate on what every K2 mixes, by SiLU of a linear map
     copy_gate: bool = False  # hold the unused gate of the author's copy branch in every K2
 
     @property
     def max_positions(self) -> int | None:
-        """Positions a sequence may have; None where the model streams for ever."""
         return self.base_kernel.size if self.base_kernel.kind in ("dense", "low_rank") else None
+
+    @property
+    def limited_by(self) -> str:
+        return f"the {self.base_kernel.kind} base kernel"
+
+
+class SoftmaxConfig(StrictConfig):
+    """Softmax attention; see `kmixer.layers.SoftmaxAttention`."""
+
+    query_key_norm: bool = False
+    tie_query_key: bool = False
+    value_projection: bool = True
+
+
+class GaussianConfig(StrictConfig):
+    """Gaussian kernel attention; see `kmixer.layers.GaussianAttention`."""
+
+    value_source: ValueSource = "kernel"
+    initial_sigma: Annotated[float, Field(gt=0)] | None = None  # None is the square root of the head width
+    head_norm: bool | None = None  # None: where positions rotate, that is in language
+    exclude_self: bool = False
+    backend: GaussianBackend = "auto"
+
+
+class K2Config(StrictConfig):
+    """The mixing of a K2 layer, each layer with its own base kernel; see `kmixer.layers.K2Mixer`."""
+
+    rank: Positive = 4
+    base_kernel: BaseKernelConfig = BaseKernelConfig(shared=False)
+    decay: DecayConfig = DecayConfig()
+    output_gate: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.base_kernel.shared or self.base_kernel.kind in ("dense", "low_rank"):
+            raise ValueError(
+                f"base_kernel: got kind {self.base_kernel.kind!r}, shared {self.base_kernel.shared}; "
+                "allowed here: none, toeplitz, conv with shared = false (a k-stack takes all)"
+            )
+        return self
+
+
+MixerName = Literal["gaussian", "k2", "softmax"]
+
+
+class MixersConfig(StrictConfig):
+    """Which mixer each layer has, and the settings of each."""
+
+    mixers: Annotated[tuple[MixerName, ...], Field(min_length=1, strict=False)] = ("softmax",)  # in turn, repeated
+    heads: Positive = 1  # h of softmax and gaussian
+    softmax: SoftmaxConfig = SoftmaxConfig()
+    gaussian: GaussianConfig = GaussianConfig()
+    k2: K2Config = K2Config()
+
+    def mixer_of(self, layer: int) -> MixerName:
+        """The mixer of layer 0, 1, ..."""
+        return self.mixers[layer % len(self.mixers)]
+
+
+class TransformerConfig(MixersConfig, StackConfig):
+    """Blocks of a mixer and a feed-forward layer, between an embedding and a head.
+
+    Blocks "plain": RMSNorm with weights, GELU feed-forward with biases. Blocks "nanochat": RMSNorm
+    without weights (of the embedding too), relu^2 feed-forward without biases, and two scalars a layer
+    that weigh the stream and the embedding it began with.
+    """
+
+    kind: Literal["transformer"] = "transformer"
+    blocks: Literal["plain", "nanochat"] = "plain"
+    mlp_multiplier: Annotated[float, Field(gt=0)] = 4.0  # hidden width over d, before rounding to a multiple of 8
+    windows: Annotated[str, Field(pattern="^[SL]+$")] = "L"  # of the layers in turn, repeated: short, or the whole past
+    window: Positive | None = None  # positions that a short layer sees
+    window_inclusive: bool = False  # not counting the position itself
+    value_embeddings: bool = False  # every second softmax layer, the last included, adds one a token to its values
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if {"softmax", "gaussian"} & set(self.mixers):
+            check_heads(self.width, self.heads)
+        if ("S" in self.windows) != (self.window is not None):
+            raise ValueError(f"windows {self.windows!r} with window {self.window}; S layers need one, and only they do")
+        for layer in range(self.layers):
+            if self.mixer_of(layer) == "k2" and self.window_of(layer) is not None:
+                raise ValueError(f"windows: layer {layer} is short and its mixer k2, which has no window")
+        return self
+
+    def window_of(self, layer: int) -> int | None:
+        """How many positions layer 0, 1, ... sees; None is the whole past."""
+        return self.window if self.windows[layer % len(self.windows)] == "S" else None
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether layer 0, 1, ... adds value embeddings."""
+        second = layer % 2 == (self.layers - 1) % 2
+        return self.value_embeddings and second and self.mixer_of(layer) == "softmax"
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden units of a feed-forward layer."""
+        return HIDDEN_MULTIPLE * max(1, round(self.mlp_multiplier * self.width / HIDDEN_MULTIPLE))
+
+
+# Hidden widths are multiples of this, so that rows fill whole vectors of 8 float32.
+HIDDEN_MULTIPLE = 8
+
+
+def _kind(values: Any) -> str:
+    """Which configuration nested values are of."""
+    return str(values.get("kind", "k-stack") if isinstance(values, dict) else getattr(values, "kind", "k-stack"))
+
+
+LanguageModelConfig = Annotated[
+    Annotated[ModelConfig, Tag("k-stack")] | Annotated[TransformerConfig, Tag("transformer")], Discriminator(_kind)
+]

@@ -1,50 +1,77 @@
-"""Floating-point operations of a model, counted from its shapes: a multiply and an add are two."""
+"""Floating-point operations and state of a model, counted from its shapes: a multiply and an add are two."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from kmixer.layers import K2, BaseKernel, SoftmaxAttention
+from kmixer.layers import BaseKernel, GaussianAttention, K2Mixer, SoftmaxAttention
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead, LinearHead
-from kmixer.models.transformer import Transformer
+from kmixer.models.k_stack import KStack
 
 
-def count_flops(model: CausalLM | Transformer, window: int) -> float:
+def count_flops(model: CausalLM, window: int, *, every_key: bool = False) -> float:
     """Operations of the forward pass a token, averaged over the positions of a window.
 
     Counted: matrix products, the decay path as its recurrence (6 r d), base kernels and attention
     below the diagonal. Not counted: norms, activations, additions, look-ups, and all but the first
     band of an adaptive head. A training step takes three times as many.
+
+    Args:
+        model: the model; one on the meta device will do.
+        window: positions of a sequence.
+        every_key: count attention as papers do: every position against the whole window, or against
+            the window of its layer, though it sees half of it.
     """
-    if isinstance(model, Transformer):
-        return _linear_flops(model) + _mixing_flops(model, window) + 2 * model.embedding.weight.numel()
-    kernel = model.stack.shared_kernel
-    shared = 0.0 if kernel is None else len(model.stack.mixers) * _kernel_flops(kernel, window, model.config.width)
-    one_pass = _linear_flops(model.stack) + _mixing_flops(model.stack, window) + shared
-    head = model.head
-    outside = _linear_flops(model.from_embedding)
-    outside += _linear_flops(head.softmax.head if isinstance(head, AdaptiveHead) else head)
+    stack, head = model.stack, model.head
+    inside = linear_flops(stack) + mixing_flops(stack, window, every_key=every_key)
+    if isinstance(stack, KStack):
+        if stack.shared_kernel is not None:
+            inside += len(stack.mixers) * _kernel_flops(stack.shared_kernel, window, model.config.width)
+        inside *= stack.passes
+    outside = linear_flops(model.from_embedding)
+    outside += linear_flops(head.softmax.head if isinstance(head, AdaptiveHead) else head)
     if isinstance(head, LinearHead):
         outside += 2 * model.embedding.weight.numel()
-    return outside + model.stack.passes * one_pass
+    return inside + outside
 
 
-def _linear_flops(module: nn.Module) -> float:
+def linear_flops(module: nn.Module) -> float:
+    """Operations of every linear map a token."""
     return sum(2.0 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
-def _mixing_flops(module: nn.Module, window: int) -> float:
-    """What the mixers do beside their linear maps."""
+def mixing_flops(module: nn.Module, window: int, *, every_key: bool = False) -> float:
+    """What the mixers do a token beside their linear maps; see `count_flops`."""
     flops = 0.0
     for part in module.modules():
-        if isinstance(part, K2):
+        if isinstance(part, K2Mixer):
             flops += 4 * part.width * part.rank + 6 * part.rank * part.width
             if part.base_kernel is not None:
                 flops += _kernel_flops(part.base_kernel, window, part.width)
-        elif isinstance(part, SoftmaxAttention):
-            flops += 4 * _mean_reach(window, window) * part.heads * part.head_width
+        elif isinstance(part, SoftmaxAttention | GaussianAttention):
+            reach = min(part.reach or window, window)
+            keys = reach if every_key or not part.causal else _mean_reach(reach, window)
+            flops += 4 * keys * part.heads * part.head_width
     return flops
+
+
+def cache_size(model: CausalLM) -> tuple[int, int]:
+    """Numbers a sequence's state holds: (a token more, in all layers that keep it; whatever the length).
+
+    The layers with a window keep their tokens only for as long as the window reaches.
+    """
+    a_token = constant = 0
+    for part in model.modules():
+        if isinstance(part, SoftmaxAttention):
+            a_token += 2 * part.heads * part.head_width
+        elif isinstance(part, GaussianAttention):
+            a_token += (1 + part.keeps_values) * part.heads * part.head_width
+        elif isinstance(part, K2Mixer):
+            constant += part.rank * part.width
+            if part.base_kernel is not None:
+                constant += (len(part.base_kernel.weights[0]) - 1) * part.width
+    return a_token, constant
 
 
 def _kernel_flops(kernel: BaseKernel, window: int, width: int) -> float:

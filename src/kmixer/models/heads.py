@@ -13,22 +13,41 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
-from kmixer.models.config import HeadConfig, ModelConfig
+from kmixer.models.config import HeadConfig, StackConfig
 from kmixer.ops.fused import linear_gelu_dropout
 
 ADAPTIVE_DIVISOR = 4.0
 
 
 class LinearHead(nn.Module):
-    """logits = E h with the embedding table E, after a bias-free map d -> e where they differ."""
+    """logits = E h with the embedding table E, after a bias-free map d -> e where they differ.
 
-    def __init__(self, width: int, embedding_width: int) -> None:
+    With a soft cap c, c tanh(logits / c).
+    """
+
+    def __init__(self, width: int, embedding_width: int, soft_cap: float | None = None) -> None:
         super().__init__()
         factorised = embedding_width != width
         self.to_embedding = linear(width, embedding_width, bias=False) if factorised else nn.Identity()
+        self.soft_cap = soft_cap
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        return F.linear(self.to_embedding(hidden), embedding)
+        return soft_capped(F.linear(self.to_embedding(hidden), embedding), self.soft_cap)
+
+    def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
+        return cross_entropies(self(hidden, embedding), targets)
+
+
+class UntiedHead(nn.Module):
+    """logits = W h with a matrix of its own, and a soft cap as `LinearHead` has it."""
+
+    def __init__(self, width: int, vocabulary_size: int, soft_cap: float | None = None) -> None:
+        super().__init__()
+        self.to_logits = linear(width, vocabulary_size, bias=False)
+        self.soft_cap = soft_cap
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        return soft_capped(self.to_logits(hidden), self.soft_cap)
 
     def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
         return cross_entropies(self(hidden, embedding), targets)
@@ -99,13 +118,15 @@ class AdaptiveHead(nn.Module):
         return dropped.flatten(0, -2).to(self.softmax.head.weight.dtype)
 
 
-Head = LinearHead | GeluHead | AdaptiveHead
+Head = LinearHead | UntiedHead | GeluHead | AdaptiveHead
 
 
-def build_head(config: ModelConfig, vocabulary_size: int) -> Head:
+def build_head(config: StackConfig, vocabulary_size: int) -> Head:
     """The head a model configuration asks for."""
     if config.head.kind == "linear":
-        return LinearHead(config.width, config.embedding_width or config.width)
+        return LinearHead(config.width, config.embedding_width or config.width, config.head.soft_cap)
+    if config.head.kind == "untied":
+        return UntiedHead(config.width, vocabulary_size, config.head.soft_cap)
     kind = GeluHead if config.head.kind == "gelu" else AdaptiveHead
     return kind(config.width, vocabulary_size, config.head)
 
@@ -120,6 +141,11 @@ def default_cutoffs(vocabulary_size: int) -> list[int]:
     if v <= 16384:
         return [2000, max(4000, v // 2)]
     return [2000, 10000, max(20000, 3 * v // 4)]
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(logits / cap): logits between -cap and cap; as they are for no cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:

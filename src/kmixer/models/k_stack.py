@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kmixer.layers import K0, K1, K2, BaseKernel, K2State
-from kmixer.models.config import BaseKernelConfig, ModelConfig
+from kmixer.layers import K0, K1, K2, K2State
+from kmixer.models.config import ModelConfig
+from kmixer.models.mixers import build_base_kernel, decay_options
 
 # For every refinement pass, the state of every K2 layer.
 StackState = tuple[tuple[K2State, ...], ...]
@@ -35,23 +36,19 @@ class KStack(nn.Module):
         if config.refinement is not None:
             eta = config.refinement.initial_eta
             self.eta_logit = nn.Parameter(torch.tensor(math.log(eta / (1 - eta))), requires_grad=self.refined)
-        self.shared_kernel = _build_kernel(kernel) if kernel.shared else None
+        self.shared_kernel = build_base_kernel(kernel) if kernel.shared else None
         self.first = K1(config.width, mlp_dropout=dropout.mlp)
         self.mixers = nn.ModuleList(
             K2(
                 config.width,
                 config.rank,
-                base_kernel="shared" if self.shared_kernel else _build_kernel(kernel),
+                base_kernel="shared" if self.shared_kernel else build_base_kernel(kernel),
                 gate_init=kernel.gate_init,
-                decay_range=decay.range,
-                decay_init=decay.init,
-                alpha_cap=decay.alpha_cap,
-                alpha_per_channel=decay.alpha == "per_channel",
                 output_gate=config.output_gate,
                 mlp_dropout=dropout.mlp,
                 residual_dropout=dropout.residual,
                 copy_gate=config.copy_gate,
-                backend=decay.backend,
+                **decay_options(decay),
             )
             for _ in range(config.layers)
         )
@@ -98,9 +95,3 @@ class KStack(nn.Module):
         for mixer in self.mixers:
             assert isinstance(mixer, K2)
             yield mixer
-
-
-def _build_kernel(config: BaseKernelConfig) -> BaseKernel | None:
-    if config.kind == "none":
-        return None
-    return BaseKernel(config.kind, config.size, rank=config.rank or 0, init=config.init)

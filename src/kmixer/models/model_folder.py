@@ -14,7 +14,7 @@ from kmixer.data.tokenizers import Tokenizer, tokenizer_from_json
 from kmixer.errors import InputError
 from kmixer.files import read_json, write_json
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.config import ModelConfig
+from kmixer.models.config import LanguageModelConfig
 from kmixer.tensor_files import load_tensors, save_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -24,7 +24,7 @@ class SavedConfig(StrictConfig):
     """What config.json holds."""
 
     vocabulary_size: int
-    model: ModelConfig
+    model: LanguageModelConfig
 
 
 def describe(model: CausalLM) -> dict[str, Any]:

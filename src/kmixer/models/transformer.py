@@ -1,117 +1,114 @@
-"""A pre-norm decoder-only transformer: the softmax baseline, with the calling convention of `CausalLM`.
+"""The transformer: blocks of a mixer and a feed-forward layer, for softmax attention or any other mixer.
 
-tokens (b, t) -> embedding -> [x + attention(RMSNorm(x)), x + feed_forward(RMSNorm(x))] x layers
--> RMSNorm -> logits with the embedding table (b, t, v). Positions enter by rotation of queries and keys only.
+    x = x + mixer(norm(x)), then x = x + feed_forward(norm(x)), in every block
+
+Positions enter by rotation inside attention only; K2 needs none. See `TransformerConfig` for the two kinds
+of blocks, the windows and the value embeddings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kmixer.config import StrictConfig
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, FeedForward, RMSNorm
-from kmixer.layers.softmax_attention import KeyValueCache, SoftmaxAttention, check_heads
-from kmixer.models.causal_lm import CausalLM, Output
-from kmixer.models.config import ModelConfig, Positive, Probability
-from kmixer.models.heads import cross_entropies
+from kmixer.layers import FeedForward, SquaredReluFeedForward
+from kmixer.layers.feed_forward import INITIAL_STD, NORM_EPS, RMSNorm
+from kmixer.models.config import StackConfig, TransformerConfig
+from kmixer.models.mixers import Place, build_mixer
 
-TransformerState = tuple[KeyValueCache, ...]
-
-# Hidden widths are multiples of this, so that rows fill whole vectors of 8 float32.
-HIDDEN_MULTIPLE = 8
-# Head width of `transformer_like`, where the width allows it.
-HEAD_WIDTH = 32
-
-
-class TransformerConfig(StrictConfig):
-    """Everything that determines a transformer's function but the weights and the vocabulary."""
-
-    width: Positive  # d
-    layers: Positive
-    heads: Positive  # h; d / h is even
-    mlp_multiplier: Annotated[float, Field(gt=0)] = 4.0  # hidden width over d, before rounding
-    dropout: Probability = 0.0  # on the embedding, attention weights and hidden units
-
-    @model_validator(mode="after")
-    def _fits(self) -> TransformerConfig:
-        check_heads(self.width, self.heads)
-        return self
-
-    @property
-    def hidden_width(self) -> int:
-        """Hidden units of a feed-forward layer, a multiple of 8."""
-        return HIDDEN_MULTIPLE * max(1, round(self.mlp_multiplier * self.width / HIDDEN_MULTIPLE))
+# One state a layer: what its mixer carries.
+TransformerState = tuple[Any, ...]
 
 
 class Block(nn.Module):
-    """x + attention(RMSNorm(x)), then x + feed_forward(RMSNorm(x))."""
+    """x + mixer(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.width)
-        self.attention = SoftmaxAttention(config.width, config.heads, dropout=config.dropout)
-        self.feed_forward_norm = RMSNorm(config.width)
-        self.feed_forward = FeedForward(config.width, hidden_width=config.hidden_width, dropout=config.dropout)
+        place = Place(
+            config.width,
+            window=config.window_of(layer),
+            window_inclusive=config.window_inclusive,
+            value_embedding=config.has_value_embedding(layer),
+        )
+        self.mixing_norm = build_norm(config)
+        self.mixer: Any = build_mixer(config.mixer_of(layer), config, place)
+        self.mixing_dropout = config.dropout.residual
+        self.feed_forward_norm = build_norm(config)
+        feed_forward = FeedForward if config.blocks == "plain" else SquaredReluFeedForward
+        self.feed_forward = feed_forward(config.width, hidden_width=config.hidden_width, dropout=config.dropout.mlp)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], state: KeyValueCache | None = None
-    ) -> tuple[Float[Tensor, "b t d"], KeyValueCache]:
-        attended, state = self.attention(self.attention_norm(x), state)
-        x = x + attended
+        self, x: Float[Tensor, "b t d"], state: Any = None, value_embedding: Float[Tensor, "b t d"] | None = None
+    ) -> tuple[Float[Tensor, "b t d"], Any]:
+        extra = () if value_embedding is None else (value_embedding,)
+        mixed, state = self.mixer(self.mixing_norm(x), state, *extra)
+        x = x + F.dropout(mixed, self.mixing_dropout, self.training)
         return self.feed_forward(x, self.feed_forward_norm), state
 
 
 class Transformer(nn.Module):
-    """Next-token model with softmax attention. Its state grows with every token, its cost a token too.
+    """The blocks of a `TransformerConfig`, from hidden vectors (b, t, d) to hidden vectors.
+
+    The state of attention grows with every token, up to its window; that of K2 does not grow.
 
     Args:
         config: the model's configuration.
-        vocabulary_size: v.
+        vocabulary_size: v, for the tables of value embeddings where there are any.
     """
 
     def __init__(self, config: TransformerConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.config = config
-        self.vocabulary_size = vocabulary_size
-        self.embedding = nn.Embedding(vocabulary_size, config.width)
-        nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width)
+        layers = range(config.layers)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in layers)
+        # nanochat: block i takes stream_scale_i x + input_scale_i x_0.
+        scaled = config.blocks == "nanochat"
+        self.input_norm = build_norm(config) if scaled else nn.Identity()
+        self.stream_scale = nn.Parameter(torch.ones(config.layers)) if scaled else None
+        self.input_scale = nn.Parameter(torch.zeros(config.layers)) if scaled else None
+        with_tables = [layer for layer in layers if config.has_value_embedding(layer)]
+        self.value_embeddings = nn.ModuleDict(
+            {str(layer): nn.Embedding(vocabulary_size, config.width) for layer in with_tables}
+        )
+        for table in self.value_embeddings.values():
+            assert isinstance(table, nn.Embedding)
+            nn.init.normal_(table.weight, std=INITIAL_STD)
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Let torch.compile translate each kind of block once, for every block of it, batch size and length."""
+        for block in self.blocks:
+            block.compile(dynamic=True, fullgraph=True, backend=backend)
 
     def initial_state(self, batch_size: int) -> TransformerState:
-        """The state before the first token of `batch_size` sequences."""
-        return tuple(block.attention.initial_state(batch_size) for block in self._blocks())
+        """The state before the first position of `batch_size` sequences."""
+        return tuple(block.mixer.initial_state(batch_size) for block in self._blocks())
 
     def forward(
         self,
-        tokens: Int[Tensor, "b t"],
+        x: Float[Tensor, "b t d"],
         state: TransformerState | None = None,
-        targets: Int[Tensor, "b t"] | None = None,
-    ) -> Output:
-        """Logits of the next token at every position, and the state after the last.
-
-        `model(tokens)` equals `model(tokens[:, :k])` followed by `model(tokens[:, k:], state)` for
-        every k. With `targets`, the cross-entropy of each target takes the place of the logits.
-        """
-        if tokens.ndim != 2:
-            raise InputError(f"tokens: got shape {tuple(tokens.shape)}; allowed: (batch, time)")
-        x = F.dropout(self.embedding(tokens), self.config.dropout, self.training)
-        caches = []
-        for index, block in enumerate(self._blocks()):
-            x, cache = block(x, state[index] if state else None)
-            caches.append(cache)
-        logits = F.linear(self.norm(x), self.embedding.weight)
-        if targets is None:
-            return Output(tuple(caches), logits=logits)
-        return Output(tuple(caches), losses=cross_entropies(logits, targets))
+        tokens: Int[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], TransformerState]:
+        """All blocks. `tokens` are those of x; only value embeddings read them."""
+        if self.value_embeddings and tokens is None:
+            raise InputError("tokens: missing; this stack has value embeddings, which need them")
+        x = first = self.input_norm(x)
+        states = []
+        for layer, block in enumerate(self._blocks()):
+            if self.stream_scale is not None and self.input_scale is not None:
+                x = self.stream_scale[layer] * x + self.input_scale[layer] * first
+            key = str(layer)
+            value_embedding = self.value_embeddings[key](tokens) if key in self.value_embeddings else None
+            x, block_state = block(x, state[layer] if state else None, value_embedding)
+            states.append(block_state)
+        return x, tuple(states)
 
     def _blocks(self) -> Iterator[Block]:
         for block in self.blocks:
@@ -119,34 +116,8 @@ class Transformer(nn.Module):
             yield block
 
 
-def transformer_like(config: ModelConfig, vocabulary_size: int) -> TransformerConfig:
-    """The transformer to compare a K-Operators model with.
-
-    Matched: the width, the depth in mixing layers (K2 layers against attention layers; the two K1
-    layers and K0 have no counterpart), and the number of parameters, all of them counted, by the
-    hidden width of the feed-forward layers: the multiple of 8 that comes closest, 8 at least.
-    Not matched: FLOPs, the size of the state, dropout (0 here), the head, which is tied.
-    The head width is 32, or the even divisor of the width that is closest to it.
-
-    Raises InputError for an odd width, which no even head width divides.
-    """
-    width = config.width
-    if width % 2:
-        raise InputError(f"width: got {width}; a transformer with rotary positions needs an even one")
-    head_width = min((e for e in range(2, width + 1, 2) if width % e == 0), key=lambda e: abs(e - HEAD_WIDTH))
-
-    def with_hidden(hidden: int) -> TransformerConfig:
-        heads, multiplier = width // head_width, hidden / width
-        return TransformerConfig(width=width, layers=config.layers, heads=heads, mlp_multiplier=multiplier)
-
-    with torch.device("meta"):
-        target = _size(CausalLM(config, vocabulary_size))
-        smallest, second = (
-            _size(Transformer(with_hidden(steps * HIDDEN_MULTIPLE), vocabulary_size)) for steps in (1, 2)
-        )
-    steps = 1 + max(0, round((target - smallest) / (second - smallest)))
-    return with_hidden(steps * HIDDEN_MULTIPLE)
-
-
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def build_norm(config: StackConfig) -> nn.Module:
+    """RMSNorm, without weights in the blocks of nanochat."""
+    if isinstance(config, TransformerConfig) and config.blocks == "nanochat":
+        return nn.RMSNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
+    return RMSNorm(config.width)

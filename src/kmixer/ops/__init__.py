@@ -2,5 +2,6 @@
 
 from kmixer.ops.base_kernel import base_kernel
 from kmixer.ops.decay import decayed_linear_attention
+from kmixer.ops.gaussian import gaussian_attention
 
-__all__ = ["base_kernel", "decayed_linear_attention"]
+__all__ = ["base_kernel", "decayed_linear_attention", "gaussian_attention"]

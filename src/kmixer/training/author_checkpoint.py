@@ -19,6 +19,7 @@ from kmixer.data.token_files import prepare_dataset
 from kmixer.data.tokenizers import ByteTokenizer, Tokenizer
 from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
+from kmixer.models.config import ModelConfig
 from kmixer.models.model_folder import put_weights, save_config, save_weights
 from kmixer.training.recipe import Recipe
 from kmixer.training.run_folder import RunFolder
@@ -71,6 +72,9 @@ def convert(file: Path, recipe: Recipe, out: Path, *, force: bool = False, data_
         InputError: a file that is not such a checkpoint or holds more than tensors, a trained copy
             branch, tensors whose shapes disagree with the recipe, or an existing run.
     """
+    if not isinstance(recipe.model, ModelConfig):
+        raise InputError(f"recipe {recipe.name}: the author's models are of kind 'k-stack'")
+    decay = recipe.model.decay
     checkpoint = _read(file)
     tensors = translate(checkpoint["model"], recipe.model.layers, str(file))
     place = RunFolder(out)
@@ -98,7 +102,6 @@ def convert(file: Path, recipe: Recipe, out: Path, *, force: bool = False, data_
     save_weights(run.path, model, tokenizer, about)
     run.write_environment(torch.device("cpu"), 1, corpus_sha256)
     run.publish(place)
-    decay = recipe.model.decay
     return [
         f"{file}: {sum(p.numel() for p in model.parameters()):,} parameters, saved at step {checkpoint['step']}, "
         f"perplexity {checkpoint['best_ppl']:.4f} by its author",

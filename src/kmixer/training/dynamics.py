@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kmixer.layers import K2, BaseKernel
+from kmixer.layers import K2, BaseKernel, GaussianAttention, K2Mixer
 from kmixer.models.causal_lm import CausalLM
+from kmixer.models.k_stack import KStack
 from kmixer.training.optimizers import author_group
 
 # Tokens the shares and residuals are measured on, and lags of a base kernel that are recorded.
@@ -27,37 +28,41 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
     """Learned values and measured shares of a model in evaluation mode, on windows of tokens (b, t).
 
     Returns:
-        "gate", one a layer: sigmoid of the base kernel's gate logit; "base_share", one a layer:
-        |base| / (|base| + |decay|), norms of the two branches over all tokens; "decay", "alpha",
-        lists of each layer's; "base_kernel", one list a kernel: mean weight by lag; "eta" and
-        "residuals", one a refinement step: |K(h) - h| / |h|. What a model does not have is left out.
+        Of the K2 layers, one list or value each: "decay"; "alpha"; "gate", sigmoid of the base kernel's gate
+        logit; "base_share", |base| / (|base| + |decay|), norms of the two branches over all tokens.
+        "base_kernel", one list a kernel: mean weight by lag. Of a refined stack "eta" and "residuals", one
+        a refinement step: |K(h) - h| / |h|. "sigma", bandwidths of the heads of each Gaussian layer.
+        What a model does not have is left out.
     """
+    stack = model.stack
+    k2_layers = [part for part in stack.modules() if isinstance(part, K2Mixer)]
+    gaussian_layers = [part for part in stack.modules() if isinstance(part, GaussianAttention)]
+    refined = isinstance(stack, KStack) and stack.refined
+    recorder = _Recorder(k2_layers, stack if isinstance(stack, KStack) and refined else None)
     model_was_training = model.training
     model.eval()
-    recorder = _Recorder(model)
     # Hooks would make torch.compile translate the layers once more.
-    compiled = model.stack.first._compiled_call_impl is not None
+    compiled = any(part._compiled_call_impl is not None for part in stack.modules())
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         try:
             model(tokens.to(model.embedding.weight.device))
         finally:
             recorder.remove()
         model.train(model_was_training)
-    layers = [mixer for mixer in model.stack.mixers if isinstance(mixer, K2)]
-    found: dict[str, Any] = {
-        "decay": [layer.decay().tolist() for layer in layers],
-        "alpha": [layer.alpha().reshape(-1).tolist() for layer in layers],
-    }
-    kernels = (
-        [layer.base_kernel for layer in layers] if model.stack.shared_kernel is None else [model.stack.shared_kernel]
-    )
-    if model.config.base_kernel.kind != "none":
-        found["gate"] = [float(torch.sigmoid(layer.gate_logit)) for layer in layers if layer.gate_logit is not None]
+    found: dict[str, Any] = {}
+    if k2_layers:
+        found["decay"] = [layer.decay().tolist() for layer in k2_layers]
+        found["alpha"] = [layer.alpha().reshape(-1).tolist() for layer in k2_layers]
+    kernels = [part for part in stack.modules() if isinstance(part, BaseKernel)]
+    if kernels:
+        found["gate"] = [float(torch.sigmoid(layer.gate_logit)) for layer in k2_layers if layer.gate_logit is not None]
         found["base_share"] = recorder.base_shares()
-        found["base_kernel"] = [weights_by_lag(kernel)[:RECORDED_LAGS] for kernel in kernels if kernel is not None]
-    if model.stack.refined:
-        found["eta"] = float(model.stack.eta())
+        found["base_kernel"] = [weights_by_lag(kernel)[:RECORDED_LAGS] for kernel in kernels]
+    if isinstance(stack, KStack) and refined:
+        found["eta"] = float(stack.eta())
         found["residuals"] = recorder.residuals
+    if gaussian_layers:
+        found["sigma"] = [layer.sigma().tolist() for layer in gaussian_layers]
     return found
 
 
@@ -70,14 +75,13 @@ def first_windows(tokens: Tensor, window: int) -> Tensor:
 class _Recorder:
     """Hooks that measure one forward pass."""
 
-    def __init__(self, model: CausalLM) -> None:
-        stack = model.stack
-        self.squares = [[0.0, 0.0] for _ in stack.mixers]  # of the base branch and of the decay branch
+    def __init__(self, layers: list[K2Mixer], refined: KStack | None) -> None:
+        self.squares = [[0.0, 0.0] for _ in layers]  # of the base branch and of the decay branch
         self.residuals: list[float] = []
-        self.handles = [mixer.register_forward_pre_hook(self._note_shares(i)) for i, mixer in enumerate(stack.mixers)]
-        if stack.refined:
-            self.handles.append(stack.first.register_forward_pre_hook(self._note_start))
-            self.handles.append(stack.read_out.register_forward_hook(self._note_residual))
+        self.handles = [layer.register_forward_pre_hook(self._note_shares(i)) for i, layer in enumerate(layers)]
+        if refined is not None:
+            self.handles.append(refined.first.register_forward_pre_hook(self._note_start))
+            self.handles.append(refined.read_out.register_forward_hook(self._note_residual))
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -89,9 +93,9 @@ class _Recorder:
 
     def _note_shares(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            assert isinstance(layer, K2)
-            h, state, kernel = inputs
-            decay, base, _ = layer.branches(layer.mixing_norm(h), state, kernel)
+            assert isinstance(layer, K2Mixer)
+            x, *rest = inputs
+            decay, base, _ = layer.branches(layer.mixing_norm(x) if isinstance(layer, K2) else x, *rest)
             self.squares[index][1] += float(decay.double().square().sum())
             if base is not None:
                 self.squares[index][0] += float(base.double().square().sum())

@@ -88,7 +88,7 @@ def loss_by_position(model: CausalLM, split: TokenSplit, window: int) -> list[fl
 def _window_losses(model: CausalLM, tokens: Tensor, window: int) -> Iterator[Tensor]:
     limit = model.config.max_positions
     if limit is not None and window > limit:
-        raise InputError(f"window {window}: the {model.config.base_kernel.kind} base kernel ends at position {limit}")
+        raise InputError(f"window {window}: {model.config.limited_by} ends at position {limit}")
     if len(tokens) <= window:
         raise InputError(f"the text has {len(tokens)} tokens; a window of {window} needs {window + 1} or more")
     device = model.embedding.weight.device
@@ -101,7 +101,7 @@ def stream_losses(model: CausalLM, tokens: Tensor, chunk: int = STREAM_CHUNK) ->
     limit = model.config.max_positions
     if limit is not None:
         raise InputError(
-            f"the {model.config.base_kernel.kind} base kernel cannot stream past position {limit}; "
+            f"{model.config.limited_by} cannot stream past position {limit}; "
             "use --protocol windows, or a model with a toeplitz or conv base kernel"
         )
     if len(tokens) < 2:

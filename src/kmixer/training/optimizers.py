@@ -51,9 +51,9 @@ def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer
 def author_group(name: str) -> str:
     """The group of a parameter in the author's `grouped` setting, by its name in `CausalLM`."""
     last = name.rsplit(".", 1)[-1]
-    if name.startswith(("embedding.", "from_embedding.")):
+    if name.startswith(("embedding.", "from_embedding.", "stack.value_embeddings.")):
         return "embedding"
-    if last.endswith("_logit"):
+    if last.endswith("_logit") or last in ("log_sigma", "stream_scale", "input_scale"):
         return "logit"
     if last == "bias":
         return "bias"
@@ -64,7 +64,7 @@ def author_group(name: str) -> str:
 
 def is_stack_matrix(name: str, parameter: torch.Tensor) -> bool:
     """Whether Muon trains it: matrices that act on channels. A base kernel acts on positions and is left out."""
-    outside = name.startswith(("embedding.", "from_embedding.", "head."))
+    outside = name.startswith(("embedding.", "from_embedding.", "head.", "stack.value_embeddings."))
     return parameter.ndim == 2 and not outside and "kernel." not in name
 
 

@@ -14,7 +14,7 @@ from kmixer.config import StrictConfig
 from kmixer.data.config import DataConfig, TokenizerConfig
 from kmixer.errors import InputError
 from kmixer.files import read_text
-from kmixer.models.config import ModelConfig, Positive
+from kmixer.models.config import LanguageModelConfig, Positive
 
 Protocol = Literal["windows", "stream"]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -77,21 +77,19 @@ class Recipe(StrictConfig):
     description: str
     data: DataConfig
     tokenizer: TokenizerConfig
-    model: ModelConfig
+    model: LanguageModelConfig
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        kernel, limit = self.model.base_kernel, self.model.max_positions
+        limit, limited_by = self.model.max_positions, self.model.limited_by
         for key, window in (("training.window", self.training.window), ("evaluation.window", self.evaluation.window)):
             if limit is not None and window is not None and window > limit:
-                raise ValueError(
-                    f"{key}: got {window}; the {kernel.kind} base kernel has model.base_kernel.size {limit}"
-                )
+                raise ValueError(f"{key}: got {window}; {limited_by} has model.base_kernel.size {limit}")
         if limit is not None and "stream" in self.evaluation.protocols:
             raise ValueError(
-                f"evaluation.protocols: 'stream' needs a model that streams; the {kernel.kind} base kernel "
+                f"evaluation.protocols: 'stream' needs a model that streams; {limited_by} "
                 "does not (toeplitz, conv and none do)"
             )
         v = self.tokenizer.vocabulary_size

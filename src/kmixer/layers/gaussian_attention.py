@@ -1,0 +1,144 @@
+"""Gaussian kernel attention as a layer: heads are slices of the input, and one matrix mixes what they average."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kmixer.errors import InputError
+from kmixer.layers.feed_forward import NORM_EPS, linear
+from kmixer.layers.rotary import check_heads, rotate
+from kmixer.ops.gaussian import Backend, gaussian_attention
+
+ValueSource = Literal["kernel", "pre_rope"]
+
+
+class GaussianCache(NamedTuple):
+    """What the layer carries: the keys (b, h, s, e) it may still look at, which are the values too.
+
+    `values` is None unless they are another tensor than the keys. `position` is the number of tokens seen.
+    """
+
+    keys: Tensor
+    values: Tensor | None
+    position: int
+
+
+class GaussianAttention(nn.Module):
+    """out(concat_h(sum_j W^h_ij x^h_j)), W^h_ij ~ exp(-|x^h_i - x^h_j|^2 / (2 sigma_h^2)) over the allowed j.
+
+    x^h is the h-th slice of the input's channels, rotated by its position and normalised where these are
+    asked for; there is no query, key or value matrix. x is normalised by the caller, and the caller adds
+    the residual. Every token's best key is itself and the weights are symmetric before the mask, so a
+    head cannot look at the previous token more than at its own: the layer smooths, it does not copy.
+
+    Args:
+        width: d.
+        heads: h; the head width e = d / h is even where positions rotate.
+        causal: position i sees the positions up to i.
+        window, window_inclusive, exclude_self: see `gaussian_attention`.
+        rotary: rotate keys by their positions.
+        head_norm: x / sqrt(mean(x^2) + 1e-8) in every head after rotation.
+        value_source: "kernel" averages the rotated slices, as the paper's formula says;
+            "pre_rope" the slices before rotation.
+        initial_sigma: bandwidth every head starts with; sqrt(e) when None, the size of a normalised slice.
+        bias: of the output matrix.
+        backend: of `gaussian_attention`.
+
+    Shapes: x (b, t, d) to (b, t, d), and a `GaussianCache` of at most window - 1 positions, or all.
+    Raises InputError where heads does not divide width, and for a state without causal.
+
+    Parameters: d^2 + h (+ d). `log_sigma` takes no weight decay and no matrix optimiser.
+    Source: Kundu et al. 2026 (arXiv 2605.02144).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = True,
+        window: int | None = None,
+        window_inclusive: bool = False,
+        exclude_self: bool = False,
+        rotary: bool = True,
+        head_norm: bool = True,
+        value_source: ValueSource = "kernel",
+        initial_sigma: float | None = None,
+        bias: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        check_heads(width, heads, rotary=rotary)
+        self.heads, self.head_width = heads, width // heads
+        self.causal, self.window, self.window_inclusive = causal, window, window_inclusive
+        self.reach = None if window is None else window + window_inclusive
+        self.exclude_self, self.rotary, self.head_norm = exclude_self, rotary, head_norm
+        self.value_source = value_source
+        self.backend: Backend = backend
+        sigma = math.sqrt(self.head_width) if initial_sigma is None else initial_sigma
+        self.log_sigma = nn.Parameter(torch.full((heads,), math.log(sigma)))
+        self.out = linear(width, width, bias=bias)
+
+    def initial_state(self, batch_size: int) -> GaussianCache:
+        """The state before the first position: an empty cache."""
+        empty = self.out.weight.new_empty(batch_size, self.heads, 0, self.head_width)
+        return GaussianCache(empty, empty if self.keeps_values else None, 0)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: GaussianCache | None = None
+    ) -> tuple[Float[Tensor, "b t d"], GaussianCache]:
+        if state is None:
+            state = self.initial_state(x.shape[0])
+        elif not self.causal:
+            raise InputError("state: a layer with causal=False sees all positions at once and takes none")
+        if x.shape[1] == 0:
+            return x, state
+        new, values = self._heads_of(x, state.position)
+        keys = torch.cat([state.keys.to(new.dtype), new], dim=2)
+        if values is not None:
+            assert state.values is not None
+            values = torch.cat([state.values.to(values.dtype), values], dim=2)
+        y = gaussian_attention(
+            new,
+            self.log_sigma,
+            keys=keys,
+            values=values,
+            causal=self.causal,
+            window=self.window,
+            window_inclusive=self.window_inclusive,
+            exclude_self=self.exclude_self,
+            backend=self.backend,
+        )
+        kept = None if values is None else self._kept(values)
+        state = GaussianCache(self._kept(keys), kept, state.position + x.shape[1])
+        return self.out(y.transpose(1, 2).flatten(2)), state
+
+    def sigma(self) -> Float[Tensor, " h"]:
+        """The bandwidth of each head."""
+        return torch.exp(self.log_sigma)
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether the values are not the keys."""
+        return self.rotary and self.value_source == "pre_rope"
+
+    def _heads_of(self, x: Tensor, position: int) -> tuple[Tensor, Tensor | None]:
+        """Keys (b, h, t, e), and values where they are others."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        slices = x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        if self.head_norm:  # before or after rotation is the same: rotations keep the length
+            slices = torch.nn.functional.rms_norm(slices, (self.head_width,), eps=NORM_EPS)
+        if not self.rotary:
+            return slices, None
+        rotated = rotate(slices, torch.arange(position, position + x.shape[1], device=x.device))
+        return rotated, slices if self.keeps_values else None
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """The positions that later ones may look at."""
+        return tensor if self.reach is None else tensor[:, :, max(0, tensor.shape[2] - self.reach + 1) :]

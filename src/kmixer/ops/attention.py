@@ -1,0 +1,117 @@
+"""Fused softmax attention with windows: softmax over the allowed keys of scale q k^T, times the values.
+
+torch's own kernels, in memory linear in t. What they lack is cut to fit: fewer queries than keys, and
+windows, which go in blocks, so that the time is linear in t too.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kmixer.errors import InputError
+
+# FlexAttention wants head widths in powers of two, this at least.
+MIN_FLEX_WIDTH = 16
+
+
+def causal_mask(queries: int, keys: int, reach: int | None, device: torch.device) -> Bool[Tensor, "t s"]:
+    """True where the last `queries` of `keys` positions may look: themselves and before, `reach` keys in all."""
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return mask if reach is None else mask.triu(keys - queries - reach + 1)
+
+
+def sdpa_attention(
+    queries: Float[Tensor, "b h t e"],
+    keys: Float[Tensor, "b h s e"],
+    values: Float[Tensor, "b h s f"],
+    *,
+    causal: bool = True,
+    reach: int | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "b h t f"]:
+    """Attention through torch's scaled_dot_product_attention.
+
+    Args:
+        queries: (b, h, t, e), the last t of the s positions.
+        keys, values: (b, h, s, e) and (b, h, s, f).
+        causal: position i sees itself and the positions before it.
+        reach: of these the last `reach` only, itself included.
+        scale: of the products; 1 / sqrt(e) when None.
+    """
+    t, s = queries.shape[2], keys.shape[2]
+    if not causal:
+        return F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+    if reach is not None and reach < s:
+        if t == s and s > 2 * reach:
+            return _in_blocks(queries, keys, values, reach, scale)
+    elif t == s or t == 1:
+        # is_causal aligns its triangle to the upper left, which is right for as many keys as queries.
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=t > 1, scale=scale)
+    mask = causal_mask(t, s, reach, queries.device)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+
+
+def _in_blocks(queries: Tensor, keys: Tensor, values: Tensor, reach: int, scale: float | None) -> Tensor:
+    """A window in O(t reach): blocks of `reach` queries, each against its own block of keys and the one before."""
+    b, h, t, _ = queries.shape
+    spare = -t % reach
+
+    def blocks(tensor: Tensor) -> Tensor:
+        """(b, h, t, e) to (b h, n, reach, e); positions past the end are zero, and no real query sees them."""
+        return F.pad(tensor, (0, 0, 0, spare)).unflatten(2, (-1, reach)).flatten(0, 1)
+
+    q, k, v = blocks(queries), blocks(keys), blocks(values)
+    first = F.scaled_dot_product_attention(q[:, :1], k[:, :1], v[:, :1], is_causal=reach > 1, scale=scale)
+    two_keys, two_values = (torch.cat([tensor[:, :-1], tensor[:, 1:]], dim=2) for tensor in (k, v))
+    mask = causal_mask(reach, 2 * reach, reach, queries.device)
+    rest = F.scaled_dot_product_attention(q[:, 1:], two_keys, two_values, attn_mask=mask, scale=scale)
+    return torch.cat([first, rest], dim=1).reshape(b, h, t + spare, -1)[:, :, :t]
+
+
+def flex_attention(
+    queries: Float[Tensor, "b h t e"],
+    keys: Float[Tensor, "b h s e"],
+    values: Float[Tensor, "b h s e"],
+    *,
+    causal: bool = True,
+    reach: int | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "b h t e"]:
+    """The same through torch's FlexAttention, which skips the blocks that a window masks.
+
+    Compiled on a GPU. On a CPU it is not, holds all weights in memory, is slow and has no gradient:
+    asked for one there, it raises InputError.
+    """
+    if not queries.is_cuda and torch.is_grad_enabled() and any(z.requires_grad for z in (queries, keys, values)):
+        raise InputError("backend 'flex': FlexAttention has no gradient on a CPU; allowed there: sdpa, naive")
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    t, s = queries.shape[2], keys.shape[2]
+    past = s - t
+
+    def allowed(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = key <= query + past
+        return seen if reach is None else seen & (key > query + past - reach)
+
+    mask = create_block_mask(allowed, None, None, t, s, device=queries.device.type) if causal else None
+    scale = queries.shape[-1] ** -0.5 if scale is None else scale
+    width = max(MIN_FLEX_WIDTH, 1 << (queries.shape[-1] - 1).bit_length())
+    padded = (F.pad(tensor, (0, width - tensor.shape[-1])) for tensor in (queries, keys, values))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # the docstring says so
+        y: Tensor = _flex_kernel(queries.is_cuda)(*padded, block_mask=mask, scale=scale)
+    return y[..., : values.shape[-1]]
+
+
+@cache
+def _flex_kernel(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention

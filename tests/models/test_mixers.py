@@ -1,0 +1,159 @@
+"""Laws that every mixer of the registry keeps, in every form a configuration can ask for."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from kmixer.errors import InputError
+from kmixer.models.config import MixerName, MixersConfig
+from kmixer.models.mixers import MIXERS, Place, build_mixer
+
+WIDTH = 12
+# Mixer, its settings, and the place it stands in.
+FORMS: list[tuple[MixerName, dict[str, Any], dict[str, Any]]] = [
+    ("softmax", {}, {}),
+    ("softmax", {}, {"window": 4}),
+    ("softmax", {"query_key_norm": True}, {"window": 3, "window_inclusive": True, "bias": True}),
+    ("softmax", {"tie_query_key": True}, {}),
+    ("softmax", {"tie_query_key": True, "value_projection": False}, {"rotary": False}),
+    ("gaussian", {}, {}),
+    ("gaussian", {"value_source": "pre_rope"}, {"window": 5}),
+    ("gaussian", {"exclude_self": True, "backend": "naive"}, {"window": 3}),
+    ("gaussian", {"head_norm": False, "initial_sigma": 1.5}, {"rotary": False, "bias": True}),
+    ("k2", {"rank": 3}, {}),
+    ("k2", {"rank": 2, "base_kernel": {"kind": "toeplitz", "size": 5, "shared": False}, "output_gate": True}, {}),
+    ("k2", {"rank": 2, "base_kernel": {"kind": "none", "shared": False}}, {}),
+]
+forms = pytest.mark.parametrize("form", FORMS, ids=str)
+
+
+def make_mixer(form: tuple[MixerName, dict[str, Any], dict[str, Any]], **place: Any) -> Any:
+    name, settings, where = form
+    torch.manual_seed(0)
+    config = MixersConfig.parse({"heads": 3, name: settings}, source="test")
+    mixer = build_mixer(name, config, Place(WIDTH, **{**where, **place})).double()
+    for parameter in mixer.parameters():  # away from the start of training, so that every path matters
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.7)
+    return mixer
+
+
+def inputs(t: int, b: int = 2) -> Tensor:
+    return torch.randn(b, t, WIDTH, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+
+
+def test_every_name_of_a_configuration_has_a_mixer_and_every_mixer_is_tested() -> None:
+    assert set(MIXERS) == set(get_args(MixerName)) == {name for name, _, _ in FORMS}
+
+
+@forms
+@given(st.integers(1, 40), st.data())
+def test_any_split_gives_the_whole(form: Any, t: int, data: st.DataObject) -> None:
+    mixer, x = make_mixer(form), inputs(t)
+    whole, final = mixer(x)
+    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=4)))
+    state, pieces = mixer.initial_state(2), []
+    for start, stop in zip([0, *cuts], [*cuts, t], strict=True):
+        y, state = mixer(x[:, start:stop], state)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state, final, rtol=1e-9, atol=1e-9)
+
+
+@forms
+def test_one_at_a_time_gives_the_whole(form: Any) -> None:
+    mixer, x = make_mixer(form), inputs(30)
+    whole, state = mixer(x)[0], None
+    for t in range(30):
+        y, state = mixer(x[:, t : t + 1], state)
+        torch.testing.assert_close(y, whole[:, t : t + 1], rtol=1e-9, atol=1e-9)
+
+
+@forms
+def test_it_is_causal_and_rows_are_independent(form: Any) -> None:
+    mixer, x = make_mixer(form), inputs(40, b=3)
+    before, _ = mixer(x)
+    changed = x.clone()
+    changed[1, 20] += torch.linspace(-1, 1, WIDTH)
+    after, _ = mixer(changed)
+    torch.testing.assert_close(before[:, :20], after[:, :20], rtol=0, atol=1e-12)
+    torch.testing.assert_close(before[[0, 2]], after[[0, 2]], rtol=0, atol=1e-12)
+    assert not torch.allclose(before[1, 21], after[1, 21])
+    for row in range(3):
+        torch.testing.assert_close(mixer(x[row : row + 1])[0], before[row : row + 1], rtol=1e-10, atol=1e-10)
+
+
+@forms
+def test_right_padding_changes_no_row(form: Any) -> None:
+    mixer, x = make_mixer(form), inputs(25, b=3)
+    for row, length in enumerate((25, 13, 1)):
+        x[row, length:] = 1e3
+    whole, _ = mixer(x)
+    for row, length in enumerate((25, 13, 1)):
+        alone, _ = mixer(x[row : row + 1, :length])
+        torch.testing.assert_close(alone, whole[row : row + 1, :length], rtol=1e-9, atol=1e-9)
+
+
+@forms
+def test_a_window_ends(form: Any) -> None:
+    mixer, x = make_mixer(form), inputs(40)
+    reach = getattr(mixer, "reach", None)
+    changed = x.clone()
+    changed[:, 10] += 1
+    (before, state), (after, _) = mixer(x), mixer(changed)
+    if reach is None:
+        assert not torch.allclose(before[:, -1], after[:, -1], rtol=1e-9, atol=1e-12) or form[0] == "gaussian"
+        return
+    torch.testing.assert_close(before[:, 10 + reach :], after[:, 10 + reach :], rtol=0, atol=1e-12)
+    assert state.keys.shape[2] == reach - 1
+
+
+@forms
+def test_every_parameter_gets_a_gradient_also_through_the_state(form: Any) -> None:
+    mixer = make_mixer(form)
+    _, state = mixer(inputs(20))
+    mixer(inputs(7), state)[0].square().sum().backward()
+    for name, parameter in mixer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@forms
+def test_bfloat16_autocast_streams(form: Any) -> None:
+    mixer, x = make_mixer(form).float(), inputs(12).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, _ = mixer(x)
+        first, state = mixer(x[:, :5], mixer.initial_state(2))
+        second, _ = mixer(x[:, 5:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0.03, atol=0.03)
+    torch.testing.assert_close(whole.float(), mixer(x)[0], rtol=0.1, atol=0.1)
+
+
+@forms
+def test_no_position_leaves_the_state(form: Any) -> None:
+    mixer = make_mixer(form)
+    _, state = mixer(inputs(5))
+    y, after = mixer(inputs(0), state)
+    assert y.shape == (2, 0, WIDTH)
+    torch.testing.assert_close(after, state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["softmax", "gaussian"])
+def test_without_causal_every_position_sees_all(name: MixerName) -> None:
+    mixer, x = make_mixer((name, {}, {"rotary": False}), causal=False), inputs(9)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    y, state = mixer(x)
+    torch.testing.assert_close(mixer(x[:, order])[0], y[:, order])
+    with pytest.raises(InputError, match="state: a layer with causal=False sees all positions at once and takes none"):
+        mixer(x, state)
+
+
+def test_k2_is_causal_only() -> None:
+    with pytest.raises(InputError, match="mixer k2 mixes with the past only; allowed here: gaussian, softmax"):
+        make_mixer(("k2", {}, {}), causal=False)
