@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmixer.data.tokenizers import (
+    BytePairTokenizer,
     ByteTokenizer,
     CharTokenizer,
     SentencePieceTokenizer,
@@ -25,6 +26,11 @@ def pieces(text: str) -> SentencePieceTokenizer:
     return SentencePieceTokenizer.train(text.splitlines(), 300)
 
 
+@pytest.fixture(scope="module")
+def pairs(text: str) -> BytePairTokenizer:
+    return BytePairTokenizer.train([text], 400)
+
+
 def decode_one_by_one(tokenizer: Tokenizer, text: str) -> str:
     decode = tokenizer.decoder()
     return "".join(decode(int(token)) for token in tokenizer.encode(text))
@@ -36,6 +42,30 @@ def test_characters_and_bytes_come_back(text: str) -> None:
     for tokenizer in (CharTokenizer(text), ByteTokenizer()):
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert decode_one_by_one(tokenizer, text) == text
+
+
+@given(st.text())
+def test_byte_pairs_come_back_whatever_the_text(pairs: BytePairTokenizer, text: str) -> None:
+    text = text.encode("utf-8", "ignore").decode()
+    assert pairs.decode(pairs.encode(text)) == text
+    assert decode_one_by_one(pairs, text) == text
+
+
+def test_byte_pairs_are_learned_repeatably_and_saved(pairs: BytePairTokenizer, text: str) -> None:
+    assert pairs.vocabulary_size == 400
+    assert len(pairs.encode(text)) < 0.6 * len(text.encode())
+    again = BytePairTokenizer.train([text], 400)
+    loaded = tokenizer_from_json(json.loads(json.dumps(pairs.to_json())), "test")
+    for other in (again, loaded):
+        assert other.encode(text).tolist() == pairs.encode(text).tolist()
+    assert loaded.unknown("\ud800 and more") == ["\ud800"]
+
+
+def test_damaged_or_too_few_byte_pairs_are_one_line() -> None:
+    with pytest.raises(InputError, match="the tokenizer's byte pairs cannot be read; restore it from a copy"):
+        tokenizer_from_json({"kind": "bpe", "model": "{}"}, "test")
+    with pytest.raises(InputError, match="vocabulary_size: got 100; kind 'bpe' has 256 or more"):
+        BytePairTokenizer.train(["some text"], 100)
 
 
 def test_the_character_vocabulary_is_sorted() -> None:

@@ -34,6 +34,11 @@ def _legend(axes: Axes) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
+def _number_rows(axes: Axes, count: int) -> None:
+    """Rows of an image by the numbers of the layers, from 1 on."""
+    axes.set_yticks(range(count), [str(layer + 1) for layer in range(count)])
+
+
 def loss_curves(arms: list[ArmRuns]) -> Figure | None:
     """Validation loss against tokens, mean and band over the seeds."""
     figure, (axes,) = _figure("Validation loss over training", "trained tokens", "nats a token")
@@ -87,7 +92,7 @@ def base_shares(arm: ArmRuns) -> Figure | None:
 
 def decay_spectra(arm: ArmRuns) -> Figure | None:
     """Effective window 1 / (1 - decay) of every channel, at the start and at the end of training."""
-    recorded = arm.dynamics()
+    recorded = [(step, each) for step, each in arm.dynamics() if "decay" in each]
     if not recorded:
         return None
     figure, (axes,) = _figure(f"Decays of {arm.name}", "K2 layer", "effective window 1 / (1 - decay), positions")
@@ -115,6 +120,43 @@ def base_kernels(arm: ArmRuns) -> Figure | None:
         axes.plot(kernel, marker="." if len(kernel) <= 16 else None, label=name, linewidth=1.2)
     axes.axhline(0, color="C7", linewidth=0.6)
     _legend(axes)
+    return figure
+
+
+def bandwidths(arm: ArmRuns) -> Figure | None:
+    """Bandwidth of every head of Gaussian attention: a map at the end, and over training."""
+    recorded = [(step, each["sigma"]) for step, each in arm.dynamics() if "sigma" in each]
+    if len(recorded) < 2:
+        return None
+    figure, (left, right) = _figure(f"Bandwidths of {arm.name}", "", "", columns=2)
+    image = left.imshow(np.array(recorded[-1][1]), aspect="auto", cmap="viridis", origin="lower")
+    left.grid(visible=False)
+    left.set(xlabel="head", ylabel="Gaussian layer", title=f"sigma, step {recorded[-1][0]:,}")
+    _number_rows(left, len(recorded[-1][1]))
+    figure.colorbar(image, ax=left)
+    steps = [step for step, _ in recorded]
+    for layer in range(len(recorded[0][1])):
+        for head, values in enumerate(zip(*(sigma[layer] for _, sigma in recorded), strict=True)):
+            label = f"layer {layer + 1}" if head == 0 else None
+            right.plot(steps, values, color=f"C{layer % 10}", linewidth=1, label=label)
+    right.set(xlabel="step", ylabel="sigma", title="a line a head")
+    _legend(right)
+    return figure
+
+
+def locality(arm: ArmRuns) -> Figure | None:
+    """Effective number of keys and mean distance of every head of attention at the end of training."""
+    recorded = [each["locality"] for _, each in arm.dynamics() if "locality" in each]
+    if not recorded:
+        return None
+    figure, both = _figure(f"Attention of {arm.name}, last evaluation", "head", "attention layer", columns=2)
+    names = {"effective_keys": "effective keys, exp(entropy)", "distance": "mean distance, positions"}
+    for axes, (key, title) in zip(both, names.items(), strict=True):
+        values = np.array(recorded[-1][key])
+        figure.colorbar(axes.imshow(values, aspect="auto", cmap="viridis", origin="lower"), ax=axes)
+        axes.grid(visible=False)
+        axes.set_title(title, fontsize=9)
+        _number_rows(axes, len(values))
     return figure
 
 
@@ -185,6 +227,8 @@ def all_figures(arms: list[ArmRuns]) -> dict[str, Figure]:
             "base-share": base_shares,
             "decays": decay_spectra,
             "base-kernel": base_kernels,
+            "bandwidths": bandwidths,
+            "locality": locality,
             "norms": norms,
         }
         found |= {name + suffix: draw(arm) for name, draw in single.items()}

@@ -34,6 +34,9 @@ CAPTIONS = {
     "not say it, since the kernel's own scale is free.",
     "decays": "A stroke a channel, first seed: how many positions back its memory reaches.",
     "base-kernel": "First seed.",
+    "bandwidths": "Gaussian attention, first seed: a small sigma keeps a token to itself and its like, a large one "
+    "averages.",
+    "locality": "Measured on validation text, first seed: how many keys a head attends to, and how far away.",
     "norms": "Before clipping, by the groups of the author's optimiser, first seed.",
 }
 

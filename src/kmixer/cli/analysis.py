@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ from kmixer.training.run_folder import RunFolder
 
 
 def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
-    """Measure what a run's best weights learned: gates, shares, decays, base kernel, loss by position.
+    """Measure what a run's best weights learned: decays and shares, bandwidths and locality, loss by position.
 
     Example: kmixer analyze runs/shakespeare-quick-seed42 --json
     """
@@ -32,6 +32,16 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
     if as_json:
         print(json.dumps(found))
         return
+    if "decay" in found:
+        _print_k2(found)
+    if "locality" in found:
+        _print_attention(found)
+    losses = found["loss_by_position"]
+    marks = [position for position in (1, 4, 16, 64, 256, 1024, len(losses)) if position <= len(losses)]
+    print("loss at position " + "  ".join(f"{mark}: {losses[mark - 1]:.3f}" for mark in dict.fromkeys(marks)))
+
+
+def _print_k2(found: dict[str, Any]) -> None:
     shares, gates = found.get("base_share"), found.get("gate")
     print("layer   gate  base share   alpha                effective windows 1 / (1 - decay), positions")
     for layer, (decays, alpha) in enumerate(zip(found["decay"], found["alpha"], strict=True)):
@@ -44,9 +54,16 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
         print(f"base kernel {index + 1} by lag: " + "  ".join(f"{weight:.3f}" for weight in kernel[:8]))
     if "eta" in found:
         print(f"eta {found['eta']:.4f}; residuals " + "  ".join(f"{value:.4f}" for value in found["residuals"]))
-    losses = found["loss_by_position"]
-    marks = [position for position in (1, 4, 16, 64, 256, 1024, len(losses)) if position <= len(losses)]
-    print("loss at position " + "  ".join(f"{mark}: {losses[mark - 1]:.3f}" for mark in dict.fromkeys(marks)))
+
+
+def _print_attention(found: dict[str, Any]) -> None:
+    """One line an attention layer, one number a head."""
+    rows = {"sigma": found.get("sigma"), **found["locality"]}
+    for name, layers in rows.items():
+        if layers is not None:
+            print(f"{name.replace('_', ' ')}, a line a layer, a number a head:")
+            for layer, heads in enumerate(layers):
+                print(f"{layer + 1:>5}  " + "  ".join(f"{value:8.3f}" for value in heads))
 
 
 def report(

@@ -1,15 +1,18 @@
-"""kmixer recipes and kmixer params: what there is, and how large it is."""
+"""kmixer recipes, params and flops: what there is, how large it is, and what it costs."""
 
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
-import torch
+import typer
 
 from kmixer.cli.options import Json, RecipeName, Settings
 from kmixer.experiments.sweep import load_ablation, packaged_ablations
-from kmixer.models.causal_lm import CausalLM, count_parameters
+from kmixer.models.accounting import Account, account
 from kmixer.training.recipe import load_recipe, packaged_recipes
+
+Beside = Annotated[str | None, typer.Option("--beside", help="Another recipe, to compare with.")]
 
 
 def recipes(as_json: Json = False) -> None:
@@ -26,18 +29,76 @@ def recipes(as_json: Json = False) -> None:
         print(f"{name:32}{description}")
 
 
-def params(recipe: RecipeName, settings: Settings = None, as_json: Json = False) -> None:
+def params(recipe: RecipeName, settings: Settings = None, beside: Beside = None, as_json: Json = False) -> None:
     """Count the parameters of a recipe's model, by part, without making it.
 
-    Example: kmixer params k-operators-v2-shakespeare --json
+    Example: kmixer params gka-d20 --beside nanochat-d20
     """
-    loaded = load_recipe(recipe, settings)
-    with torch.device("meta"):
-        parts = count_parameters(CausalLM(loaded.model, loaded.tokenizer.vocabulary_size))
-    total = sum(parts.values())
-    if as_json:
-        print(json.dumps({"total": total, "parts": parts}))
+    ours = _account(recipe, settings)
+    parts, total = ours.parameters, ours.total_parameters
+    if beside is None:
+        if as_json:
+            print(json.dumps({"total": total, "parts": parts}))
+            return
+        for name, count in parts.items():
+            print(f"{name:24}{count:>14,}")
+        print(f"{'total':24}{total:>14,}")
         return
-    for name, count in parts.items():
-        print(f"{name:18}{count:>14,}")
-    print(f"{'total':18}{total:>14,}")
+    other = _account(beside, None)
+    names = list(dict.fromkeys([*parts, *other.parameters]))
+    saved = other.total_parameters - total
+    shares = {name: other.parameters.get(name, 0) - parts.get(name, 0) for name in names}
+    if as_json:
+        theirs = {"total": other.total_parameters, "parts": other.parameters}
+        print(json.dumps({recipe: {"total": total, "parts": parts}, beside: theirs, "difference": shares}))
+        return
+    print(f"{'':24}{recipe:>18}{beside:>18}{'difference':>16}")
+    for name in names:
+        share = f"   {shares[name] / saved:7.1%} of it" if saved and shares[name] else ""
+        print(f"{name:24}{parts.get(name, 0):>18,}{other.parameters.get(name, 0):>18,}{shares[name]:>16,}{share}")
+    ratio = total / other.total_parameters
+    print(f"{'total':24}{total:>18,}{other.total_parameters:>18,}{saved:>16,}   {recipe} is {ratio:.4f} of {beside}")
+    tables = other.parameters.get("stack.value_embeddings", 0) - parts.get("stack.value_embeddings", 0)
+    if tables:
+        left = other.total_parameters - tables
+        print(f"without the value embeddings of {beside}: {left:,}, of which {recipe} is {total / left:.3f}")
+    print(
+        f"trained tokens a parameter of the matrices of blocks and head: {recipe} "
+        f"{ours.tokens / ours.matrix_parameters:.2f}, {beside} {other.tokens / other.matrix_parameters:.2f}"
+    )
+
+
+def flops(recipe: RecipeName, settings: Settings = None, beside: Beside = None, as_json: Json = False) -> None:
+    """Count floating-point operations and the bytes of the state, without making the model.
+
+    Example: kmixer flops gka-d20 --beside nanochat-d20
+    """
+    accounts = {recipe: _account(recipe, settings)}
+    if beside is not None:
+        accounts[beside] = _account(beside, None)
+    if as_json:
+        shown = {name: each.to_json() for name, each in accounts.items()}
+        print(json.dumps(shown if beside is not None else shown[recipe]))
+        return
+    rows = {
+        "training FLOPs a token *": lambda a: f"{a.training_flops:.4e}",
+        "training FLOPs": lambda a: f"{a.total_training_flops:.4e}",
+        "trained tokens": lambda a: f"{a.tokens:,}",
+        "forward FLOPs a token **": lambda a: f"{a.forward_flops:.4e}",
+        "cache, bytes a token": lambda a: f"{a.cache_bytes_per_token:,}",
+        "constant state, bytes": lambda a: f"{a.constant_state_bytes:,}",
+        "parameters": lambda a: f"{a.total_parameters:,}",
+    }
+    print(f"{'':28}" + "".join(f"{name:>20}" for name in accounts))
+    for label, cell in rows.items():
+        print(f"{label:28}" + "".join(f"{cell(each):>20}" for each in accounts.values()))
+    windows = " and ".join(str(window) for window in dict.fromkeys(each.window for each in accounts.values()))
+    print(f"* as papers count at {windows} tokens: 3 forward passes, every position against all keys of its layer")
+    print("** what a position really sees. State and cache in bfloat16; a layer's cache ends at its window.")
+
+
+def _account(recipe: str, settings: list[str] | None) -> Account:
+    loaded = load_recipe(recipe, settings)
+    config = loaded.training
+    tokens = config.steps * config.batch_size * config.window
+    return account(loaded.model, loaded.tokenizer.vocabulary_size, window=config.window, tokens=tokens)

@@ -46,7 +46,7 @@ class DataConfig(StrictConfig):
 
 
 class TokenizerConfig(StrictConfig):
-    """A tokenizer. Training replaces `vocabulary_size` by what the corpus gave (char, sentencepiece)."""
+    """A tokenizer. Training replaces `vocabulary_size` by what the corpus gave (char, bpe, sentencepiece)."""
 
     kind: Kind
     vocabulary_size: Annotated[int, Field(ge=1)]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kmixer.data.config import DataConfig, Split, TokenizerConfig
 from kmixer.data.corpora import Corpus, find_corpus
-from kmixer.data.tokenizers import ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
+from kmixer.data.tokenizers import BytePairTokenizer, ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
 from kmixer.errors import InputError
 from kmixer.files import describe_write_error, read_json, user_cache, write_json
 
@@ -69,7 +69,7 @@ class _Part(NamedTuple):
 def prepare_dataset(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, data_dir: Path | None = None) -> Dataset:
     """Find the corpus, build the tokenizer (or take the one given), and map the token files.
 
-    The character vocabulary is that of the whole corpus; SentencePiece trains on the training part.
+    The character vocabulary is that of the whole corpus; byte pairs and SentencePiece train on the training part.
 
     Raises:
         InputError: an empty or missing corpus, or a split that leaves a part empty.
@@ -152,6 +152,8 @@ def _build_tokenizer(config: TokenizerConfig, corpus: Corpus, parts: dict[str, _
     if config.kind == "byte":
         return ByteTokenizer()
     blocks = _cut_at_whitespace(_read(corpus, parts["train"]))
+    if config.kind == "bpe":
+        return BytePairTokenizer.train(blocks, config.vocabulary_size)
     lines = (line for block in blocks for line in block.splitlines())
     return SentencePieceTokenizer.train(lines, config.vocabulary_size)
 

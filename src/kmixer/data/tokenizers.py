@@ -1,4 +1,4 @@
-"""Tokenizers: characters, bytes, and SentencePiece unigram pieces. Saved as JSON inside the run.
+"""Tokenizers: characters, bytes, byte pairs, and SentencePiece unigram pieces. Saved as JSON inside the run.
 
 `encode` gives an int64 array; `unknown` the parts of a text that have no token; `decode` a string;
 `decoder()` a function that takes one token at a time and returns the text it completes.
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kmixer.errors import InputError
 
 Tokens = npt.NDArray[np.int64]
-Kind = Literal["char", "byte", "sentencepiece"]
+Kind = Literal["char", "byte", "bpe", "sentencepiece"]
 
 # SentencePiece reads its training text into memory: past this many lines it takes a sample of them.
 MAX_TRAINING_LINES = 1_000_000
@@ -97,6 +97,66 @@ class ByteTokenizer:
         return {"kind": "byte"}
 
 
+class BytePairTokenizer:
+    """Byte pairs (Sennrich et al. 2016) over the bytes of UTF-8: every text has tokens and comes back as it was."""
+
+    def __init__(self, description: str) -> None:
+        import tokenizers
+
+        self._description = description
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(description)
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"the tokenizer's byte pairs cannot be read; restore it from a copy ({error})") from None
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
+        byte_of = {character: byte for byte, character in enumerate(_characters_of_bytes())}
+        self._bytes = [bytes(byte_of[character] for character in piece) for piece in pieces]
+
+    @classmethod
+    def train(cls, blocks: Iterable[str], vocabulary_size: int) -> BytePairTokenizer:
+        """Train on blocks of text. The vocabulary may come out smaller than asked for on small texts."""
+        from tokenizers import Tokenizer as Library
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        if vocabulary_size < 256:
+            raise InputError(f"tokenizer.vocabulary_size: got {vocabulary_size}; kind 'bpe' has 256 or more")
+        library = Library(models.BPE())
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        library.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=vocabulary_size, show_progress=False, initial_alphabet=alphabet)
+        library.train_from_iterator(blocks, trainer)
+        return cls(library.to_str())
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> Tokens:
+        return np.array(self._tokenizer.encode(text).ids, dtype=np.int64)
+
+    def unknown(self, text: str) -> list[str]:
+        return sorted({character for character in text if "\ud800" <= character <= "\udfff"})  # not in UTF-8
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return b"".join(self._bytes[token] for token in tokens).decode(errors="replace")
+
+    def decoder(self) -> Callable[[int], str]:
+        incremental = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda token: incremental.decode(self._bytes[token])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "bpe", "model": self._description}
+
+
+def _characters_of_bytes() -> list[str]:
+    """The printable character that stands for each byte in byte-level pairs: itself, or one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (chr(0x100 + index) for index in range(256))
+    return [chr(byte) if byte in printable else next(others) for byte in range(256)]
+
+
 class SentencePieceTokenizer:
     """Unigram pieces (Kudo 2018). White space is folded: newlines come back as single spaces."""
 
@@ -167,11 +227,13 @@ def tokenizer_from_json(value: Any, source: str) -> Tokenizer:
             return CharTokenizer(characters)
         case {"kind": "byte"}:
             return ByteTokenizer()
+        case {"kind": "bpe", "model": str(model)}:
+            return BytePairTokenizer(model)
         case {"kind": "sentencepiece", "model": str(model)}:
             try:
                 return SentencePieceTokenizer(base64.b64decode(model, validate=True))
             except binascii.Error:
                 pass
     raise InputError(
-        f"{source} does not describe a tokenizer (kind: char, byte or sentencepiece); restore it from a copy"
+        f"{source} does not describe a tokenizer (kind: char, byte, bpe or sentencepiece); restore it from a copy"
     )

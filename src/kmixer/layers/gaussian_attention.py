@@ -118,6 +118,21 @@ class GaussianAttention(nn.Module):
         state = GaussianCache(self._kept(keys), kept, state.position + x.shape[1])
         return self.out(y.transpose(1, 2).flatten(2)), state
 
+    @torch.no_grad()
+    def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
+        """What every position takes of every other, in every head; all of it in memory."""
+        keys, _ = self._heads_of(x, 0)
+        identity = torch.eye(x.shape[1], dtype=keys.dtype, device=x.device).expand(*keys.shape[:3], -1)
+        return gaussian_attention(
+            keys,
+            self.log_sigma,
+            values=identity,
+            causal=self.causal,
+            window=self.window,
+            window_inclusive=self.window_inclusive,
+            exclude_self=self.exclude_self,
+        )
+
     def sigma(self) -> Float[Tensor, " h"]:
         """The bandwidth of each head."""
         return torch.exp(self.log_sigma)

@@ -114,6 +114,13 @@ class SoftmaxAttention(nn.Module):
         cache = KeyValueCache(keys[:, :, first:], values[:, :, first:], state.position + x.shape[1])
         return self.out(y.transpose(1, 2).flatten(2)), cache
 
+    @torch.no_grad()
+    def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
+        """What every position takes of every other, in every head; all of it in memory."""
+        queries, keys, _ = self._project(x, 0)
+        identity = torch.eye(x.shape[1], dtype=keys.dtype, device=x.device).expand(*keys.shape[:3], -1)
+        return sdpa_attention(queries, keys, identity, causal=self.causal, reach=self.reach)
+
     def _heads_of(self, x: Tensor) -> Tensor:
         """(b, t, d) to (b, h, t, e)."""
         return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)

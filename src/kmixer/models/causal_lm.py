@@ -80,6 +80,14 @@ class CausalLM(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Number of parameters of each direct part that has any; a shared tensor counts once, where it is owned."""
-    parts = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
-    return {name: count for name, count in parts.items() if count}
+    """Number of parameters of each part that has any; a shared tensor counts once, where it is owned.
+
+    Parts are the direct children, and for a `Transformer` in the model those of its blocks, all blocks together.
+    """
+    parts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part, *inner = name.split(".")
+        if isinstance(getattr(model, part), Transformer):
+            part += "." + (inner[2] if inner[0] == "blocks" else inner[0])
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    return parts

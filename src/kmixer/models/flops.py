@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kmixer.layers import BaseKernel, GaussianAttention, K2Mixer, SoftmaxAttention
 from kmixer.models.causal_lm import CausalLM
@@ -59,19 +60,28 @@ def mixing_flops(module: nn.Module, window: int, *, every_key: bool = False) -> 
 def cache_size(model: CausalLM) -> tuple[int, int]:
     """Numbers a sequence's state holds: (a token more, in all layers that keep it; whatever the length).
 
-    The layers with a window keep their tokens only for as long as the window reaches.
+    The layers with a window keep their tokens only for as long as the window reaches. A dense base kernel
+    keeps the whole of its window as well, which is not counted.
     """
     a_token = constant = 0
-    for part in model.modules():
+    stack = model.stack
+    shared = stack.shared_kernel if isinstance(stack, KStack) else None
+    for part in stack.modules():
         if isinstance(part, SoftmaxAttention):
             a_token += 2 * part.heads * part.head_width
         elif isinstance(part, GaussianAttention):
             a_token += (1 + part.keeps_values) * part.heads * part.head_width
         elif isinstance(part, K2Mixer):
+            with torch.device("meta"):
+                kernel = part.base_kernel or shared
+                state = None if kernel is None else kernel.initial_state(1, part.width)
             constant += part.rank * part.width
-            if part.base_kernel is not None:
-                constant += (len(part.base_kernel.weights[0]) - 1) * part.width
-    return a_token, constant
+            if isinstance(state, Tensor):
+                constant += state.numel()
+            elif state is not None:
+                constant += state.sums.numel()
+    passes = stack.passes if isinstance(stack, KStack) else 1
+    return passes * a_token, passes * constant
 
 
 def _kernel_flops(kernel: BaseKernel, window: int, width: int) -> float:

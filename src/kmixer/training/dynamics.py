@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from kmixer.layers import K2, BaseKernel, GaussianAttention, K2Mixer
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import KStack
+from kmixer.training.locality import attention_weights, measure_locality
 from kmixer.training.optimizers import author_group
 
 # Tokens the shares and residuals are measured on, and lags of a base kernel that are recorded.
 MEASURED_TOKENS = 16384
 RECORDED_LAGS = 64
+# Windows and positions on which all attention weights are looked at.
+LOCALITY_WINDOWS, LOCALITY_POSITIONS = 4, 256
 
 
 @torch.no_grad()
@@ -32,7 +35,7 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
         logit; "base_share", |base| / (|base| + |decay|), norms of the two branches over all tokens.
         "base_kernel", one list a kernel: mean weight by lag. Of a refined stack "eta" and "residuals", one
         a refinement step: |K(h) - h| / |h|. "sigma", bandwidths of the heads of each Gaussian layer.
-        What a model does not have is left out.
+        Of the attention layers "locality", see `measure_locality`. What a model does not have is left out.
     """
     stack = model.stack
     k2_layers = [part for part in stack.modules() if isinstance(part, K2Mixer)]
@@ -43,11 +46,13 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
     model.eval()
     # Hooks would make torch.compile translate the layers once more.
     compiled = any(part._compiled_call_impl is not None for part in stack.modules())
+    inputs = tokens.to(model.embedding.weight.device)
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         try:
-            model(tokens.to(model.embedding.weight.device))
+            model(inputs)
         finally:
             recorder.remove()
+        weights = attention_weights(model, inputs[:LOCALITY_WINDOWS, :LOCALITY_POSITIONS])
         model.train(model_was_training)
     found: dict[str, Any] = {}
     if k2_layers:
@@ -63,6 +68,8 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
         found["residuals"] = recorder.residuals
     if gaussian_layers:
         found["sigma"] = [layer.sigma().tolist() for layer in gaussian_layers]
+    if weights:
+        found["locality"] = measure_locality(weights)
     return found
 
 

@@ -164,7 +164,7 @@ class RunFolder:
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Versions, device and commit a measurement was made with."""
-    packages = ("torch", "numpy", "safetensors", "sentencepiece", "pydantic", "accelerate")
+    packages = ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "pydantic", "accelerate")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "kmixer": kmixer.__version__,

@@ -1,0 +1,73 @@
+"""Where attention looks: how many keys a head attends to, how far, and how far information travels through layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kmixer.layers import GaussianAttention, SoftmaxAttention
+
+Attention = GaussianAttention | SoftmaxAttention
+
+
+@torch.no_grad()
+def attention_weights(model: nn.Module, *inputs: Any) -> list[Float[Tensor, "b h t t"]]:
+    """The weights of every attention layer in one forward pass of a model in evaluation mode, in order.
+
+    The model must not be compiled while this runs: hooks would have its layers compiled again.
+    """
+    found: list[Tensor] = []
+    layers = [part for part in model.modules() if isinstance(part, Attention)]
+    if not layers:
+        return found
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, arguments: found.append(layer.weights(arguments[0])))
+        for layer in layers
+    ]
+    was_training = model.training
+    model.eval()
+    try:
+        model(*inputs)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def measure_locality(weights: list[Float[Tensor, "b h t t"]]) -> dict[str, list[list[float]]]:
+    """How local every head is: lists of layers of heads, means over all queries.
+
+    Returns:
+        "effective_keys", the exponential of the entropy of a query's weights: 1 for one key, n for n alike;
+        "distance", the mean of |i - j| under the weights, in positions; "self_weight", what a position
+        takes of itself.
+    """
+    found: dict[str, list[list[float]]] = {"effective_keys": [], "distance": [], "self_weight": []}
+    for layer in weights:
+        w = layer.double()
+        positions = torch.arange(w.shape[-1], device=w.device)
+        distance = (positions[:, None] - positions).abs()
+        entropy = -(w * w.clamp(min=torch.finfo(w.dtype).tiny).log()).sum(-1)
+        found["effective_keys"].append(entropy.exp().mean((0, 2)).tolist())
+        found["distance"].append((w * distance).sum(-1).mean((0, 2)).tolist())
+        found["self_weight"].append(torch.diagonal(w, dim1=-2, dim2=-1).mean((0, 2)).tolist())
+    return found
+
+
+def attention_rollout(weights: list[Float[Tensor, "b h t t"]]) -> Float[Tensor, "b t t"]:
+    """How much of each input position every output position holds, by the weights alone.
+
+    The product over layers of 0.5 (mean over heads) + 0.5 I, rows normalised (Abnar and Zuidema 2020):
+    half of every block is its residual. What feed-forward layers and matrices do is left out.
+    """
+    rollout: Tensor | None = None
+    for layer in weights:
+        mixed = 0.5 * layer.mean(1) + 0.5 * torch.eye(layer.shape[-1], dtype=layer.dtype, device=layer.device)
+        mixed = mixed / mixed.sum(-1, keepdim=True)
+        rollout = mixed if rollout is None else mixed @ rollout
+    assert rollout is not None
+    return rollout
