@@ -25,10 +25,12 @@ CHECKED = (
     "kmixer.models.causal_lm",
     "kmixer.models.k_stack",
     "kmixer.models.transformer",
+    "kmixer.models.vision",
     "kmixer.generation.decoding",
     "kmixer.generation.sampling",
     "kmixer.generation.exported_step",
     "kmixer.data.batches",
+    "kmixer.data.images",
 )
 HOOK = jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 

@@ -27,7 +27,7 @@ def test_packaged_recipes_are_valid_and_survive_being_written(name: str, tmp_pat
     [
         ("model.rnak=3", "unknown key model.rnak; did you mean rank? allowed: width, layers,"),
         ("model.base_kernel.sise=3", "unknown key model.base_kernel.sise; did you mean size?"),
-        ("nonsense=1", "unknown key nonsense; allowed: name, description, data"),
+        ("nonsense=1", "unknown key nonsense; allowed: name, description, training"),
         ("model.base_kernel.kind=convv", "model.base_kernel.kind: got 'convv'; allowed: 'none', 'dense'"),
         ("model.decay.backend=fast", "decay.backend: got 'fast'; allowed: 'auto', 'recurrent', 'mask', 'block'"),
         ("training.steps=0", "training.steps: got 0; it should be greater than or equal to 1"),
@@ -82,7 +82,7 @@ def test_a_stream_needs_a_model_that_streams() -> None:
 
 
 def test_unknown_and_broken_recipe_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="recipe 'shakespear': no such recipe; allowed: k-operators-local-bytes"):
+    with pytest.raises(InputError, match="recipe 'shakespear': no such recipe; allowed: deit-b, deit-s"):
         load_recipe("shakespear")
     with pytest.raises(InputError, match="missing"):
         load_recipe(str(tmp_path / "none.toml"))

@@ -16,6 +16,7 @@ from kmixer.generation.streaming import generate_text, generate_tokens
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.config import LanguageModelConfig
 from kmixer.models.model_folder import CONFIG, WEIGHTS, load_tokenizer, load_weights, put_weights, read_config
+from kmixer.models.vision import VisionConfig
 
 Item = TypeVar("Item")
 
@@ -37,9 +38,9 @@ class LanguageModel(CausalLM):
     @classmethod
     def from_recipe(cls, recipe: str, settings: list[str] | None = None) -> LanguageModel:
         """Fresh weights for a recipe (a packaged name or a TOML file), its vocabulary size taken from it."""
-        from kmixer.training.recipe import load_recipe
+        from kmixer.training.recipe import load_language_recipe
 
-        loaded = load_recipe(recipe, settings)
+        loaded = load_language_recipe(recipe, settings)
         return cls(loaded.model, loaded.tokenizer.vocabulary_size)
 
     def generate(
@@ -111,6 +112,8 @@ def load(path: str | Path) -> LanguageModel:
         known = f", nor one of the packaged models: {names}" if names else ""
         raise InputError(f"{folder} is not a run or model folder ({CONFIG} is missing){known}")
     config = read_config(folder)
+    if isinstance(config.model, VisionConfig) or config.vocabulary_size is None:
+        raise InputError(f"{folder} holds a classifier of images, not a language model; kmixer eval measures it")
     tokenizer = load_tokenizer(folder)
     tensors, about = load_weights(folder)
     with torch.device("meta"):

@@ -46,7 +46,7 @@ def test_corpora(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> None
 
 
 def test_recipes_and_keys(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> None:
-    assert "no such recipe; allowed: k-operators-local-bytes" in kmixer_command("train", "shakspeare").error()
+    assert "no such recipe; allowed: deit-b" in kmixer_command("train", "shakspeare").error()
     for setting, message in {
         "model.rnak=2": "unknown key model.rnak; did you mean rank?",
         "model.decay.backend=fast": "allowed: 'auto', 'recurrent', 'mask', 'block'",

@@ -11,6 +11,7 @@ import numpy as np
 
 from kmixer.errors import InputError
 from kmixer.experiments.sweep import SWEEP, Sweep, run_path
+from kmixer.training.recipe import Recipe
 from kmixer.training.run_folder import RunFolder
 
 
@@ -23,20 +24,24 @@ class ArmRuns:
     metrics: list[list[dict[str, Any]]]  # a run's lines of metrics.jsonl
     results: list[dict[str, Any] | None]  # results.json of the runs that have ended
 
+    @property
+    def unit(self) -> str:
+        """What training counts: tokens or images."""
+        return "tokens" if isinstance(self.runs[0].read_recipe(), Recipe) else "images"
+
     def losses(self) -> Curve | None:
         """Validation loss: mean, smallest and largest over the runs, at the evaluations that all runs have."""
-        by_step: dict[int, list[float]] = defaultdict(list)
+        by_step: dict[int, list[tuple[float, float]]] = defaultdict(list)
         for lines in self.metrics:
             for line in lines:
                 if "validation" in line:
-                    by_step[line["step"]].append(line["validation"][0]["loss"])
+                    by_step[line["step"]].append((line["validation"][0]["loss"], line["seconds"]))
         steps = sorted(step for step, found in by_step.items() if len(found) == len(self.metrics))
         if not steps:
             return None
-        table = np.array([by_step[step] for step in steps])
-        training = self.runs[0].read_recipe().training
-        tokens = np.array(steps) * training.batch_size * training.window
-        return Curve(tokens, table.mean(1), table.min(1), table.max(1))
+        losses, seconds = np.moveaxis(np.array([by_step[step] for step in steps]), -1, 0)
+        units = np.array(steps) * self.runs[0].read_recipe().units_per_step
+        return Curve(units, seconds.mean(1) / 60, losses.mean(1), losses.min(1), losses.max(1))
 
     def dynamics(self) -> list[tuple[int, dict[str, Any]]]:
         """(step, measurement) of the first run, as it was recorded at each evaluation."""
@@ -45,9 +50,10 @@ class ArmRuns:
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity against trained tokens: mean and band over runs."""
+    """A quantity against what was trained: mean and band over runs."""
 
-    tokens: np.ndarray[Any, Any]
+    units: np.ndarray[Any, Any]  # tokens or images
+    minutes: np.ndarray[Any, Any]  # of training and evaluation, mean
     mean: np.ndarray[Any, Any]
     low: np.ndarray[Any, Any]
     high: np.ndarray[Any, Any]

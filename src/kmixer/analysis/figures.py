@@ -40,32 +40,39 @@ def _number_rows(axes: Axes, count: int) -> None:
 
 
 def loss_curves(arms: list[ArmRuns]) -> Figure | None:
-    """Validation loss against tokens, mean and band over the seeds."""
-    figure, (axes,) = _figure("Validation loss over training", "trained tokens", "nats a token")
+    """Validation loss against what was trained and against wall time, mean and band over the seeds."""
+    unit = arms[0].unit
+    figure, both = _figure(
+        "Validation loss over training", "", f"nats {'a token' if unit == 'tokens' else 'an image'}", 2
+    )
     lowest, highest = [], []
     for arm in arms:
         curve = arm.losses()
-        if curve is None or len(curve.tokens) < 2:
+        if curve is None or len(curve.units) < 2:
             continue
-        (line,) = axes.plot(curve.tokens[1:], curve.mean[1:], label=arm.name, linewidth=1.5)
-        axes.fill_between(curve.tokens[1:], curve.low[1:], curve.high[1:], alpha=0.2, color=line.get_color())
+        for axes, x in zip(both, (curve.units, curve.minutes), strict=True):
+            (line,) = axes.plot(x[1:], curve.mean[1:], label=arm.name, linewidth=1.5)
+            axes.fill_between(x[1:], curve.low[1:], curve.high[1:], alpha=0.2, color=line.get_color())
         lowest.append(curve.low[1:].min())
         highest.append(np.quantile(curve.high[1:], 0.9))
     if not lowest:
         return None
     margin = 0.1 * (max(highest) - min(lowest)) + 0.01
-    axes.set_ylim(min(lowest) - margin, max(highest) + margin)
-    _legend(axes)
+    for axes, label in zip(both, (f"trained {unit}", "minutes"), strict=True):
+        axes.set(xlabel=label, ylim=(min(lowest) - margin, max(highest) + margin))
+    _legend(both[0])
     return figure
 
 
 def final_losses(arms: list[ArmRuns]) -> Figure | None:
-    """Each run's best validation loss as a point, by arm."""
-    found = [(arm.name, [r["best"]["validation"][0]["loss"] for r in arm.results if r]) for arm in arms]
+    """Each run's best validation loss, or accuracy, as a point, by arm."""
+    metric = "loss" if arms[0].unit == "tokens" else "accuracy"
+    found = [(arm.name, [r["best"]["validation"][0][metric] for r in arm.results if r]) for arm in arms]
     found = [(name, losses) for name, losses in found if losses]
     if len(found) < 2:
         return None
-    figure, (axes,) = _figure("Best validation loss of every seed", "nats a token", "")
+    unit = "nats a token" if metric == "loss" else "part of the images"
+    figure, (axes,) = _figure(f"Best validation {metric} of every seed", unit, "")
     for row, (_, losses) in enumerate(found):
         axes.plot(losses, [row] * len(losses), "o", alpha=0.7, markersize=5)
         axes.plot(np.mean(losses), row, "|", markersize=16, color="black")
@@ -160,6 +167,25 @@ def locality(arm: ArmRuns) -> Figure | None:
     return figure
 
 
+def class_tokens(arm: ArmRuns) -> Figure | None:
+    """A few images, and what the class token holds of each patch after all layers, by the attention weights."""
+    found = next((r["best"]["class_token"] for r in arm.results if r and "class_token" in r["best"]), None)
+    if found is None:
+        return None
+    images, rollouts = np.array(found["images"]), np.array(found["rollout"])
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    figure.suptitle(f"What the class token of {arm.name} looks at", x=0.01, ha="left", fontsize=11)
+    for index, (pixels, rollout) in enumerate(zip(images, rollouts, strict=True)):
+        side = round(len(rollout) ** 0.5)
+        gray = len(pixels) == 1
+        shown = pixels[0] if gray else np.moveaxis(pixels, 0, -1)
+        for row, (picture, colours) in enumerate(((shown, "gray"), (rollout.reshape(side, side), "viridis"))):
+            axes = figure.add_subplot(2, len(images), row * len(images) + index + 1)
+            axes.imshow(picture, cmap=colours)
+            axes.set_axis_off()
+    return figure
+
+
 def refinement(arms: list[ArmRuns]) -> Figure | None:
     """eta over training, and the residual of each refinement step at its end."""
     refined = [(arm, [(s, d) for s, d in arm.dynamics() if "eta" in d]) for arm in arms]
@@ -183,7 +209,7 @@ def loss_by_position(arms: list[ArmRuns]) -> Figure | None:
     figure, (axes,) = _figure("Loss inside a window", "position", "nats a token")
     drawn = False
     for arm in arms:
-        found = [np.array(r["best"]["loss_by_position"]) for r in arm.results if r]
+        found = [np.array(r["best"]["loss_by_position"]) for r in arm.results if r and "loss_by_position" in r["best"]]
         if not found:
             continue
         mean = np.mean(found, axis=0)
@@ -229,6 +255,7 @@ def all_figures(arms: list[ArmRuns]) -> dict[str, Figure]:
             "base-kernel": base_kernels,
             "bandwidths": bandwidths,
             "locality": locality,
+            "class-token": class_tokens,
             "norms": norms,
         }
         found |= {name + suffix: draw(arm) for name, draw in single.items()}

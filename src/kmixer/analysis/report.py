@@ -16,7 +16,8 @@ from kmixer.analysis.curves import ArmRuns, read_arm_runs
 from kmixer.analysis.figures import all_figures
 from kmixer.experiments.compare import arms_of, compare, why_not_comparable
 from kmixer.experiments.sweep import SWEEP
-from kmixer.experiments.tables import HEAD, cells, describe
+from kmixer.experiments.tables import cells, describe, headline, is_better
+from kmixer.experiments.tables import head as head_of
 from kmixer.files import atomic_write, read_json, read_text
 from kmixer.language_model import load
 from kmixer.training.run_folder import ENVIRONMENT, RECIPE
@@ -36,6 +37,8 @@ CAPTIONS = {
     "base-kernel": "First seed.",
     "bandwidths": "Gaussian attention, first seed: a small sigma keeps a token to itself and its like, a large one "
     "averages.",
+    "class-token": "Validation images above; below, the weights of the class token on each patch, rolled out through "
+    "all layers with half of each for the residual; first seed.",
     "locality": "Measured on validation text, first seed: how many keys a head attends to, and how far away.",
     "norms": "Before clipping, by the groups of the author's optimiser, first seed.",
 }
@@ -46,19 +49,22 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
     arms = read_arm_runs(paths)
     drawn = all_figures(arms)
     ended = [arm for path in paths for arm in arms_of(path) if arm.results]
+    rows = compare(ended) if ended else []
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (resources.files("kmixer.analysis") / "report.html").read_text(encoding="utf-8")
     )
     page = template.render(
         title=" · ".join(path.name for path in paths),
-        rows=compare(ended) if ended else [],
+        rows=rows,
+        headline=headline(rows) if rows else "",
         warning=why_not_comparable(ended),
-        head=HEAD,
+        head=head_of(rows) if rows else (),
         cells=cells,
+        is_better=is_better,
         describe=describe,
         unfinished=sum(result is None for arm in arms for result in arm.results),
         figures=[(name, _svg(figure), _caption(name)) for name, figure in drawn.items()],
-        samples=[(arm.name, _sample(arm)) for arm in arms],
+        samples=[(arm.name, _sample(arm)) for arm in arms if arm.unit == "tokens"],
         recipe=read_text(arms[0].runs[0].path / RECIPE),
         environment=_environment(arms),
         reproduce=[_command(path) for path in paths],

@@ -16,7 +16,7 @@ from kmixer.generation.decoding import DecodingStep, can_prepare
 from kmixer.models import CausalLM, ModelConfig, transformer_like
 from kmixer.training.memory import keep_freed_memory
 from kmixer.training.optimizers import build_optimizers
-from kmixer.training.recipe import Recipe, load_recipe
+from kmixer.training.recipe import Recipe, load_language_recipe
 
 
 def build(recipe: Recipe, model: str) -> CausalLM:
@@ -117,5 +117,5 @@ def print_peak(recipe: str, model: str, *settings: str) -> None:
     """The process `bench_memory` starts."""
     keep_freed_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    bench_train(load_recipe(recipe, list(settings)), model, "float32", 1, 1.0)
+    bench_train(load_language_recipe(recipe, list(settings)), model, "float32", 1, 1.0)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)

@@ -12,8 +12,11 @@ from kmixer.cli.options import DataDir, Json, Run
 from kmixer.data.token_files import prepare_dataset
 from kmixer.errors import InputError
 from kmixer.language_model import load
+from kmixer.models.model_folder import load_classifier
+from kmixer.training.classification import ClassificationTask
 from kmixer.training.dynamics import first_windows, measure_dynamics
 from kmixer.training.evaluation import loss_by_position
+from kmixer.training.recipe import ClassificationRecipe, Recipe, as_language
 from kmixer.training.run_folder import RunFolder
 
 
@@ -23,12 +26,10 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
     Example: kmixer analyze runs/shakespeare-quick-seed42 --json
     """
     recipe = RunFolder(run).read_recipe()
-    model = load(run)
-    assert model.tokenizer is not None
-    dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)
-    window = recipe.evaluation_window
-    found = measure_dynamics(model, first_windows(dataset.validation.tokens, window))
-    found["loss_by_position"] = loss_by_position(model, dataset.validation, window)
+    if isinstance(recipe, ClassificationRecipe):
+        found = ClassificationTask(recipe, data_dir).dynamics(load_classifier(run)[0])
+    else:
+        found = _analyze_language(run, as_language(recipe), data_dir)
     if as_json:
         print(json.dumps(found))
         return
@@ -36,9 +37,20 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
         _print_k2(found)
     if "locality" in found:
         _print_attention(found)
-    losses = found["loss_by_position"]
+    losses = found.get("loss_by_position", [])
+    if not losses:
+        return
     marks = [position for position in (1, 4, 16, 64, 256, 1024, len(losses)) if position <= len(losses)]
     print("loss at position " + "  ".join(f"{mark}: {losses[mark - 1]:.3f}" for mark in dict.fromkeys(marks)))
+
+
+def _analyze_language(run: Path, recipe: Recipe, data_dir: Path | None) -> dict[str, Any]:
+    model = load(run)
+    assert model.tokenizer is not None
+    dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)
+    window = recipe.evaluation_window
+    found = measure_dynamics(model, first_windows(dataset.validation.tokens, window))
+    return found | {"loss_by_position": loss_by_position(model, dataset.validation, window)}
 
 
 def _print_k2(found: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from kmixer.bench.op import bench_op, usable_backends
 from kmixer.cli.options import Json, RecipeName, Settings
 from kmixer.errors import InputError
 from kmixer.training.memory import keep_freed_memory
-from kmixer.training.recipe import load_recipe
+from kmixer.training.recipe import load_language_recipe
 from kmixer.training.run_folder import environment
 
 app = typer.Typer(help="Speed and memory on this machine's CPU, beside the baselines.", no_args_is_help=True)
@@ -59,7 +59,11 @@ def train(
     found = _start(threads)
     rows = [
         bench_train(
-            load_recipe(name, settings), model, precision, repeats, found[f"matmul_{precision}_flops_per_second"]
+            load_language_recipe(name, settings),
+            model,
+            precision,
+            repeats,
+            found[f"matmul_{precision}_flops_per_second"],
         )
         for name in recipe or RECIPES
         for model in MODELS
@@ -89,7 +93,7 @@ def decode(
     """
     found = _start(threads)
     rows = [
-        bench_decode(load_recipe(name, settings), kind, batch_size, context, tokens)
+        bench_decode(load_language_recipe(name, settings), kind, batch_size, context, tokens)
         for name in recipe or ["k-operators-local-shakespeare"]
         for kind in (MODELS if model == "both" else (model,))
         for batch_size in batch or (1, 64)
@@ -126,7 +130,7 @@ def length(
         raise InputError(f"--longest: got {longest}; allowed: {LENGTHS[0]} or more")
     rows = []
     for row in bench_length(
-        lambda more: load_recipe(recipe, [*(settings or []), *more]), tokens, longest_step, repeats, lengths
+        lambda more: load_language_recipe(recipe, [*(settings or []), *more]), tokens, longest_step, repeats, lengths
     ):
         rows.append(row)
         print(f"{row['series']}, window {row['window']}: {row['tokens_per_second']:,.0f} tokens/s", file=sys.stderr)

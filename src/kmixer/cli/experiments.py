@@ -21,7 +21,7 @@ from kmixer.experiments.sweep import (
     read_ablation_file,
     start_sweep,
 )
-from kmixer.experiments.tables import HEAD, cells, describe, markdown_table, text_table
+from kmixer.experiments.tables import cells, describe, head, markdown_table, text_table
 from kmixer.experiments.workers import log_of, run_sweep
 from kmixer.training.recipe import load_recipe
 
@@ -98,7 +98,7 @@ def compare_runs(
     if as_json:
         print(json.dumps(rows, indent=2))
     elif markdown:
-        print(markdown_table(HEAD, [cells(row) for row in rows]), describe(rows), sep="\n\n")
+        print(markdown_table(head(rows), [cells(row) for row in rows]), describe(rows), sep="\n\n")
     else:
         print(text_table(rows))
 

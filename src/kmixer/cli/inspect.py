@@ -9,8 +9,8 @@ import typer
 
 from kmixer.cli.options import Json, RecipeName, Settings
 from kmixer.experiments.sweep import load_ablation, packaged_ablations
-from kmixer.models.accounting import Account, account
-from kmixer.training.recipe import load_recipe, packaged_recipes
+from kmixer.models.accounting import Account, account_language, account_vision
+from kmixer.training.recipe import ClassificationRecipe, as_language, load_recipe, packaged_recipes
 
 Beside = Annotated[str | None, typer.Option("--beside", help="Another recipe, to compare with.")]
 
@@ -34,7 +34,7 @@ def params(recipe: RecipeName, settings: Settings = None, beside: Beside = None,
 
     Example: kmixer params gka-d20 --beside nanochat-d20
     """
-    ours = _account(recipe, settings)
+    ours = account_of(recipe, settings)
     parts, total = ours.parameters, ours.total_parameters
     if beside is None:
         if as_json:
@@ -44,7 +44,7 @@ def params(recipe: RecipeName, settings: Settings = None, beside: Beside = None,
             print(f"{name:24}{count:>14,}")
         print(f"{'total':24}{total:>14,}")
         return
-    other = _account(beside, None)
+    other = account_of(beside, None)
     names = list(dict.fromkeys([*parts, *other.parameters]))
     saved = other.total_parameters - total
     shares = {name: other.parameters.get(name, 0) - parts.get(name, 0) for name in names}
@@ -63,8 +63,9 @@ def params(recipe: RecipeName, settings: Settings = None, beside: Beside = None,
         left = other.total_parameters - tables
         print(f"without the value embeddings of {beside}: {left:,}, of which {recipe} is {total / left:.3f}")
     print(
-        f"trained tokens a parameter of the matrices of blocks and head: {recipe} "
-        f"{ours.tokens / ours.matrix_parameters:.2f}, {beside} {other.tokens / other.matrix_parameters:.2f}"
+        f"trained {ours.unit}s a parameter of the matrices of blocks and head: {recipe} "
+        f"{ours.trained_units / ours.matrix_parameters:.2f}, "
+        f"{beside} {other.trained_units / other.matrix_parameters:.2f}"
     )
 
 
@@ -73,18 +74,19 @@ def flops(recipe: RecipeName, settings: Settings = None, beside: Beside = None, 
 
     Example: kmixer flops gka-d20 --beside nanochat-d20
     """
-    accounts = {recipe: _account(recipe, settings)}
+    accounts = {recipe: account_of(recipe, settings)}
     if beside is not None:
-        accounts[beside] = _account(beside, None)
+        accounts[beside] = account_of(beside, None)
     if as_json:
         shown = {name: each.to_json() for name, each in accounts.items()}
         print(json.dumps(shown if beside is not None else shown[recipe]))
         return
+    unit = accounts[recipe].unit
     rows = {
-        "training FLOPs a token *": lambda a: f"{a.training_flops:.4e}",
+        f"training FLOPs a {unit} *": lambda a: f"{a.training_flops:.4e}",
         "training FLOPs": lambda a: f"{a.total_training_flops:.4e}",
-        "trained tokens": lambda a: f"{a.tokens:,}",
-        "forward FLOPs a token **": lambda a: f"{a.forward_flops:.4e}",
+        f"trained {unit}s": lambda a: f"{a.trained_units:,}",
+        f"forward FLOPs a {unit} **": lambda a: f"{a.forward_flops:.4e}",
         "cache, bytes a token": lambda a: f"{a.cache_bytes_per_token:,}",
         "constant state, bytes": lambda a: f"{a.constant_state_bytes:,}",
         "parameters": lambda a: f"{a.total_parameters:,}",
@@ -92,13 +94,17 @@ def flops(recipe: RecipeName, settings: Settings = None, beside: Beside = None, 
     print(f"{'':28}" + "".join(f"{name:>20}" for name in accounts))
     for label, cell in rows.items():
         print(f"{label:28}" + "".join(f"{cell(each):>20}" for each in accounts.values()))
-    windows = " and ".join(str(window) for window in dict.fromkeys(each.window for each in accounts.values()))
-    print(f"* as papers count at {windows} tokens: 3 forward passes, every position against all keys of its layer")
+    positions = " and ".join(str(count) for count in dict.fromkeys(each.positions for each in accounts.values()))
+    print(f"* as papers count at {positions} positions: 3 forward passes, every position against all keys of its layer")
     print("** what a position really sees. State and cache in bfloat16; a layer's cache ends at its window.")
 
 
-def _account(recipe: str, settings: list[str] | None) -> Account:
+def account_of(recipe: str, settings: list[str] | None = None) -> Account:
+    """What a recipe's model and training cost."""
     loaded = load_recipe(recipe, settings)
-    config = loaded.training
-    tokens = config.steps * config.batch_size * config.window
-    return account(loaded.model, loaded.tokenizer.vocabulary_size, window=config.window, tokens=tokens)
+    units = loaded.training.steps * loaded.units_per_step
+    if isinstance(loaded, ClassificationRecipe):
+        return account_vision(loaded.model, images=units)
+    language = as_language(loaded)
+    window = language.training.window
+    return account_language(language.model, language.tokenizer.vocabulary_size, window=window, tokens=units)

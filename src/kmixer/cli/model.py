@@ -18,11 +18,12 @@ from kmixer.errors import InputError
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import generate_text
 from kmixer.language_model import load
+from kmixer.models.model_folder import load_classifier
 from kmixer.training.archive import pack as pack_run
 from kmixer.training.archive import unpack as unpack_run
 from kmixer.training.author_checkpoint import convert as convert_checkpoint
 from kmixer.training.evaluation import evaluate as measure
-from kmixer.training.recipe import load_recipe
+from kmixer.training.recipe import ClassificationRecipe, as_language, load_language_recipe, load_recipe
 from kmixer.training.run_folder import RunFolder
 
 
@@ -58,7 +59,7 @@ def train(
         print(f"interrupted after step {result.step}; saved. Continue with the same command and --resume")
         raise typer.Exit(130)
     print(
-        f"done in {result.seconds:.0f} s. Lowest validation loss {result.best['loss']:.4f} nats a token, at step "
+        f"done in {result.seconds:.0f} s. Lowest validation loss {result.best['loss']:.4f} nats, at step "
         f"{result.best['step']}; those weights were chosen by it and are in {result.run}"
     )
 
@@ -72,7 +73,7 @@ def evaluate(
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Measure a run's loss on the validation part of its corpus, in float32.
+    """Measure a run's loss on the validation part of its data, in float32; the accuracy too, of a classifier.
 
     Example: kmixer eval runs/shakespeare-quick-seed42 --protocol stream
     """
@@ -81,6 +82,10 @@ def evaluate(
     if window is not None and protocol == "stream":
         raise InputError("--window goes with --protocol windows; a stream has none")
     recipe = RunFolder(run).read_recipe()
+    if isinstance(recipe, ClassificationRecipe):
+        _evaluate_classifier(run, recipe, as_json, data_dir)
+        return
+    recipe = as_language(recipe)
     model = load(run)
     assert model.tokenizer is not None
     dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)
@@ -96,6 +101,22 @@ def evaluate(
     print(f"perplexity          {result.perplexity:.4f} a token ({recipe.tokenizer.kind})")
     print(f"bits per character  {result.bits_per_character:.4f}")
     print(f"bits per byte       {result.bits_per_byte:.4f}")
+
+
+def _evaluate_classifier(run: Path, recipe: ClassificationRecipe, as_json: bool, data_dir: Path | None) -> None:
+    from kmixer.training.classification import ClassificationTask
+
+    model, about = load_classifier(run)
+    task = ClassificationTask(recipe, data_dir)
+    if about.get("corpus_sha256") != task.corpus_sha256:
+        raise InputError(f"dataset {recipe.data.dataset} is not what {run} was trained on")
+    (result,) = task.evaluate(model)
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    print(f"{recipe.data.dataset}, validation part, {result.examples:,} examples")
+    print(f"cross-entropy       {result.loss:.4f} nats")
+    print(f"accuracy            {result.accuracy:.4f}")
 
 
 def generate(
@@ -134,7 +155,7 @@ def convert(
 
     Example: kmixer convert char.pt --recipe k-operators-local-shakespeare --out runs/author
     """
-    for line in convert_checkpoint(file, load_recipe(recipe, settings), out, force=force, data_dir=data_dir):
+    for line in convert_checkpoint(file, load_language_recipe(recipe, settings), out, force=force, data_dir=data_dir):
         print(line)
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from kmixer.data.token_files import Dataset
 from kmixer.experiments.sweep import SweepRun
-from kmixer.training.evaluation import Evaluation
 from kmixer.training.loop import Reporter
-from kmixer.training.recipe import Recipe
+from kmixer.training.task import Measured, Task
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_SWEEP_LINES = 60.0
@@ -33,7 +32,7 @@ class TerminalReporter(Reporter):
             disable=not self.live,
         )
         self.task: TaskID | None = None
-        self.steps = 0
+        self.steps, self.unit = 0, ""
         self.last_line = time.monotonic()
 
     def __enter__(self) -> TerminalReporter:
@@ -43,23 +42,21 @@ class TerminalReporter(Reporter):
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def started(self, recipe: Recipe, run: Path, dataset: Dataset, parameters: int, step: int) -> None:
-        config = recipe.training
-        self.steps = config.steps
+    def started(self, task: Task, run: Path, parameters: int, step: int) -> None:
+        config = task.recipe.training
+        self.steps, self.unit = config.steps, task.unit
         self.task = self.bar.add_task("", total=config.steps, completed=step)
-        self._print(f"{recipe.name}: {parameters:,} parameters, vocabulary {recipe.tokenizer.vocabulary_size}")
+        *lines, last = task.describe()
+        self._print(f"{task.recipe.name}: {parameters:,} parameters")
+        for line in lines:
+            self._print(line)
         self._print(
-            f"{recipe.data.corpus}: {len(dataset.train.tokens):,} training tokens, "
-            f"{len(dataset.validation.tokens):,} validation tokens"
-        )
-        self._print(
-            f"{config.steps:,} steps of {config.batch_size} x {config.window} tokens, {config.optimizer}, "
-            f"{config.precision}, seed {config.seed}; run folder {run}"
+            f"{last}, {config.optimizer}, {config.precision}, seed {config.seed}; run folder {run}"
             + (f"; resuming after step {step}" if step else "")
         )
 
-    def trained(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
-        text = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {_duration(seconds_left)} left"
+    def trained(self, step: int, loss: float, units_per_second: float, seconds_left: float) -> None:
+        text = f"loss {loss:.3f}  {units_per_second:,.0f} {self.unit}/s  {_duration(seconds_left)} left"
         if self.live:
             assert self.task is not None
             self.bar.update(self.task, completed=step, description=text)
@@ -67,10 +64,8 @@ class TerminalReporter(Reporter):
             self.last_line = time.monotonic()
             self._print(f"step {step:>6}/{self.steps}  {text}")
 
-    def evaluated(self, step: int, evaluations: list[Evaluation], is_best: bool) -> None:
-        figures = "  ".join(
-            f"validation ({e.protocol}) {e.loss:.4f} nats, {e.bits_per_byte:.4f} bits/byte" for e in evaluations
-        )
+    def evaluated(self, step: int, measured: Sequence[Measured], is_best: bool) -> None:
+        figures = "  ".join(f"validation {each.summary()}" for each in measured)
         self._print(f"step {step:>6}/{self.steps}  {figures}{'  best so far' if is_best else ''}")
 
     def _print(self, text: str) -> None:

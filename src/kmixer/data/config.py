@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -55,4 +55,23 @@ class TokenizerConfig(StrictConfig):
     def _fits(self) -> Self:
         if self.kind == "byte" and self.vocabulary_size != ByteTokenizer.vocabulary_size:
             raise ValueError(f"vocabulary_size: got {self.vocabulary_size}; kind 'byte' has 256")
+        return self
+
+
+Augmentation = Literal["none", "shift", "shift_and_flip", "deit"]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ImageDataConfig(StrictConfig):
+    """Labelled images and their split: the rest of the fractions is the training part."""
+
+    dataset: Annotated[str, Field(min_length=1)]  # digits, a name of a file NAME.npz, or a path to one
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    test: Fraction = 0.0  # 0 where the dataset has a test part of its own
+    augment: Augmentation = "none"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} and test {self.test} leave nothing for training")
         return self

@@ -14,6 +14,9 @@ from kmixer.training.run_folder import ENVIRONMENT, RunFolder
 
 Weights = Literal["best", "last"]
 Part = Literal["validation", "test"]
+Metric = Literal["loss", "accuracy"]
+# What is summarised over the seeds, of what was measured.
+FIGURES = ("loss", "perplexity", "bits_per_byte", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,12 @@ class Arm:
     unfinished: int  # runs that have not ended
     protocol: dict[str, Any] = field(default_factory=dict)  # what two arms must share to be compared
 
-    def losses(self, weights: Weights, part: Part) -> dict[int, float]:
-        """Cross-entropy in nats a token by seed, by the recipe's first protocol."""
+    def figures(self, name: str, weights: Weights, part: Part) -> dict[int, float]:
+        """A figure by seed, "loss" or "accuracy" or another, as the recipe's first protocol measured it."""
         return {
-            seed: result[weights][part][0]["loss"] for seed, result in self.results.items() if part in result[weights]
+            seed: result[weights][part][0][name]
+            for seed, result in self.results.items()
+            if part in result[weights] and name in result[weights][part][0]
         }
 
 
@@ -67,15 +72,7 @@ def _read_arm(name: str, paths: list[Path]) -> Arm:
 
 
 def _protocol(run: RunFolder) -> dict[str, Any]:
-    recipe = run.read_recipe()
-    return {
-        "corpus": read_json(run.path / ENVIRONMENT)["corpus_sha256"],
-        "validation": recipe.data.validation,
-        "test": recipe.data.test,
-        "tokenizer": recipe.tokenizer.model_dump(),
-        "protocol": recipe.evaluation.protocols[0],
-        "window": recipe.evaluation_window,
-    }
+    return {"corpus": read_json(run.path / ENVIRONMENT)["corpus_sha256"], **run.read_recipe().measures()}
 
 
 def why_not_comparable(arms: list[Arm]) -> str | None:
@@ -92,39 +89,41 @@ def why_not_comparable(arms: list[Arm]) -> str | None:
 
 
 def compare(arms: list[Arm], part: Part = "validation") -> list[dict[str, Any]]:
-    """A row an arm: loss and perplexity over the seeds, difference from the first arm, size and cost.
+    """A row an arm: its figures over the seeds, difference from the first arm, size and cost.
 
-    "loss" and "deviation" are of the weights chosen by validation loss, "last" of the last ones;
-    "difference" pairs the seeds that an arm shares with the first.
+    The metric is the accuracy of classifiers and the loss of language models. Figures are of the weights chosen
+    by validation loss, "last" is the metric of the last ones; "difference" pairs the seeds that an arm shares
+    with the first.
     """
     rows = []
-    baseline = arms[0].losses("best", part)
+    metric: Metric = "accuracy" if arms[0].figures("accuracy", "best", part) else "loss"
+    baseline = arms[0].figures(metric, "best", part)
     for index, arm in enumerate(arms):
-        best, last = arm.losses("best", part), arm.losses("last", part)
+        best, last = arm.figures(metric, "best", part), arm.figures(metric, "last", part)
         if not best:
             raise InputError(f"{arm.name} has no {part} part that was measured; see data.test and evaluation.test")
         one = next(iter(arm.results.values()))
-        summary = summarize(list(best.values()))
         difference = paired_difference(best, baseline) if index else None
-        measured = [result["best"][part][0] for result in arm.results.values()]
-        perplexity = summarize([each["perplexity"] for each in measured])
+        figures: dict[str, float | None] = {}
+        for name in FIGURES:
+            if found := list(arm.figures(name, "best", part).values()):
+                summary = summarize(found)
+                figures |= {name: summary.mean, f"{name}_deviation": summary.deviation}
         rows.append(
             {
                 "arm": arm.name,
-                "n": summary.n,
+                "metric": metric,
+                "n": len(best),
                 "unfinished": arm.unfinished,
                 "seeds": sorted(best),
-                "loss": summary.mean,
-                "deviation": summary.deviation,
-                "perplexity": perplexity.mean,
-                "perplexity_deviation": perplexity.deviation,
-                "bits_per_byte": summarize([each["bits_per_byte"] for each in measured]).mean,
+                **figures,
                 "last": summarize(list(last.values())).mean,
                 "difference": None if difference is None else difference.mean,
                 "interval": None if difference is None else difference.interval,
                 "pairs": None if difference is None else difference.n,
                 "parameters": one["parameters"],
-                "tokens": one["tokens"],
+                "unit": "images" if "images" in one else "tokens",
+                "units": one["images"] if "images" in one else one["tokens"],
                 "flops": one["flops"],
                 "seconds": summarize([result["seconds"] for result in arm.results.values()]).mean,
                 "part": part,

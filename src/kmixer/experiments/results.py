@@ -16,7 +16,7 @@ from kmixer.config import StrictConfig
 from kmixer.errors import InputError
 from kmixer.experiments.compare import compare, read_arms
 from kmixer.experiments.sweep import SWEEP, Sweep, run_path
-from kmixer.experiments.tables import HEAD, cells, describe, markdown_table, with_deviation
+from kmixer.experiments.tables import cells, describe, head, markdown_table, with_deviation
 from kmixer.files import read_json, read_text, write_json, write_text
 from kmixer.training.run_folder import ENVIRONMENT
 
@@ -114,7 +114,7 @@ def _sweep_section(found: dict[str, Any]) -> list[str]:
     rows = found["tables"]["validation"]
     lines = []
     for table in found["tables"].values():
-        lines += [markdown_table(HEAD, [cells(row) for row in table]), describe(table)]
+        lines += [markdown_table(head(table), [cells(row) for row in table]), describe(table)]
     keys = [key for key in found["protocols"][0] if key != "arm"]
     if len(keys) > 1:
         body = [(row["arm"], *(f"{row[key]:.4f}" if key in row else "" for key in keys)) for row in found["protocols"]]

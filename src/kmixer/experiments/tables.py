@@ -5,38 +5,81 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-HEAD = ("arm", "n", "loss", "perplexity", "bits/byte", "last", "difference", "95 % interval",
-        "parameters", "tokens", "FLOPs", "minutes")  # fmt: skip
+# Of the columns between arm and cost, by metric: heading, key of the row, digits.
+FIGURES = {
+    "loss": (("loss", "loss", 4), ("perplexity", "perplexity", 3), ("bits/byte", "bits_per_byte", 4)),
+    "accuracy": (("accuracy", "accuracy", 4), ("loss", "loss", 4)),
+}
+
+
+def head(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The headings of the columns of `cells`."""
+    names = (name for name, _, _ in FIGURES[rows[0]["metric"]])
+    return (
+        "arm",
+        "n",
+        *names,
+        "last",
+        "difference",
+        "95 % interval",
+        "parameters",
+        rows[0]["unit"],
+        "FLOPs",
+        "minutes",
+    )
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """One row, a text for every column of HEAD."""
+    """One row, a text for every column."""
     interval = row["interval"]
     return (
         row["arm"],
         f"{row['n']}" + (f" of {row['n'] + row['unfinished']}" if row["unfinished"] else ""),
-        with_deviation(row["loss"], row["deviation"], 4),
-        with_deviation(row["perplexity"], row["perplexity_deviation"], 3),
-        f"{row['bits_per_byte']:.4f}",
+        *(with_deviation(row[key], row[f"{key}_deviation"], digits) for _, key, digits in FIGURES[row["metric"]]),
         f"{row['last']:.4f}",
         "" if row["difference"] is None else f"{row['difference']:+.4f}",
         "" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}",
         f"{row['parameters']:,}",
-        f"{row['tokens'] / 1e6:,.1f} M",
+        f"{row['units'] / 1e6:,.1f} M",
         f"{row['flops']:.2e}",
         f"{row['seconds'] / 60:.1f}",
     )
 
 
+def is_better(row: dict[str, Any]) -> bool | None:
+    """Whether an arm is better than the first; None where its interval holds zero, or there is none."""
+    if row["interval"] is None or row["interval"][0] <= 0 <= row["interval"][1]:
+        return None
+    return bool((row["difference"] > 0) == (row["metric"] == "accuracy"))
+
+
+def headline(rows: list[dict[str, Any]]) -> str:
+    """The best arm and how it stands to the first, in a sentence or two."""
+    metric = rows[0]["metric"]
+    best = max(rows, key=lambda row: row[metric] if metric == "accuracy" else -row[metric])
+    said = "; ".join(
+        f"{name} {with_deviation(best[key], best[f'{key}_deviation'], digits)}" for name, key, digits in FIGURES[metric]
+    )
+    text = f"{best['arm']} has the best {best['part']} {metric}: {said}, over {best['n']} seed{'s' * (best['n'] > 1)}."
+    if best["interval"] is not None:
+        low, high = best["interval"]
+        text += f" Against {rows[0]['arm']}: {best['difference']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}."
+    return text
+
+
 def describe(rows: list[dict[str, Any]]) -> str:
     """What the figures of a table are: part, protocol, and which weights."""
     first = rows[0]
-    protocol = f"windows of {first['window']}, state reset" if first["protocol"] == "windows" else "one stream"
     chosen = "on the part they are reported on" if first["part"] == "validation" else "on the validation part"
+    if first["metric"] == "accuracy":
+        measured = f"Accuracy and cross-entropy in nats on the {first['part']} part"
+    else:
+        protocol = f"windows of {first['window']}, state reset" if first["protocol"] == "windows" else "one stream"
+        measured = f"Cross-entropy in nats a token on the {first['part']} part, {protocol}"
     return (
-        f"Cross-entropy in nats a token on the {first['part']} part, {protocol}; mean +- deviation over n seeds. "
-        f"Weights with the lowest validation loss, so chosen {chosen}; last: of the last step. Differences are from "
-        "the first row, over the seeds both have; minutes of one run."
+        f"{measured}; mean +- deviation over n seeds. "
+        f"Weights with the lowest validation loss, so chosen {chosen}; last: {first['metric']} of the last step. "
+        "Differences are from the first row, over the seeds both have; minutes of one run."
     )
 
 
@@ -46,8 +89,8 @@ def with_deviation(mean: float, deviation: float | None, digits: int) -> str:
 
 def text_table(rows: list[dict[str, Any]]) -> str:
     """Aligned columns, and what they are."""
-    lines = [HEAD, *(cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    lines = [head(rows), *(cells(row) for row in rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     return "\n".join([*text, describe(rows)])
 

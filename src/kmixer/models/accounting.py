@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from kmixer.models.causal_lm import CausalLM, count_parameters
 from kmixer.models.config import LanguageModelConfig
 from kmixer.models.flops import cache_size, count_flops, linear_flops
+from kmixer.models.vision import VisionConfig, VisionTransformer, count_image_flops
 
 # Bytes of a number in a cache: bfloat16.
 CACHE_BYTES = 2
@@ -17,14 +18,15 @@ CACHE_BYTES = 2
 
 @dataclass(frozen=True)
 class Account:
-    """What a language model and its training cost."""
+    """What a model and its training cost."""
 
+    unit: Literal["token", "image"]
     parameters: dict[str, int]  # by part
     matrix_parameters: int  # of these, in matrices that every token is multiplied with
-    window: int  # tokens of a sequence, for the operations
-    forward_flops: float  # a token, each position against the keys it sees
-    training_flops: float  # a token, as papers count: three forward passes, every position against all keys
-    tokens: int  # of the whole training
+    positions: int  # of a sequence or an image, for the operations
+    forward_flops: float  # a unit; of causal attention, each position against the keys it sees
+    training_flops: float  # a unit, as papers count: three forward passes, every position against all keys
+    trained_units: int  # of the whole training
     cache_bytes_per_token: int  # bfloat16, while no window is full
     constant_state_bytes: int  # bfloat16, whatever the length
 
@@ -34,7 +36,7 @@ class Account:
 
     @property
     def total_training_flops(self) -> float:
-        return self.tokens * self.training_flops
+        return self.trained_units * self.training_flops
 
     def to_json(self) -> dict[str, Any]:
         """All figures, the totals among them."""
@@ -42,18 +44,37 @@ class Account:
         return {**asdict(self), **totals}
 
 
-def account(config: LanguageModelConfig, vocabulary_size: int, *, window: int, tokens: int) -> Account:
-    """Count a configuration's costs for sequences of `window` tokens and a training of `tokens` tokens."""
+def account_language(config: LanguageModelConfig, vocabulary_size: int, *, window: int, tokens: int) -> Account:
+    """The costs of a language model for sequences of `window` tokens and a training of `tokens` tokens."""
     with torch.device("meta"):
         model = CausalLM(config, vocabulary_size)
     a_token, constant = cache_size(model)
     return Account(
+        unit="token",
         parameters=count_parameters(model),
         matrix_parameters=round(linear_flops(model) / 2),
-        window=window,
+        positions=window,
         forward_flops=count_flops(model, window),
         training_flops=3 * count_flops(model, window, every_key=True),
-        tokens=tokens,
+        trained_units=tokens,
         cache_bytes_per_token=CACHE_BYTES * a_token,
         constant_state_bytes=CACHE_BYTES * constant,
+    )
+
+
+def account_vision(config: VisionConfig, *, images: int) -> Account:
+    """The costs of a vision transformer and a training of `images` images."""
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    flops = count_image_flops(model)
+    return Account(
+        unit="image",
+        parameters=count_parameters(model),
+        matrix_parameters=round(linear_flops(model) / 2),
+        positions=config.tokens,
+        forward_flops=flops,
+        training_flops=3 * flops,
+        trained_units=images,
+        cache_bytes_per_token=0,
+        constant_state_bytes=0,
     )

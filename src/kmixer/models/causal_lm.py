@@ -47,6 +47,10 @@ class CausalLM(nn.Module):
         self.norm = build_norm(config)
         self.head = build_head(config, vocabulary_size)
 
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Let torch.compile translate each kind of layer once."""
+        self.stack.compile_layers(backend)
+
     def initial_state(self, batch_size: int) -> Any:
         """The state before the first token of `batch_size` sequences."""
         return self.stack.initial_state(batch_size)
@@ -82,12 +86,17 @@ class CausalLM(nn.Module):
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Number of parameters of each part that has any; a shared tensor counts once, where it is owned.
 
-    Parts are the direct children, and for a `Transformer` in the model those of its blocks, all blocks together.
+    Parts are the direct children of the model and, where there are blocks, those of a block, all blocks together.
     """
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        part, *inner = name.split(".")
-        if isinstance(getattr(model, part), Transformer):
-            part += "." + (inner[2] if inner[0] == "blocks" else inner[0])
+        path = name.split(".")
+        if "blocks" in path:
+            path = [*path[: path.index("blocks")], path[path.index("blocks") + 2]]
+        elif isinstance(getattr(model, path[0]), Transformer):
+            path = path[:2]
+        else:
+            path = path[:1]
+        part = ".".join(path)
         parts[part] = parts.get(part, 0) + parameter.numel()
     return parts

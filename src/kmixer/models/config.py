@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.layers.base_kernel import Init
@@ -180,10 +180,21 @@ class K2Config(StrictConfig):
 MixerName = Literal["gaussian", "k2", "softmax"]
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+# One name is short for a list of it.
+MixerNames = Annotated[tuple[MixerName, ...], Field(min_length=1, strict=False), BeforeValidator(_as_list)]
+
+
 class MixersConfig(StrictConfig):
     """Which mixer each layer has, and the settings of each."""
 
-    mixers: Annotated[tuple[MixerName, ...], Field(min_length=1, strict=False)] = ("softmax",)  # in turn, repeated
+    # Of the layers in turn, repeated; one name is short for a list of it.
+    mixers: Annotated[tuple[MixerName, ...], Field(min_length=1, strict=False), BeforeValidator(_as_list)] = (
+        "softmax",
+    )
     heads: Positive = 1  # h of softmax and gaussian
     softmax: SoftmaxConfig = SoftmaxConfig()
     gaussian: GaussianConfig = GaussianConfig()
@@ -240,11 +251,11 @@ class TransformerConfig(MixersConfig, StackConfig):
 HIDDEN_MULTIPLE = 8
 
 
-def _kind(values: Any) -> str:
+def kind_of(values: Any) -> str:
     """Which configuration nested values are of."""
     return str(values.get("kind", "k-stack") if isinstance(values, dict) else getattr(values, "kind", "k-stack"))
 
 
 LanguageModelConfig = Annotated[
-    Annotated[ModelConfig, Tag("k-stack")] | Annotated[TransformerConfig, Tag("transformer")], Discriminator(_kind)
+    Annotated[ModelConfig, Tag("k-stack")] | Annotated[TransformerConfig, Tag("transformer")], Discriminator(kind_of)
 ]

@@ -1,46 +1,61 @@
-"""A model on disk: config.json, model.safetensors and tokenizer.json in one folder."""
+"""A model on disk: config.json, model.safetensors and, for language, tokenizer.json in one folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from torch import Tensor
+import torch
+from pydantic import Discriminator, Tag
+from torch import Tensor, nn
 
 from kmixer.config import StrictConfig
 from kmixer.data.tokenizers import Tokenizer, tokenizer_from_json
 from kmixer.errors import InputError
 from kmixer.files import read_json, write_json
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.config import LanguageModelConfig
+from kmixer.models.config import ModelConfig, TransformerConfig, kind_of
+from kmixer.models.vision import VisionConfig, VisionTransformer
 from kmixer.tensor_files import load_tensors, save_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
+Model = CausalLM | VisionTransformer
+
+
 class SavedConfig(StrictConfig):
     """What config.json holds."""
 
-    vocabulary_size: int
-    model: LanguageModelConfig
+    vocabulary_size: int | None = None
+    model: Annotated[
+        Annotated[ModelConfig, Tag("k-stack")]
+        | Annotated[TransformerConfig, Tag("transformer")]
+        | Annotated[VisionConfig, Tag("vit")],
+        Discriminator(kind_of),
+    ]
 
 
-def describe(model: CausalLM) -> dict[str, Any]:
+def describe(model: Model) -> dict[str, Any]:
     """The content of config.json."""
-    return {"vocabulary_size": model.vocabulary_size, "model": model.config.model_dump(mode="json")}
+    config = {"model": model.config.model_dump(mode="json")}
+    return {"vocabulary_size": model.vocabulary_size, **config} if isinstance(model, CausalLM) else config
 
 
-def save_config(folder: Path, model: CausalLM, tokenizer: Tokenizer) -> None:
-    """Write config.json and tokenizer.json."""
+def save_config(folder: Path, model: Model, tokenizer: Tokenizer | None) -> None:
+    """Write config.json, and tokenizer.json for a language model."""
     write_json(folder / CONFIG, describe(model))
-    write_json(folder / TOKENIZER, tokenizer.to_json())
+    if tokenizer is not None:
+        write_json(folder / TOKENIZER, tokenizer.to_json())
 
 
-def save_weights(folder: Path, model: CausalLM, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
+def save_weights(folder: Path, model: Model, tokenizer: Tokenizer | None, about: dict[str, Any]) -> None:
     """Write model.safetensors, bound to its configuration and tokenizer; `about` says where the weights come from."""
-    metadata = {"config": describe(model), "tokenizer_sha256": _digest(tokenizer.to_json()), "about": about}
+    metadata: dict[str, Any] = {"config": describe(model), "about": about}
+    if tokenizer is not None:
+        metadata["tokenizer_sha256"] = _digest(tokenizer.to_json())
     save_tensors(folder / WEIGHTS, model.state_dict(), metadata)
 
 
@@ -61,7 +76,8 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     saved = SavedConfig.parse(metadata.get("config"), source=str(folder / WEIGHTS))
     if saved != config:
         raise InputError(f"{folder / CONFIG} was changed: the weights beside it belong to another configuration")
-    if metadata.get("tokenizer_sha256") != _digest(read_json(folder / TOKENIZER)):
+    tokenizer = _digest(read_json(folder / TOKENIZER)) if config.vocabulary_size is not None else None
+    if metadata.get("tokenizer_sha256") != tokenizer:
         raise InputError(f"{folder / TOKENIZER} was changed: the weights beside it belong to another tokenizer")
     return tensors, metadata["about"]
 
@@ -70,7 +86,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def put_weights(model: CausalLM, tensors: dict[str, Tensor], source: str) -> None:
+def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Give a model its weights. Raises InputError naming the first tensor that does not fit."""
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
@@ -85,3 +101,18 @@ def put_weights(model: CausalLM, tensors: dict[str, Tensor], source: str) -> Non
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains[name])
+
+
+def load_classifier(folder: Path) -> tuple[VisionTransformer, dict[str, Any]]:
+    """The classifier of a run or model folder in evaluation mode, and what is known about its weights.
+
+    Raises InputError where the folder holds none, or is damaged.
+    """
+    config = read_config(folder).model
+    if not isinstance(config, VisionConfig):
+        raise InputError(f"{folder} holds a language model, not a classifier")
+    tensors, about = load_weights(folder)
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    put_weights(model, tensors, str(folder / WEIGHTS))
+    return model.eval(), about

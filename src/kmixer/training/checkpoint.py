@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kmixer.errors import InputError
-from kmixer.models.causal_lm import CausalLM
 from kmixer.tensor_files import load_tensors, save_tensors
 from kmixer.training.averaging import WeightAverage
 from kmixer.training.run_folder import RunFolder
@@ -36,7 +35,7 @@ class Progress:
 
 def save_checkpoint(
     run: RunFolder,
-    model: CausalLM,
+    model: nn.Module,
     optimizers: list[Optimizer],
     progress: Progress,
     average: WeightAverage | None = None,
@@ -52,7 +51,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    run: RunFolder, model: CausalLM, optimizers: list[Optimizer], average: WeightAverage | None = None
+    run: RunFolder, model: nn.Module, optimizers: list[Optimizer], average: WeightAverage | None = None
 ) -> Progress:
     """Restore weights, their average if there is one, and optimiser state to the last checkpoint."""
     saved, metadata = load_tensors(run.checkpoint)
@@ -77,7 +76,7 @@ def load_checkpoint(
     return Progress(**metadata)
 
 
-def _optimizer_states(model: CausalLM, optimizers: list[Optimizer]) -> list[tuple[str, dict[str, Any]]]:
+def _optimizer_states(model: nn.Module, optimizers: list[Optimizer]) -> list[tuple[str, dict[str, Any]]]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [
         (names[parameter], optimizer.state[parameter])

@@ -36,6 +36,9 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def summary(self) -> str:
+        return f"({self.protocol}) {self.loss:.4f} nats, {self.bits_per_byte:.4f} bits/byte"
+
 
 @torch.no_grad()
 def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int) -> Evaluation:

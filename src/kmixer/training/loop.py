@@ -1,4 +1,4 @@
-"""The training loop: random windows, one step after another, evaluations and checkpoints in between."""
+"""The training loop: one step after another, evaluations and checkpoints in between, whatever the task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,33 +18,31 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kmixer.data.batches import random_windows
-from kmixer.data.token_files import Dataset, count_tokens, prepare_dataset
 from kmixer.errors import DivergedError, InputError
-from kmixer.models.causal_lm import CausalLM
-from kmixer.models.heads import AdaptiveHead
-from kmixer.models.model_folder import load_tokenizer, load_weights, save_config, save_weights
+from kmixer.models.model_folder import Model, load_weights
 from kmixer.training.averaging import WeightAverage
 from kmixer.training.checkpoint import Progress, load_checkpoint, save_checkpoint, seed_of, seed_step
-from kmixer.training.dynamics import first_windows, measure_dynamics, norms_by_group
-from kmixer.training.evaluation import Evaluation, evaluate
+from kmixer.training.classification import ClassificationTask
+from kmixer.training.dynamics import norms_by_group
+from kmixer.training.language import LanguageTask
 from kmixer.training.matmul_precision import fast_exact_matmuls
 from kmixer.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates
-from kmixer.training.recipe import Recipe
+from kmixer.training.recipe import AnyRecipe, ClassificationRecipe, Recipe
 from kmixer.training.results import write_results
 from kmixer.training.run_folder import RunFolder
+from kmixer.training.task import Measured, Task
 
 
 class Reporter:
     """What training tells while it runs. This one keeps silent."""
 
-    def started(self, recipe: Recipe, run: Path, dataset: Dataset, parameters: int, step: int) -> None:
+    def started(self, task: Task, run: Path, parameters: int, step: int) -> None:
         """Training begins after `step` steps."""
 
-    def trained(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+    def trained(self, step: int, loss: float, units_per_second: float, seconds_left: float) -> None:
         """A step was made."""
 
-    def evaluated(self, step: int, evaluations: list[Evaluation], is_best: bool) -> None:
+    def evaluated(self, step: int, measured: Sequence[Measured], is_best: bool) -> None:
         """The validation part was evaluated."""
 
 
@@ -60,8 +58,16 @@ class Result:
     is_main_process: bool = True
 
 
+def open_task(recipe: AnyRecipe, *, resumed: Path | None = None, data_dir: Path | None = None) -> Task:
+    """A recipe with its data; `resumed` is the run it continues. Raises InputError where the data is not there."""
+    if isinstance(recipe, ClassificationRecipe):
+        return ClassificationTask(recipe, data_dir)
+    assert isinstance(recipe, Recipe)
+    return LanguageTask(recipe, resumed, data_dir)
+
+
 def train(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     out: Path,
     *,
     resume: bool = False,
@@ -76,7 +82,9 @@ def train(
         InputError: anything wrong with the input; an existing run is then as it was.
         DivergedError: a loss or gradient that is not finite; the last checkpoint is kept.
     """
-    accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=_ddp_options(recipe))
+    unused = isinstance(recipe, Recipe) and recipe.model.head.kind == "adaptive"  # a band no target falls into
+    options = DistributedDataParallelKwargs(find_unused_parameters=unused)
+    accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[options])
     run = RunFolder(out)
     if accelerator.is_main_process:
         if resume:
@@ -86,28 +94,26 @@ def train(
     accelerator.wait_for_everyone()
 
     with accelerator.main_process_first():
-        tokenizer = load_tokenizer(out) if resume else recipe.tokenizer
-        dataset = prepare_dataset(recipe.data, tokenizer, data_dir)
-    recipe = _with_vocabulary(recipe, dataset.tokenizer.vocabulary_size)
-    _check_lengths(recipe, dataset, accelerator.num_processes)
+        task = open_task(recipe, resumed=out if resume else None, data_dir=data_dir)
+    recipe = task.recipe
+    task.check()
+    _check_sharing(recipe, accelerator.num_processes)
 
     dtype = torch.float64 if recipe.training.precision == "float64" else torch.float32
     torch.manual_seed(seed_of(recipe.training.seed, 0, "weights"))
-    model = CausalLM(recipe.model, recipe.tokenizer.vocabulary_size).to(accelerator.device, dtype)
-    if isinstance(model.head, AdaptiveHead):
-        model.head.set_frequencies(count_tokens(dataset.train, model.vocabulary_size))
+    model = task.build_model().to(accelerator.device, dtype)
     optimizers = build_optimizers(model, recipe.training)
     if recipe.training.compile and accelerator.device.type == "cuda":
-        model.stack.compile_layers()
+        model.compile_layers()
 
     average = None if recipe.training.average is None else WeightAverage(model, recipe.training.average)
 
-    place, progress = run, Progress(corpus_sha256=dataset.sha256)
+    place, progress = run, Progress(corpus_sha256=task.corpus_sha256)
     if resume:
         run.check_recipe(recipe)
         progress = load_checkpoint(run, model, optimizers, average)
-        if progress.corpus_sha256 != dataset.sha256:
-            raise InputError(f"cannot resume {out}: the text of corpus {recipe.data.corpus} is not what it was")
+        if progress.corpus_sha256 != task.corpus_sha256:
+            raise InputError(f"cannot resume {out}: the data is not what it was")
         load_weights(out)  # they may be the best there will be: damage is to be known now
         if accelerator.is_main_process:
             run.remove_leftovers()
@@ -116,11 +122,11 @@ def train(
         if accelerator.is_main_process:
             run = place.staged()
             run.write_recipe(recipe)
-            save_config(run.path, model, dataset.tokenizer)
-            run.write_environment(accelerator.device, accelerator.num_processes, dataset.sha256)
+            task.save_config(run.path, model)
+            run.write_environment(accelerator.device, accelerator.num_processes, task.corpus_sha256)
     accelerator.wait_for_everyone()
     reporter = reporter or Reporter()
-    trainer = _Trainer(recipe, run, place, dataset, model, optimizers, average, progress, accelerator, reporter)
+    trainer = _Trainer(task, run, place, model, optimizers, average, progress, accelerator, reporter)
     return trainer.run_to_the_end()
 
 
@@ -129,34 +135,32 @@ class _Trainer:
 
     def __init__(
         self,
-        recipe: Recipe,
+        task: Task,
         run: RunFolder,
         place: RunFolder,
-        dataset: Dataset,
-        model: CausalLM,
+        model: Model,
         optimizers: list[Optimizer],
         average: WeightAverage | None,
         progress: Progress,
         accelerator: Accelerator,
         reporter: Reporter,
     ) -> None:
-        self.recipe, self.config, self.dataset = recipe, recipe.training, dataset
+        self.task, self.config = task, task.recipe.training
         self.run, self.place = run, place  # a new run moves to its place with its first checkpoint
         self.model, self.optimizers, self.average, self.progress = model, optimizers, average, progress
         self.accelerator = accelerator
         self.reporter = reporter if accelerator.is_main_process else Reporter()
         self.network: nn.Module = accelerator.prepare_model(model)
-        self.tokens = dataset.train.tokens.to(accelerator.device)
+        task.to(accelerator.device)
         self.generator = torch.Generator(accelerator.device)
         self.norms: dict[str, dict[str, float]] = {}  # of the last step before an evaluation, by group
-        self.sample = first_windows(dataset.validation.tokens, recipe.evaluation_window)
         self.training_seconds = 0.0  # of this session, without evaluations
         self.steps_made = 0
 
     def run_to_the_end(self) -> Result:
         progress, config = self.progress, self.config
         parameters = sum(p.numel() for p in self.model.parameters())
-        self.reporter.started(self.recipe, self.place.path, self.dataset, parameters, progress.step)
+        self.reporter.started(self.task, self.place.path, parameters, progress.step)
         with _interrupts() as interrupted, fast_exact_matmuls(self.accelerator.device):
             if progress.best is None:
                 self._evaluate()
@@ -170,7 +174,7 @@ class _Trainer:
         finished = progress.step == config.steps
         if finished and self.accelerator.is_main_process:
             with self._kept_weights():
-                write_results(self.run, self.model, self.dataset, recipe=self.recipe, progress=progress)
+                write_results(self.run, self.model, self.task, progress)
         self.accelerator.wait_for_everyone()
         return Result(
             self.place.path, progress.step, finished, progress.best, progress.seconds, self.accelerator.is_main_process
@@ -215,7 +219,7 @@ class _Trainer:
         spent = time.perf_counter() - began
         self.training_seconds += spent
         progress.seconds += spent
-        rate = self.steps_made * config.batch_size * config.window / self.training_seconds
+        rate = self.steps_made * self.task.recipe.units_per_step / self.training_seconds
         if step % config.log_every == 0:
             self._log(factor, float(norm), rate)
         left = (config.steps - step) * self.training_seconds / self.steps_made
@@ -224,7 +228,7 @@ class _Trainer:
     def _backward(self) -> Tensor:
         """Add the gradients of one batch; its mean loss over this process's share."""
         config, accelerator = self.config, self.accelerator
-        x, y = random_windows(self.tokens, config.window, config.batch_size, self.generator)
+        x, y = self.task.batch(self.generator)
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         pieces = list(zip(x[share].chunk(config.accumulation), y[share].chunk(config.accumulation), strict=True))
         total = torch.zeros((), device=x.device, dtype=torch.float64)
@@ -232,7 +236,7 @@ class _Trainer:
             last = index == len(pieces) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.network):
                 with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                    loss = self.network(inputs, targets=targets).losses.mean() / len(pieces)
+                    loss = self.task.loss(self.network, inputs, targets) / len(pieces)
                 loss.backward()
             total += loss.detach()
         return total
@@ -243,12 +247,12 @@ class _Trainer:
             self.run.append_metrics(
                 {
                     "step": progress.step,
-                    "tokens": progress.step * config.batch_size * config.window,
+                    self.task.unit: progress.step * self.task.recipe.units_per_step,
                     "train_loss": progress.loss_sum / progress.loss_count,
                     "learning_rate": config.learning_rate * factor,
                     "gradient_norm": norm,
                     "seconds": progress.seconds,
-                    "tokens_per_second": rate,
+                    f"{self.task.unit}_per_second": rate,
                 }
             )
         progress.loss_sum, progress.loss_count = 0.0, 0
@@ -260,18 +264,15 @@ class _Trainer:
     def _evaluate(self) -> None:
         """Measure the validation loss by every protocol, keep the best weights, and write a checkpoint."""
         with self._kept_weights():
-            evaluations, is_best = self._measure()
+            measured, is_best = self._measure()
         self._checkpoint()
-        self.reporter.evaluated(self.progress.step, evaluations, is_best)
+        self.reporter.evaluated(self.progress.step, measured, is_best)
 
-    def _measure(self) -> tuple[list[Evaluation], bool]:
-        progress, recipe = self.progress, self.recipe
+    def _measure(self) -> tuple[Sequence[Measured], bool]:
+        progress = self.progress
         began = time.perf_counter()
-        evaluations = [
-            evaluate(self.model, self.dataset.validation, protocol, recipe.evaluation_window)
-            for protocol in recipe.evaluation.protocols
-        ]
-        loss = evaluations[0].loss
+        measured = self.task.evaluate(self.model)
+        loss = measured[0].loss
         if not math.isfinite(loss):
             raise DivergedError(
                 f"step {progress.step}: validation loss {loss}; training stopped. "
@@ -282,19 +283,19 @@ class _Trainer:
             progress.best = {"step": progress.step, "loss": loss}
         progress.seconds += time.perf_counter() - began
         if self.accelerator.is_main_process:
-            measured = [evaluation.to_json() for evaluation in evaluations]
-            dynamics = measure_dynamics(self.model, self.sample)
-            line = {"step": progress.step, "validation": measured, "dynamics": dynamics, **self.norms}
+            found = [each.to_json() for each in measured]
+            dynamics = self.task.dynamics(self.model)
+            line = {"step": progress.step, "validation": found, "dynamics": dynamics, **self.norms}
             self.run.append_metrics({**line, "seconds": progress.seconds})
             if is_best:
                 about = {
-                    "recipe": recipe.name,
+                    "recipe": self.task.recipe.name,
                     "step": progress.step,
-                    "validation": measured,
+                    "validation": found,
                     "corpus_sha256": progress.corpus_sha256,
                 }
-                save_weights(self.run.path, self.model, self.dataset.tokenizer, about)
-        return evaluations, is_best
+                self.task.save_weights(self.run.path, self.model, about)
+        return measured, is_best
 
     def _checkpoint(self) -> None:
         if self.accelerator.is_main_process:
@@ -327,29 +328,8 @@ def _interrupts() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _ddp_options(recipe: Recipe) -> list[Any]:
-    # A band of the adaptive head that no target of a batch falls into gets no gradient.
-    unused = recipe.model.head.kind == "adaptive"
-    return [DistributedDataParallelKwargs(find_unused_parameters=unused)]
-
-
-def _with_vocabulary(recipe: Recipe, size: int) -> Recipe:
-    tokenizer = recipe.tokenizer.model_copy(update={"vocabulary_size": size})
-    return Recipe.parse(recipe.model_copy(update={"tokenizer": tokenizer}).model_dump(), source=f"recipe {recipe.name}")
-
-
-def _check_lengths(recipe: Recipe, dataset: Dataset, processes: int) -> None:
+def _check_sharing(recipe: AnyRecipe, processes: int) -> None:
     config = recipe.training
-    for part, split, window, extra in (
-        ("training", dataset.train, config.window, 2),
-        ("validation", dataset.validation, recipe.evaluation_window, 1),
-        ("test", dataset.test, recipe.evaluation_window, 1),
-    ):
-        if split is not None and len(split.tokens) < window + extra:
-            raise InputError(
-                f"the {part} part of corpus {recipe.data.corpus} has {len(split.tokens)} tokens; "
-                f"a window of {window} needs {window + extra} or more: give more text or a shorter window"
-            )
     if config.batch_size % (config.accumulation * processes):
         raise InputError(
             f"training.batch_size {config.batch_size} cannot be shared evenly by {processes} processes "

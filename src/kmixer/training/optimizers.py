@@ -16,13 +16,13 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from kmixer.training.recipe import TrainingConfig
+from kmixer.training.recipe import OptimizationConfig
 
 # Group of the author's `grouped` setting: (learning rate, weight decay) as factors.
 GROUPS = {"core": (1.0, 1.0), "bias": (0.5, 0.0), "norm": (0.5, 0.0), "embedding": (0.75, 0.0), "logit": (0.5, 0.0)}
 
 
-def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer]:
+def build_optimizers(model: nn.Module, config: OptimizationConfig) -> list[Optimizer]:
     """The optimisers of a recipe over all parameters that train."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers: list[Optimizer] = []
@@ -68,7 +68,7 @@ def is_stack_matrix(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim == 2 and not outside and "kernel." not in name
 
 
-def learning_rate_factor(step: int, config: TrainingConfig) -> float:
+def learning_rate_factor(step: int, config: OptimizationConfig) -> float:
     """Factor on every learning rate at step 1, 2, ..., steps: linear warm-up, then a cosine to the floor."""
     s, warmup = step - 1, config.warmup_steps
     if s < warmup:

@@ -11,23 +11,23 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig
-from kmixer.data.config import DataConfig, TokenizerConfig
+from kmixer.data.config import DataConfig, ImageDataConfig, TokenizerConfig
 from kmixer.errors import InputError
 from kmixer.files import read_text
 from kmixer.models.config import LanguageModelConfig, Positive
+from kmixer.models.vision import VisionConfig
 
 Protocol = Literal["windows", "stream"]
 NonNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class TrainingConfig(StrictConfig):
+class OptimizationConfig(StrictConfig):
     """How the weights are found."""
 
     seed: Annotated[int, Field(ge=0)] = 42
     steps: Positive
-    batch_size: Positive  # windows a step, over all processes and accumulation steps
-    window: Positive  # tokens a window
+    batch_size: Positive  # windows or examples a step, over all processes and accumulation steps
     optimizer: Literal["grouped", "simple", "muon"]  # see kmixer.training.optimizers
     learning_rate: Annotated[float, Field(gt=0)]  # of AdamW
     muon_learning_rate: Annotated[float, Field(gt=0)] | None = None  # of the matrices, optimizer "muon"
@@ -62,6 +62,12 @@ class TrainingConfig(StrictConfig):
         return self
 
 
+class TrainingConfig(OptimizationConfig):
+    """How the weights of a language model are found."""
+
+    window: Positive  # tokens a window
+
+
 class EvaluationConfig(StrictConfig):
     """How validation loss is measured during training; the first protocol chooses the best checkpoint."""
 
@@ -70,11 +76,30 @@ class EvaluationConfig(StrictConfig):
     test: bool = True  # measure the test part, where there is one, when training ends; not while choosing a recipe
 
 
-class Recipe(StrictConfig):
-    """An experiment: data, tokenizer, model, training, evaluation."""
+class AnyRecipe(StrictConfig):
+    """An experiment: what every kind of it says of itself."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     description: str
+    training: OptimizationConfig
+
+    def measures(self) -> dict[str, Any]:
+        """What two runs must share for their losses to measure the same thing."""
+        raise NotImplementedError
+
+    @property
+    def units_per_step(self) -> int:
+        """Tokens or examples of a training step."""
+        return self.training.batch_size
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+class Recipe(AnyRecipe):
+    """A language model: data, tokenizer, model, training, evaluation."""
+
+    task: Literal["language"] = "language"
     data: DataConfig
     tokenizer: TokenizerConfig
     model: LanguageModelConfig
@@ -101,8 +126,32 @@ class Recipe(StrictConfig):
     def evaluation_window(self) -> int:
         return self.evaluation.window or self.training.window
 
-    def to_toml(self) -> str:
-        return tomli_w.dumps(self.model_dump(exclude_none=True))
+    @property
+    def units_per_step(self) -> int:
+        return self.training.batch_size * self.training.window
+
+    def measures(self) -> dict[str, Any]:
+        return {
+            "validation": self.data.validation,
+            "test": self.data.test,
+            "tokenizer": self.tokenizer.model_dump(),
+            "protocol": self.evaluation.protocols[0],
+            "window": self.evaluation_window,
+        }
+
+
+class ClassificationRecipe(AnyRecipe):
+    """A classifier of images: data, model, training."""
+
+    task: Literal["classification"]
+    data: ImageDataConfig
+    model: VisionConfig
+
+    def measures(self) -> dict[str, Any]:
+        return {"validation": self.data.validation, "test": self.data.test, "protocol": "examples"}
+
+
+RECIPES: dict[str, type[AnyRecipe]] = {"language": Recipe, "classification": ClassificationRecipe}
 
 
 def packaged_recipes() -> list[str]:
@@ -120,7 +169,7 @@ def read_recipe_file(recipe: str) -> str:
     raise InputError(f"recipe {recipe!r}: no such recipe; allowed: {', '.join(packaged_recipes())}, or a .toml file")
 
 
-def load_recipe(recipe: str, settings: list[str] | None = None) -> Recipe:
+def load_recipe(recipe: str, settings: list[str] | None = None) -> AnyRecipe:
     """A recipe by name or file, with `key=value` settings applied. Raises InputError, one line."""
     text = read_recipe_file(recipe)
     try:
@@ -129,7 +178,27 @@ def load_recipe(recipe: str, settings: list[str] | None = None) -> Recipe:
         raise InputError(f"recipe {recipe} is not valid TOML: {error}") from None
     for setting in settings or []:
         _apply(values, setting)
-    return Recipe.parse(values, source=f"recipe {recipe}")
+    return parse_recipe(values, f"recipe {recipe}")
+
+
+def load_language_recipe(recipe: str, settings: list[str] | None = None) -> Recipe:
+    """`load_recipe` for what needs a language model. Raises InputError for a recipe of another task."""
+    return as_language(load_recipe(recipe, settings))
+
+
+def as_language(recipe: AnyRecipe) -> Recipe:
+    """The same recipe. Raises InputError where it is not of a language model."""
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"recipe {recipe.name} is no language model; this command needs one")
+    return recipe
+
+
+def parse_recipe(values: dict[str, Any], source: str) -> AnyRecipe:
+    """A recipe from nested plain values; `source` says where they are from."""
+    task = values.get("task", "language")
+    if task not in RECIPES:
+        raise InputError(f"{source}: task: got {task!r}; allowed: {', '.join(RECIPES)}")
+    return RECIPES[task].parse(values, source=source)
 
 
 def _apply(values: dict[str, Any], setting: str) -> None:

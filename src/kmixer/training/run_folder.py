@@ -30,7 +30,7 @@ import kmixer
 from kmixer.errors import InputError
 from kmixer.files import describe_write_error, read_json, read_text, write_json, write_text
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
-from kmixer.training.recipe import Recipe
+from kmixer.training.recipe import AnyRecipe, parse_recipe
 
 RECIPE, METRICS, ENVIRONMENT, RESULTS, CHECKPOINT = (
     "recipe.toml",
@@ -92,10 +92,10 @@ class RunFolder:
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
 
-    def write_recipe(self, recipe: Recipe) -> None:
+    def write_recipe(self, recipe: AnyRecipe) -> None:
         write_text(self.path / RECIPE, recipe.to_toml())
 
-    def read_recipe(self) -> Recipe:
+    def read_recipe(self) -> AnyRecipe:
         if not self.exists():
             raise InputError(f"{self.path} holds no run ({RECIPE} is missing)")
         path = self.path / RECIPE
@@ -103,9 +103,9 @@ class RunFolder:
             values = tomllib.loads(read_text(path))
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{path} is not valid TOML: {error}") from None
-        return Recipe.parse(values, source=str(path))
+        return parse_recipe(values, str(path))
 
-    def check_recipe(self, recipe: Recipe) -> None:
+    def check_recipe(self, recipe: AnyRecipe) -> None:
         """Raises InputError naming the keys in which a run's recipe differs from this one."""
         ours, theirs = _flat(self.read_recipe().model_dump()), _flat(recipe.model_dump())
         changed = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]

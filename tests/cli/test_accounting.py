@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kmixer.models.accounting import Account, account
-from kmixer.training.recipe import load_recipe
-
-
-def costs(recipe: str) -> Account:
-    loaded = load_recipe(recipe)
-    config = loaded.training
-    tokens = config.steps * config.batch_size * config.window
-    return account(loaded.model, loaded.tokenizer.vocabulary_size, window=config.window, tokens=tokens)
+from kmixer.cli.inspect import account_of
 
 
 @pytest.mark.parametrize(
@@ -25,23 +17,38 @@ def costs(recipe: str) -> Account:
 def test_the_published_pair(
     recipe: str, parameters: int, a_token: float, training: float, tokens: float, a_parameter: float
 ) -> None:
-    found = costs(recipe)
+    found = account_of(recipe)
     assert found.total_parameters == parameters
     assert found.training_flops == pytest.approx(a_token, rel=3e-5)
     assert found.total_training_flops == pytest.approx(training, rel=1e-4)
-    assert found.tokens == pytest.approx(tokens, rel=1e-4)
-    assert found.tokens / found.matrix_parameters == pytest.approx(a_parameter, rel=1e-3)
+    assert found.trained_units == pytest.approx(tokens, rel=1e-4)
+    assert found.trained_units / found.matrix_parameters == pytest.approx(a_parameter, rel=1e-3)
 
 
 def test_the_cache_of_gaussian_attention_is_half_of_softmax() -> None:
-    gaussian, softmax = costs("gka-d20"), costs("nanochat-d20")
+    gaussian, softmax = account_of("gka-d20"), account_of("nanochat-d20")
     assert gaussian.cache_bytes_per_token == 20 * 1280 * 2
     assert softmax.cache_bytes_per_token == 2 * gaussian.cache_bytes_per_token
     assert gaussian.constant_state_bytes == softmax.constant_state_bytes == 0
 
 
 def test_a_k_stack_keeps_its_state_whatever_the_length() -> None:
-    found = costs("k-operators-local-shakespeare")
+    found = account_of("k-operators-local-shakespeare")
     assert found.cache_bytes_per_token == 0
     # 6 layers of S (4, 64) and the last 7 inputs, at 2 bytes.
     assert found.constant_state_bytes == 6 * (4 * 64 + 7 * 64) * 2
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "flops", "gka_parameters", "gka_flops"),
+    [("ti", 5.72, 2.51, 4.38, 1.98), ("s", 22.05, 9.20, 16.73, 7.11), ("b", 86.57, 35.13, 65.31, 26.76)],
+)
+def test_the_published_vision_pairs(
+    size: str, parameters: float, flops: float, gka_parameters: float, gka_flops: float
+) -> None:
+    softmax = account_of(f"deit-{size}")
+    gaussian = account_of(f"deit-{size}", ["model.mixers=gaussian"])
+    assert round(softmax.total_parameters / 1e6, 2) == parameters
+    assert round(softmax.forward_flops / 1e9, 2) == flops
+    assert round(gaussian.total_parameters / 1e6, 2) == gka_parameters
+    assert round(gaussian.forward_flops / 1e9, 2) == gka_flops

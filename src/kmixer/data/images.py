@@ -1,0 +1,174 @@
+"""Labelled images: where they are found, how they are split, and how training varies them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from kmixer.data.config import Augmentation, ImageDataConfig
+from kmixer.errors import InputError
+from kmixer.files import user_cache
+
+# Splits are cut from one shuffled order, the same in every run.
+SPLIT_SEED = 0
+# A channel that is the same everywhere is not scaled up without end.
+MIN_DEVIATION = 1e-3
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images (n, c, h, w) of one part, and their classes (n,)."""
+
+    pixels: UInt8[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """The parts of an image dataset."""
+
+    train: Images
+    validation: Images
+    test: Images | None
+    classes: int
+    sha256: str
+
+    def statistics(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+        """Mean and deviation of each channel over the training part."""
+        channels = self.train.pixels.float().transpose(0, 1).flatten(1)
+        return channels.mean(1), channels.std(1).clamp(min=MIN_DEVIATION)
+
+
+def load_images(config: ImageDataConfig, data_dir: Path | None = None) -> ImageDataset:
+    """Find a dataset and cut it into parts.
+
+    "digits" comes with scikit-learn. "cifar10" and any other name is a file NAME.npz in `data_dir` or the cache
+    folder, or a path to one: arrays x_train (n, h, w, c) uint8, y_train, x_test, y_test; nothing pickled.
+    Where the dataset has a test part of its own, `test` must be 0 and that part is used.
+
+    Raises:
+        InputError: a dataset that is not there, a file that does not hold those arrays, an empty part.
+    """
+    if config.dataset == "digits":
+        pixels, labels = _digits()
+        own_test = None
+    else:
+        pixels, labels, own_test = _read_npz(_find(config.dataset, data_dir))
+    if own_test is not None and config.test:
+        raise InputError(f"data.test: got {config.test}; {config.dataset} has a test part of its own, so give 0")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    held, tested = round(config.validation * len(labels)), round(config.test * len(labels))
+    parts = order.split([len(labels) - held - tested, held, tested])
+    train, validation, test = (Images(pixels[part], labels[part]) for part in parts)
+    if own_test is not None:
+        test = own_test
+    if len(train) == 0 or len(validation) == 0:
+        raise InputError(f"data: validation {config.validation} and test {config.test} leave a part empty")
+    digest = hashlib.sha256(pixels.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    return ImageDataset(train, validation, test if len(test) else None, int(labels.max()) + 1, digest)
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise InputError(
+            "dataset digits comes with scikit-learn, which is not installed: pip install 'kmixer[vision]'"
+        ) from None
+    found = load_digits()
+    pixels = torch.from_numpy(found.images.astype(np.uint8))[:, None]  # 0 to 16
+    return pixels, torch.from_numpy(found.target.astype(np.int64))
+
+
+def _find(name: str, data_dir: Path | None) -> Path:
+    if Path(name).suffix == ".npz":
+        if Path(name).is_file():
+            return Path(name)
+        raise InputError(f"dataset {name}: there is no such file")
+    folders = [folder for folder in (data_dir, user_cache() / "data") if folder is not None]
+    found = [path for folder in folders for path in sorted(folder.glob(f"**/{name}*.npz"))]
+    if found:
+        return found[0]
+    raise InputError(
+        f"dataset {name} is not in {' nor in '.join(map(str, folders))}; put {name}.npz there (x_train, y_train, "
+        "x_test, y_test), give its folder with --data-dir, or use dataset digits, which needs no file"
+    )
+
+
+def _read_npz(path: Path) -> tuple[Tensor, Tensor, Images]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} does not hold x_train, y_train, x_test and y_test: {error}") from None
+
+    def part(name: str) -> tuple[Tensor, Tensor]:
+        pixels, labels = arrays[f"x_{name}"], arrays[f"y_{name}"].reshape(-1)
+        if pixels.ndim != 4 or pixels.dtype != np.uint8 or len(pixels) != len(labels) or len(labels) == 0:
+            raise InputError(f"{path}: x_{name} is {pixels.dtype} {pixels.shape}; it should be uint8 (n, h, w, c)")
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))
+
+    return *part("train"), Images(*part("test"))
+
+
+# --- variations of training images ----------------------------------------------------------------
+
+
+def shift(pixels: UInt8[Tensor, "n c h w"], generator: torch.Generator) -> UInt8[Tensor, "n c h w"]:
+    """Move every image by up to an eighth of its size in each direction; zeros come in."""
+    n, _, height, width = pixels.shape
+    pad = max(1, height // 8)
+    padded = F.pad(pixels, (pad,) * 4)
+    down, right = torch.randint(2 * pad + 1, (2, n), generator=generator, device=pixels.device)
+    rows = (torch.arange(height, device=pixels.device) + down[:, None])[:, None, :, None]
+    columns = (torch.arange(width, device=pixels.device) + right[:, None])[:, None, None, :]
+    images = torch.arange(n, device=pixels.device)[:, None, None, None]
+    channels = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
+    return padded[images, channels, rows, columns]
+
+
+def shift_and_flip(pixels: UInt8[Tensor, "n c h w"], generator: torch.Generator) -> UInt8[Tensor, "n c h w"]:
+    """`shift`, and half of the images mirrored."""
+    mirrored = torch.rand(len(pixels), generator=generator, device=pixels.device) < 0.5
+    moved = shift(pixels, generator)
+    return torch.where(mirrored[:, None, None, None], moved.flip(-1), moved)
+
+
+def deit(pixels: UInt8[Tensor, "n c h w"], generator: torch.Generator) -> UInt8[Tensor, "n c h w"]:
+    """`shift_and_flip`, then RandAugment and random erasing as DeiT has them, by torchvision."""
+    try:
+        from torchvision.transforms import v2
+    except ImportError:
+        raise InputError(
+            "data.augment 'deit' needs torchvision, which is not installed; allowed without it: none, shift, "
+            "shift_and_flip"
+        ) from None
+    steps = v2.Compose([v2.RandAugment(2, 9), v2.RandomErasing(p=0.25)])
+    with torch.random.fork_rng([]):  # torchvision draws from the global generator
+        torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator, device=pixels.device)))
+        return torch.stack([steps(image) for image in shift_and_flip(pixels, generator)])
+
+
+AUGMENTATIONS: dict[Augmentation, Callable[[Tensor, torch.Generator], Tensor] | None] = {
+    "none": None,
+    "shift": shift,
+    "shift_and_flip": shift_and_flip,
+    "deit": deit,
+}
+
+
+def augmented(pixels: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
+    """Training images varied as a recipe says."""
+    vary = AUGMENTATIONS[kind]
+    return pixels if vary is None else vary(pixels, generator)

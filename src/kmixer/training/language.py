@@ -1,0 +1,126 @@
+"""Language models as a training task: random windows of text, cross-entropy of the next token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kmixer.data.batches import random_windows
+from kmixer.data.token_files import Dataset, count_tokens, prepare_dataset
+from kmixer.errors import InputError
+from kmixer.models.causal_lm import CausalLM
+from kmixer.models.flops import count_flops
+from kmixer.models.heads import AdaptiveHead
+from kmixer.models.model_folder import load_tokenizer, save_config, save_weights
+from kmixer.training.dynamics import first_windows, measure_dynamics
+from kmixer.training.evaluation import Evaluation, evaluate, loss_by_position
+from kmixer.training.recipe import Protocol, Recipe
+from kmixer.training.task import Task
+
+# Every model is measured at these windows too, where it and the text reach so far.
+COMMON_WINDOWS = (256, 1024)
+
+
+class LanguageTask(Task):
+    """A language-model recipe with its corpus and tokenizer.
+
+    Args:
+        recipe: the recipe.
+        resumed: the run whose tokenizer is used again; None builds one.
+        data_dir: where corpora are looked for first.
+    """
+
+    unit = "tokens"
+
+    def __init__(self, recipe: Recipe, resumed: Path | None = None, data_dir: Path | None = None) -> None:
+        tokenizer = recipe.tokenizer if resumed is None else load_tokenizer(resumed)
+        self.dataset: Dataset = prepare_dataset(recipe.data, tokenizer, data_dir)
+        self.recipe: Recipe = _with_vocabulary(recipe, self.dataset.tokenizer.vocabulary_size)
+        self.corpus_sha256 = self.dataset.sha256
+        self.tokens = self.dataset.train.tokens
+        self.sample = first_windows(self.dataset.validation.tokens, self.recipe.evaluation_window)
+
+    def describe(self) -> list[str]:
+        recipe, config, dataset = self.recipe, self.recipe.training, self.dataset
+        return [
+            f"{recipe.data.corpus}: {len(dataset.train.tokens):,} training tokens, "
+            f"{len(dataset.validation.tokens):,} validation tokens, vocabulary {recipe.tokenizer.vocabulary_size}",
+            f"{config.steps:,} steps of {config.batch_size} x {config.window} tokens",
+        ]
+
+    def check(self) -> None:
+        config, recipe = self.recipe.training, self.recipe
+        for part, split, window, extra in (
+            ("training", self.dataset.train, config.window, 2),
+            ("validation", self.dataset.validation, recipe.evaluation_window, 1),
+            ("test", self.dataset.test, recipe.evaluation_window, 1),
+        ):
+            if split is not None and len(split.tokens) < window + extra:
+                raise InputError(
+                    f"the {part} part of corpus {recipe.data.corpus} has {len(split.tokens)} tokens; "
+                    f"a window of {window} needs {window + extra} or more: give more text or a shorter window"
+                )
+
+    def build_model(self) -> CausalLM:
+        model = CausalLM(self.recipe.model, self.recipe.tokenizer.vocabulary_size)
+        if isinstance(model.head, AdaptiveHead):
+            model.head.set_frequencies(count_tokens(self.dataset.train, model.vocabulary_size))
+        return model
+
+    def to(self, device: torch.device) -> None:
+        self.tokens = self.tokens.to(device)
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        config = self.recipe.training
+        return random_windows(self.tokens, config.window, config.batch_size, generator)
+
+    def loss(self, network: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+        losses: Tensor = network(inputs, targets=targets).losses
+        return losses.mean()
+
+    def evaluate(self, model: CausalLM) -> list[Evaluation]:
+        recipe = self.recipe
+        return [
+            evaluate(model, self.dataset.validation, protocol, recipe.evaluation_window)
+            for protocol in recipe.evaluation.protocols
+        ]
+
+    def dynamics(self, model: CausalLM) -> dict[str, Any]:
+        return measure_dynamics(model, self.sample)
+
+    def save_config(self, folder: Path, model: CausalLM) -> None:
+        save_config(folder, model, self.dataset.tokenizer)
+
+    def save_weights(self, folder: Path, model: CausalLM, about: dict[str, Any]) -> None:
+        save_weights(folder, model, self.dataset.tokenizer, about)
+
+    def final_measures(self, model: CausalLM) -> dict[str, Any]:
+        """Evaluations of every part: the recipe's protocols first, then the common windows, then as one stream."""
+        recipe, dataset = self.recipe, self.dataset
+        parts = {"validation": dataset.validation, "test": dataset.test if recipe.evaluation.test else None}
+        found: dict[str, Any] = {}
+        for name, split in parts.items():
+            if split is None:
+                continue
+            limit = min(model.config.max_positions or len(split.tokens), len(split.tokens) - 1)
+            windows = [window for window in COMMON_WINDOWS if window <= limit]
+            measures: dict[tuple[Protocol, int | None], None] = {}
+            for protocol in recipe.evaluation.protocols:
+                measures[protocol, recipe.evaluation_window if protocol == "windows" else None] = None
+            measures |= {("windows", window): None for window in windows}
+            if model.config.max_positions is None:
+                measures["stream", None] = None
+            found[name] = [evaluate(model, split, protocol, window or 0).to_json() for protocol, window in measures]
+        found["loss_by_position"] = loss_by_position(model, dataset.validation, recipe.evaluation_window)
+        return found
+
+    def forward_flops(self, model: CausalLM) -> float:
+        return self.recipe.units_per_step * count_flops(model, self.recipe.training.window)
+
+
+def _with_vocabulary(recipe: Recipe, size: int) -> Recipe:
+    tokenizer = recipe.tokenizer.model_copy(update={"vocabulary_size": size})
+    return Recipe.parse(recipe.model_copy(update={"tokenizer": tokenizer}).model_dump(), source=f"recipe {recipe.name}")

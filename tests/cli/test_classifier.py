@@ -1,0 +1,30 @@
+"""The commands of a run, on a classifier."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from kmixer.training.loop import train
+from kmixer.training.recipe import ClassificationRecipe
+from tests.cli.conftest import Run
+from tests.training.test_classification import recipe  # noqa: F401  (a fixture)
+
+
+def test_the_commands_take_a_classifier(
+    recipe: ClassificationRecipe,  # noqa: F811
+    tmp_path: Path,
+    kmixer_command: Run,
+) -> None:
+    train(recipe, tmp_path / "run")
+    answer = json.loads(kmixer_command("eval", str(tmp_path / "run"), "--json").out)
+    assert math.isfinite(answer["loss"])
+    assert answer["examples"] > 0
+    assert "sigma" in json.loads(kmixer_command("analyze", str(tmp_path / "run"), "--json").out)
+    assert "effective keys" in kmixer_command("analyze", str(tmp_path / "run")).out
+    kmixer_command("report", str(tmp_path / "run"), "--figures", str(tmp_path / "figures"))
+    assert "What the class token" in (tmp_path / "run/report.html").read_text()
+    assert (tmp_path / "figures/class-token.png").stat().st_size > 1000
+    said = kmixer_command("generate", str(tmp_path / "run"), "--prompt", "x").error()
+    assert "holds a classifier of images, not a language model" in said

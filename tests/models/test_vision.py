@@ -1,0 +1,85 @@
+"""Laws of the vision transformer and of its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kmixer.errors import InputError
+from kmixer.models.vision import DropPath, VisionConfig, VisionTransformer
+
+VALUES = {"image_size": 8, "channels": 3, "patch_size": 4, "classes": 5, "width": 12, "layers": 2, "heads": 3}
+mixers = pytest.mark.parametrize("mixer", ["softmax", "gaussian"])
+
+
+def make_model(mixer: str = "softmax", **values: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    config = VisionConfig.parse(VALUES | {"mixers": mixer} | values, source="test")
+    model = VisionTransformer(config).double().eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def images(n: int = 4) -> torch.Tensor:
+    return torch.randn(n, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+
+
+@mixers
+def test_it_is_its_formula(mixer: str) -> None:
+    model, x = make_model(mixer), images(1)
+    patches = [x[0, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].flatten() for i in range(2) for j in range(2)]
+    h = torch.stack([model.class_token, *(model.patches(patch) for patch in patches)]) + model.positions
+    for block in model.blocks:
+        h = h + block.mixer(block.mixing_norm(h)[None])[0][0]
+        h = h + block.down(torch.nn.functional.gelu(block.up(block.feed_forward_norm(h))))
+    torch.testing.assert_close(model(x)[0], model.head(model.norm(h[0])))
+
+
+@mixers
+def test_images_of_a_batch_are_independent(mixer: str) -> None:
+    model, x = make_model(mixer), images()
+    whole = model(x)
+    for i in range(4):
+        torch.testing.assert_close(model(x[i : i + 1]), whole[i : i + 1])
+
+
+@mixers
+def test_every_parameter_gets_a_gradient(mixer: str) -> None:
+    model = make_model(mixer)
+    model(images()).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_pixels_are_normalised_and_the_statistics_are_saved() -> None:
+    model, x = make_model(), images()
+    model.pixel_mean, model.pixel_deviation = torch.tensor([1.0, 2, 3]).double(), torch.tensor([2.0, 4, 5]).double()
+    scaled = x * model.pixel_deviation[:, None, None] + model.pixel_mean[:, None, None]
+    plain = make_model()
+    torch.testing.assert_close(model(scaled), plain(x))
+    assert {"pixel_mean", "pixel_deviation"} <= set(model.state_dict())
+
+
+def test_drop_path_keeps_the_mean_and_acts_in_training_only() -> None:
+    torch.manual_seed(0)
+    layer, x = DropPath(0.25), torch.ones(4000, 1, 1)
+    dropped = layer(x)
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert dropped.mean() == pytest.approx(1, abs=0.05)
+    assert torch.equal(layer.eval()(x), x)
+    rates = [block.drop_path.probability for block in make_model(drop_path=0.3, layers=4).blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+def test_what_does_not_fit_is_named() -> None:
+    with pytest.raises(InputError, match=r"images: got \(3, 8, 9\); this model takes \(3, 8, 8\)"):
+        make_model()(torch.zeros(1, 3, 8, 9))
+    with pytest.raises(InputError, match="patch_size: got 3; it must divide image_size 8"):
+        make_model(patch_size=3)
+    with pytest.raises(InputError, match="mixers: k2 mixes with the past only; allowed for images: gaussian, softmax"):
+        make_model("k2")
