@@ -9,7 +9,7 @@ Sources: Dosovitskiy et al. 2021, Touvron et al. 2021; with Gaussian attention K
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ class VisionConfig(MixersConfig):
     dropout: Probability = 0.0  # on the hidden units
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> VisionConfig:
         check_heads(self.width, self.heads, rotary=False)
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size: got {self.patch_size}; it must divide image_size {self.image_size}")
