@@ -73,3 +73,12 @@ def test_time_against_length(kmixer_command: Run, tmp_path: Path) -> None:
     assert [row["window"] for row in json.loads(stopped.out)["rows"]] == [64] * 4
     refused = kmixer_command("bench", "length", "--plot", tmp_path / "length.jpg")
     assert refused.error().endswith("allowed: a file that ends in .svg or .png")
+
+
+def test_gaussian_attention_by_backend_and_block(kmixer_command: Run) -> None:
+    answer = json.loads(kmixer_command("bench", "gaussian", "--t", 300, "--width", 64, "--repeats", 1, "--json").out)
+    rows = answer["rows"]
+    assert [row["what"] for row in rows] == ["naive", "one product", "sdpa"] * 2 + ["softmax block", "gaussian block"]
+    assert all(row["error"] < 1e-4 and row["peak_bytes"] >= 0 for row in rows[:6])
+    assert rows[0]["times_faster"] == rows[3]["times_faster"] == rows[6]["relative"] == 1.0
+    assert rows[6]["cache"] == 2 * rows[7]["cache"] == 128

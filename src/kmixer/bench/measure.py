@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +47,15 @@ def copied_bytes_per_second() -> float:
     source = torch.ones(COPIED_BYTES // 4)
     target = torch.empty_like(source)
     return 2 * COPIED_BYTES / time_calls(lambda: target.copy_(source), 5).median
+
+
+def peak_resident_bytes() -> int:
+    """The most memory this process has held at once."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss of a child starts at what its parent held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def roofs() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kmixer.bench.measure import time_calls
+from kmixer.bench.measure import peak_resident_bytes, time_calls
 from kmixer.errors import InputError
 from kmixer.generation.decoding import DecodingStep, can_prepare
 from kmixer.models import CausalLM, ModelConfig, transformer_like
@@ -116,6 +115,6 @@ def bench_memory(recipe: str, settings: list[str], model: str) -> dict[str, Any]
 def print_peak(recipe: str, model: str, *settings: str) -> None:
     """The process `bench_memory` starts."""
     keep_freed_memory()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_bytes()
     bench_train(load_language_recipe(recipe, list(settings)), model, "float32", 1, 1.0)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(peak_resident_bytes() - before)

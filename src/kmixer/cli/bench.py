@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
+from kmixer.bench.gaussian import bench_backends, bench_blocks
 from kmixer.bench.length import LENGTHS, bench_length, plot_length
 from kmixer.bench.measure import roofs
 from kmixer.bench.models import bench_decode, bench_memory, bench_train
@@ -151,6 +152,28 @@ def memory(recipe: Recipes = None, settings: Settings = None, as_json: Json = Fa
     _report("memory", found, rows, {"recipe": "recipe", "model": "model", "peak MB": "peak_bytes"}, as_json)
 
 
+@app.command()
+def gaussian(
+    t: Annotated[list[int] | None, typer.Option("--t", help="Positions; may be given again.")] = None,
+    width: Annotated[list[int] | None, typer.Option(help="Width of the blocks; may be given again.")] = None,
+    threads: Threads = 1,
+    repeats: Repeats = 5,
+    as_json: Json = False,
+) -> None:
+    """Time Gaussian kernel attention by backend, and its block beside a softmax block; peak memory.
+
+    Example: kmixer bench gaussian --t 1024 --t 4096
+    """
+    found = _start(threads)
+    rows = [row for positions in t or (1024, 4096) for row in bench_backends(positions, repeats)]
+    rows += [row for d in width or (256, 768) for row in bench_blocks(d, 1024, 4, repeats)]
+    columns = {
+        "what": "what", "t": "t", "window": "window", "width": "width", "fwd+bwd ms": "seconds",
+        "x naive": "times_faster", "of softmax": "relative", "peak MB": "peak_bytes", "cache a token": "cache",
+    }  # fmt: skip
+    _report("gaussian", found, rows, columns, as_json)
+
+
 def _start(threads: int) -> dict[str, Any]:
     keep_freed_memory()
     torch.set_num_threads(threads)
@@ -175,7 +198,9 @@ def _report(
 
 def _shown(title: str, value: Any) -> str:
     scale = SCALES.get(title.split()[-1])
+    if value is None:
+        return "-"
     if isinstance(value, float) or scale is not None:
         value = value * (scale or 1)
         return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
