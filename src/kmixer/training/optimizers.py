@@ -64,7 +64,9 @@ def author_group(name: str) -> str:
 
 def is_stack_matrix(name: str, parameter: torch.Tensor) -> bool:
     """Whether Muon trains it: matrices that act on channels. A base kernel acts on positions and is left out."""
-    outside = name.startswith(("embedding.", "from_embedding.", "head.", "stack.value_embeddings."))
+    outside = name.startswith(
+        ("embedding.", "from_embedding.", "head.", "stack.value_embeddings.", "patches.", "positions")
+    )
     return parameter.ndim == 2 and not outside and "kernel." not in name
 
 

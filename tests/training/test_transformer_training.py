@@ -1,0 +1,61 @@
+"""A transformer of several mixers goes the whole way: trained on byte pairs, resumed, loaded, streamed, measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import kmixer
+from kmixer.training.loop import train
+from kmixer.training.optimizers import author_group, build_optimizers, is_stack_matrix
+from kmixer.training.recipe import Recipe, load_language_recipe
+from tests.training.test_classification import CrashError, StopAfter
+
+
+@pytest.fixture
+def hybrid(text_file: Path) -> Recipe:
+    settings = [f"data.corpus={text_file}", "data.validation=0.2", "tokenizer.vocabulary_size=300"]
+    settings += ["model.width=16", "model.layers=3", "model.heads=2", "model.mixers=['gaussian', 'k2', 'softmax']"]
+    settings += ["model.windows=SLL", "model.window=9", "model.value_embeddings=true", "model.dropout.mlp=0.1"]
+    settings += ["training.steps=8", "training.batch_size=4", "training.window=32", "training.warmup_steps=2"]
+    return load_language_recipe("transformer-plays", [*settings, "training.evaluate_every=4", "training.log_every=2"])
+
+
+def test_it_trains_resumes_loads_and_generates(hybrid: Recipe, tmp_path: Path) -> None:
+    train(hybrid, tmp_path / "whole")
+    with pytest.raises(CrashError):
+        train(hybrid, tmp_path / "broken", reporter=StopAfter(6))
+    train(hybrid, tmp_path / "broken", resume=True)
+    whole, broken = (kmixer.load(tmp_path / name) for name in ("whole", "broken"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), broken.state_dict().values(), strict=True)
+    )
+
+    results = json.loads((tmp_path / "whole/results.json").read_text())
+    measured = {(each["protocol"], each["window"]): each for each in results["best"]["validation"]}
+    assert {("windows", 32), ("windows", 256), ("stream", None)} <= measured.keys()
+    assert measured["stream", None]["bits_per_byte"] > 0
+    assert results["flops"] > 0
+
+    text = whole.generate("The ", max_new_tokens=20, seed=1)
+    assert text.startswith("The ")
+    assert text == "".join(["The ", *whole.generate("The ", max_new_tokens=20, seed=1, stream=True)])
+
+
+def test_bandwidths_and_scalars_take_no_decay_and_no_matrix_optimiser(hybrid: Recipe) -> None:
+    model = kmixer.LanguageModel(hybrid.model, 300)
+    parameters = dict(model.named_parameters())
+    special = [name for name in parameters if name.endswith(("log_sigma", "_scale", "_logit"))]
+    assert len(special) == 6
+    muon, adam = build_optimizers(model, hybrid.training)
+    in_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+    for name in [*special, *(name for name in parameters if "embedding" in name or name.startswith("head."))]:
+        assert id(parameters[name]) not in in_muon, name
+        assert not is_stack_matrix(name, parameters[name])
+    undecayed = {id(p) for group in adam.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+    for name in special:
+        assert id(parameters[name]) in undecayed, name
+        assert author_group(name) == "logit"
