@@ -21,6 +21,7 @@ CHECKED = (
     "kmixer.ops.feed_forward",
     "kmixer.ops.fused",
     "kmixer.ops.gaussian",
+    "kmixer.ops.hierarchical",
     "kmixer.layers",
     "kmixer.models.causal_lm",
     "kmixer.models.k_stack",

@@ -26,6 +26,10 @@ FORMS: list[tuple[MixerName, dict[str, Any], dict[str, Any]]] = [
     ("gaussian", {"value_source": "pre_rope"}, {"window": 5}),
     ("gaussian", {"exclude_self": True, "backend": "naive"}, {"window": 3}),
     ("gaussian", {"head_norm": False, "initial_sigma": 1.5}, {"rotary": False, "bias": True}),
+    ("hierarchical", {}, {}),
+    ("hierarchical", {"levels": 4, "taps": 3, "downsampling": "dense"}, {"rotary": False, "bias": True}),
+    ("hierarchical", {"levels": 2, "fusion": "output", "convolution_head": True}, {}),
+    ("hierarchical", {"levels": 2, "taps": 1, "downsampling": "average"}, {}),
     ("k2", {"rank": 3}, {}),
     ("k2", {"rank": 2, "base_kernel": {"kind": "toeplitz", "size": 5, "shared": False}, "output_gate": True}, {}),
     ("k2", {"rank": 2, "base_kernel": {"kind": "none", "shared": False}}, {}),
@@ -155,5 +159,5 @@ def test_without_causal_every_position_sees_all(name: MixerName) -> None:
 
 
 def test_k2_is_causal_only() -> None:
-    with pytest.raises(InputError, match="mixer k2 mixes with the past only; allowed here: gaussian, softmax"):
+    with pytest.raises(InputError, match="mixer k2 mixes with the past only; allowed here: gaussian, hierarchical"):
         make_mixer(("k2", {}, {}), causal=False)

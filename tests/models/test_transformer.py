@@ -208,7 +208,7 @@ def test_wrong_configurations_are_named() -> None:
         make_config(layer=3)
     with pytest.raises(InputError, match="windows 'SL' with window None; S layers need one, and only they do"):
         make_config(windows="SL")
-    with pytest.raises(InputError, match="layer 0 is short and its mixer k2, which has no window"):
+    with pytest.raises(InputError, match="layer 0 is short, and its mixer k2 has no window"):
         make_config(windows="S", window=3, mixers=["k2"])
     with pytest.raises(InputError, match="base_kernel: got kind 'conv', shared True; allowed here: none"):
         make_config(k2={"base_kernel": {"kind": "conv"}})

@@ -81,5 +81,5 @@ def test_what_does_not_fit_is_named() -> None:
         make_model()(torch.zeros(1, 3, 8, 9))
     with pytest.raises(InputError, match="patch_size: got 3; it must divide image_size 8"):
         make_model(patch_size=3)
-    with pytest.raises(InputError, match="mixers: k2 mixes with the past only; allowed for images: gaussian, softmax"):
+    with pytest.raises(InputError, match="mixers: k2 mixes with the past only; allowed for images: gaussian"):
         make_model("k2")

@@ -3,6 +3,7 @@
 from kmixer.layers.base_kernel import BaseKernel
 from kmixer.layers.feed_forward import FeedForward, SquaredReluFeedForward
 from kmixer.layers.gaussian_attention import GaussianAttention, GaussianCache
+from kmixer.layers.hierarchical_attention import HierarchicalAttention, HierarchicalCache
 from kmixer.layers.k_operators import K0, K1, K2, K2Mixer, K2State
 from kmixer.layers.softmax_attention import KeyValueCache, SoftmaxAttention
 
@@ -14,6 +15,8 @@ __all__ = [
     "FeedForward",
     "GaussianAttention",
     "GaussianCache",
+    "HierarchicalAttention",
+    "HierarchicalCache",
     "K2Mixer",
     "K2State",
     "KeyValueCache",

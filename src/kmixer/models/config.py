@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from kmixer.config import StrictConfig
 from kmixer.layers.base_kernel import Init
 from kmixer.layers.gaussian_attention import ValueSource
+from kmixer.layers.hierarchical_attention import Downsampling, Fusion
 from kmixer.layers.k_operators import DecayInit
 from kmixer.layers.rotary import check_heads
 from kmixer.ops.decay import Backend
@@ -177,7 +178,18 @@ class K2Config(StrictConfig):
         return self
 
 
-MixerName = Literal["gaussian", "k2", "softmax"]
+class HierarchicalConfig(StrictConfig):
+    """Hierarchical attention; see `kmixer.layers.HierarchicalAttention`."""
+
+    levels: Positive = 3
+    taps: Positive = 4
+    downsampling: Downsampling = "depthwise"
+    fusion: Fusion = "score"
+    convolution_head: bool = False
+
+
+MixerName = Literal["gaussian", "hierarchical", "k2", "softmax"]
+WINDOWLESS = ("hierarchical", "k2")
 
 
 def _as_list(value: Any) -> Any:
@@ -195,9 +207,10 @@ class MixersConfig(StrictConfig):
     mixers: Annotated[tuple[MixerName, ...], Field(min_length=1, strict=False), BeforeValidator(_as_list)] = (
         "softmax",
     )
-    heads: Positive = 1  # h of softmax and gaussian
+    heads: Positive = 1  # h of every mixer but k2
     softmax: SoftmaxConfig = SoftmaxConfig()
     gaussian: GaussianConfig = GaussianConfig()
+    hierarchical: HierarchicalConfig = HierarchicalConfig()
     k2: K2Config = K2Config()
 
     def mixer_of(self, layer: int) -> MixerName:
@@ -223,13 +236,13 @@ class TransformerConfig(MixersConfig, StackConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if {"softmax", "gaussian"} & set(self.mixers):
+        if set(self.mixers) != {"k2"}:
             check_heads(self.width, self.heads)
         if ("S" in self.windows) != (self.window is not None):
             raise ValueError(f"windows {self.windows!r} with window {self.window}; S layers need one, and only they do")
         for layer in range(self.layers):
-            if self.mixer_of(layer) == "k2" and self.window_of(layer) is not None:
-                raise ValueError(f"windows: layer {layer} is short and its mixer k2, which has no window")
+            if self.mixer_of(layer) in WINDOWLESS and self.window_of(layer) is not None:
+                raise ValueError(f"windows: layer {layer} is short, and its mixer {self.mixer_of(layer)} has no window")
         return self
 
     def window_of(self, layer: int) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kmixer.layers import BaseKernel, GaussianAttention, K2Mixer, SoftmaxAttention
+from kmixer.layers import BaseKernel, GaussianAttention, HierarchicalAttention, K2Mixer, SoftmaxAttention
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead, LinearHead
 from kmixer.models.k_stack import KStack
@@ -39,7 +39,34 @@ def count_flops(model: CausalLM, window: int, *, every_key: bool = False) -> flo
 
 def linear_flops(module: nn.Module) -> float:
     """Operations of every linear map a token."""
-    return sum(2.0 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+    inside = {
+        id(part) for layer in module.modules() if isinstance(layer, HierarchicalAttention) for part in layer.modules()
+    }
+    return sum(
+        2.0 * part.weight.numel()
+        for part in module.modules()
+        if isinstance(part, nn.Linear) and id(part) not in inside  # whose maps see fewer rows: see mixing_flops
+    )
+
+
+def _hierarchical_flops(layer: HierarchicalAttention, window: int, every_key: bool) -> float:
+    """Linear maps on coarse rows, scores of every level, values; downsampling."""
+    width = layer.heads * layer.head_width
+    keys = window if every_key or not layer.causal else _mean_reach(window, window)
+    flops = 2.0 * layer.out.weight.numel()
+    for level in range(layer.levels):
+        part = 0.5**level
+        flops += part * 2 * layer.query_key[level].weight.numel()  # type: ignore[union-attr, operator]
+        flops += part * part * 2 * keys * width
+        if level < len(layer.value):
+            value_keys = part * part if layer.fusion == "output" else 1.0
+            flops += part * 2 * layer.value[level].weight.numel()  # type: ignore[union-attr, operator]
+            flops += value_keys * 2 * keys * width
+    for level, module in enumerate(layer.downsample):
+        flops += 0.5 ** (level + 1) * 2 * sum(p.numel() for p in module.parameters())
+    if layer.convolution is not None:
+        flops += 2 * layer.convolution.numel()
+    return flops
 
 
 def mixing_flops(module: nn.Module, window: int, *, every_key: bool = False) -> float:
@@ -50,6 +77,8 @@ def mixing_flops(module: nn.Module, window: int, *, every_key: bool = False) -> 
             flops += 4 * part.width * part.rank + 6 * part.rank * part.width
             if part.base_kernel is not None:
                 flops += _kernel_flops(part.base_kernel, window, part.width)
+        elif isinstance(part, HierarchicalAttention):
+            flops += _hierarchical_flops(part, window, every_key)
         elif isinstance(part, SoftmaxAttention | GaussianAttention):
             reach = min(part.reach or window, window)
             keys = reach if every_key or not part.causal else _mean_reach(reach, window)
@@ -71,6 +100,9 @@ def cache_size(model: CausalLM) -> tuple[int, int]:
             a_token += 2 * part.heads * part.head_width
         elif isinstance(part, GaussianAttention):
             a_token += (1 + part.keeps_values) * part.heads * part.head_width
+        elif isinstance(part, HierarchicalAttention):
+            width = part.heads * part.head_width
+            a_token += width + sum(width >> level for level in range(part.levels))  # values, keys of every level
         elif isinstance(part, K2Mixer):
             with torch.device("meta"):
                 kernel = part.base_kernel or shared

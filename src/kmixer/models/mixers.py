@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from kmixer.errors import InputError
-from kmixer.layers import BaseKernel, GaussianAttention, K2Mixer, SoftmaxAttention
+from kmixer.layers import BaseKernel, GaussianAttention, HierarchicalAttention, K2Mixer, SoftmaxAttention
 from kmixer.models.config import BaseKernelConfig, DecayConfig, MixerName, MixersConfig
 
 
@@ -53,9 +53,20 @@ def _gaussian(config: MixersConfig, place: Place) -> nn.Module:
     )
 
 
+def _hierarchical(config: MixersConfig, place: Place) -> nn.Module:
+    return HierarchicalAttention(
+        place.width,
+        config.heads,
+        causal=place.causal,
+        rotary=place.rotary,
+        bias=place.bias,
+        **config.hierarchical.model_dump(),
+    )
+
+
 def _k2(config: MixersConfig, place: Place) -> nn.Module:
     if not place.causal:
-        raise InputError("mixer k2 mixes with the past only; allowed here: gaussian, softmax")
+        raise InputError("mixer k2 mixes with the past only; allowed here: gaussian, hierarchical, softmax")
     settings = config.k2
     return K2Mixer(
         place.width,
@@ -85,6 +96,7 @@ def _softmax(config: MixersConfig, place: Place) -> nn.Module:
 
 MIXERS: dict[MixerName, Callable[[MixersConfig, Place], nn.Module]] = {
     "gaussian": _gaussian,
+    "hierarchical": _hierarchical,
     "k2": _k2,
     "softmax": _softmax,
 }

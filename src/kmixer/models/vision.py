@@ -47,7 +47,7 @@ class VisionConfig(MixersConfig):
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size: got {self.patch_size}; it must divide image_size {self.image_size}")
         if "k2" in self.mixers:
-            raise ValueError("mixers: k2 mixes with the past only; allowed for images: gaussian, softmax")
+            raise ValueError("mixers: k2 mixes with the past only; allowed for images: gaussian, hierarchical, softmax")
         return self
 
     @property

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kmixer.layers import GaussianAttention, SoftmaxAttention
+from kmixer.layers import GaussianAttention, HierarchicalAttention, SoftmaxAttention
 
-Attention = GaussianAttention | SoftmaxAttention
+Attention = GaussianAttention | HierarchicalAttention | SoftmaxAttention
 
 
 @torch.no_grad()
@@ -20,7 +20,11 @@ def attention_weights(model: nn.Module, *inputs: Any) -> list[Float[Tensor, "b h
     The model must not be compiled while this runs: hooks would have its layers compiled again.
     """
     found: list[Tensor] = []
-    layers = [part for part in model.modules() if isinstance(part, Attention)]
+    layers = [
+        part
+        for part in model.modules()
+        if isinstance(part, Attention) and not (isinstance(part, HierarchicalAttention) and part.fusion == "output")
+    ]
     if not layers:
         return found
     handles = [

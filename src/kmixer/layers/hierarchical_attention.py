@@ -1,0 +1,240 @@
+"""Hierarchical attention as a layer: queries and keys at several resolutions, made by trained downsampling."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kmixer.errors import InputError
+from kmixer.layers.feed_forward import linear
+from kmixer.layers.rotary import check_heads, rotate
+from kmixer.ops.attention import sdpa_attention
+from kmixer.ops.hierarchical import Backend, hierarchical_attention
+
+Downsampling = Literal["depthwise", "dense", "average"]
+Fusion = Literal["score", "output"]
+
+
+class HierarchicalCache(NamedTuple):
+    """What the layer carries, one entry a level where it is a tuple.
+
+    keys: (b, h, rows, e) of each level; values: (b, h, s, e), one a level for output fusion; query: the last
+    query row (b, h, 1, e) of each level, which later positions still use; tails: the last K - 1 rows
+    (b, K - 1, d) of the level below each coarse level; position: tokens seen.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    query: tuple[Tensor, ...]
+    tails: tuple[Tensor, ...]
+    convolution: Tensor | None  # the last K - 1 inputs of the convolution head
+    position: int
+
+
+class Downsample(nn.Module):
+    """x_l[k] = sum_{r < K} W_r x_{l-1}[2k - r]: half as many rows, each of its own past only.
+
+    Left-anchored: row k stands for the positions from 2k on and holds nothing later than 2k. Weights start as an
+    average, so that a level starts as a blur.
+
+    Args:
+        width: d.
+        taps: K.
+        kind: "depthwise" has K weights a channel and then a (d, d) matrix; "dense" K matrices; "average" nothing
+            that is trained.
+    """
+
+    def __init__(self, width: int, taps: int, kind: Downsampling) -> None:
+        super().__init__()
+        self.taps = taps
+        self.weight = nn.Parameter(torch.full((width, taps), 1 / taps)) if kind == "depthwise" else None
+        self.mixing = nn.Parameter(torch.eye(width)) if kind == "depthwise" else None
+        self.matrices = nn.Parameter(torch.eye(width).repeat(taps, 1, 1) / taps) if kind == "dense" else None
+
+    def forward(self, x: Float[Tensor, "b n d"], tail: Float[Tensor, "b p d"], start: int) -> Float[Tensor, "b m d"]:
+        """The rows [(start + 1) / 2] to [(start + n - 1) / 2], for rows x from `start` on and the K - 1 before them."""
+        first = start % 2  # an odd row begins no cell
+        rows = (x.shape[1] - first + 1) // 2
+        padded = torch.cat([tail, x], dim=1)[:, first:]
+        # taken[:, k, r] = x[2k - r]
+        taken = torch.stack([padded[:, self.taps - 1 - r :][:, : 2 * rows : 2][:, :rows] for r in range(self.taps)], 2)
+        if self.matrices is not None:
+            return torch.einsum("bkrd,rde->bke", taken, self.matrices.to(taken.dtype))
+        if self.weight is None or self.mixing is None:
+            return taken.mean(2)
+        return torch.einsum("bkrd,dr->bkd", taken, self.weight.to(taken.dtype)) @ self.mixing.to(taken.dtype)
+
+
+class HierarchicalAttention(nn.Module):
+    """out(sum_j softmax_j(sum_l alpha_l q^l_[i / 2^l] . k^l_[j / 2^l] / sqrt(e)) v_j) in every head.
+
+    Level 0 is x, level l a trained causal downsampling of level l - 1 by two; every level has queries and keys
+    of its own, alpha is a softmax over the levels, one a head. x is normalised by the caller, and the caller adds
+    the residual. With one level it is softmax attention.
+
+    Args:
+        width: d.
+        heads: h; the head width e = d / h is even where positions rotate.
+        levels: L.
+        taps: K of the downsampling and of the convolution head.
+        downsampling: see `Downsample`.
+        fusion: "score" adds scores before one softmax; "output" adds the outputs of one attention a level, whose
+            coarse rows hold for all positions of their cell.
+        convolution_head: g * attention + (1 - g) * a causal depthwise convolution of x, g = sigmoid of one logit a
+            head, in the place of attention.
+        causal: position i sees the positions up to i. Coarse levels hold no later positions in either case.
+        rotary: rotate queries and keys by the first position of their cell.
+        bias: of all matrices.
+        backend: of `hierarchical_attention`.
+
+    Shapes: x (b, t, d) to (b, t, d), and a `HierarchicalCache`.
+    Raises InputError where heads does not divide width into such a head width, and for a state without causal.
+
+    Source: Cirrincione 2026 (arXiv 2604.08829), abstract: levels by trained causal downsampling, level-specific
+    scores, convex weights. Our reading: all indexing, the options, and where positions enter.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        levels: int = 3,
+        taps: int = 4,
+        downsampling: Downsampling = "depthwise",
+        fusion: Fusion = "score",
+        convolution_head: bool = False,
+        causal: bool = True,
+        rotary: bool = True,
+        bias: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        check_heads(width, heads, rotary=rotary)
+        if levels < 1 or taps < 1:
+            raise InputError(f"levels: got {levels}, taps: got {taps}; allowed: 1 or more")
+        self.heads, self.head_width = heads, width // heads
+        self.levels, self.taps, self.fusion = levels, taps, fusion
+        self.causal, self.rotary = causal, rotary
+        self.backend: Backend = backend
+        self.downsample = nn.ModuleList(Downsample(width, taps, downsampling) for _ in range(levels - 1))
+        self.query_key = nn.ModuleList(linear(width, 2 * width, bias=bias) for _ in range(levels))
+        values = levels if fusion == "output" else 1
+        self.value = nn.ModuleList(linear(width, width, bias=bias) for _ in range(values))
+        self.level_logit = nn.Parameter(torch.zeros(heads, levels))
+        self.convolution = nn.Parameter(torch.full((width, taps), 1 / taps)) if convolution_head else None
+        self.convolution_logit = nn.Parameter(torch.zeros(heads)) if convolution_head else None
+        self.out = linear(width, width, bias=bias)
+
+    def level_weights(self) -> Float[Tensor, "h l"]:
+        """alpha: the convex weights of the levels in every head."""
+        return torch.softmax(self.level_logit, dim=-1)
+
+    def initial_state(self, batch_size: int) -> HierarchicalCache:
+        """The state before the first position."""
+        like, width = self.out.weight, self.heads * self.head_width
+        empty = like.new_empty(batch_size, self.heads, 0, self.head_width)
+        tail = like.new_zeros(batch_size, self.taps - 1, width)
+        return HierarchicalCache(
+            keys=(empty,) * self.levels,
+            values=(empty,) * len(self.value),
+            query=(empty,) * self.levels,
+            tails=(tail,) * (self.levels - 1),
+            convolution=None if self.convolution is None else tail,
+            position=0,
+        )
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: HierarchicalCache | None = None
+    ) -> tuple[Float[Tensor, "b t d"], HierarchicalCache]:
+        if state is None:
+            state = self.initial_state(x.shape[0])
+        elif not self.causal:
+            raise InputError("state: a layer with causal=False sees all positions at once and takes none")
+        if x.shape[1] == 0:
+            return x, state
+        start, t = state.position, x.shape[1]
+        rows, tails = self._levels_of(x, state)
+        queries, keys = [], []
+        for level, level_rows in enumerate(rows):
+            q, k = self._queries_keys(level, level_rows, -(-start >> level))
+            keys.append(torch.cat([state.keys[level].to(k.dtype), k], dim=2))
+            # A position inside a cell that began before this call still uses that cell's query.
+            begun = start % (1 << level) != 0
+            queries.append(torch.cat([state.query[level].to(q.dtype), q], dim=2) if begun else q)
+        values = [
+            torch.cat([past, self._heads_of(value(level_rows))], dim=2)
+            for past, value, level_rows in zip(state.values, self.value, rows, strict=False)
+        ]
+        y = self._fuse(queries, keys, values, start, t)
+        y, convolution = self._convolve(y, x, state.convolution)
+        kept = tuple(q[:, :, -1:] for q in queries)
+        state = HierarchicalCache(tuple(keys), tuple(values), kept, tails, convolution, start + t)
+        return self.out(y.transpose(1, 2).flatten(2)), state
+
+    @torch.no_grad()
+    def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
+        """What every position takes of every other, in every head; all of it in memory. For score fusion."""
+        rows, _ = self._levels_of(x, self.initial_state(x.shape[0]))
+        queries, keys = zip(*(self._queries_keys(level, each, 0) for level, each in enumerate(rows)), strict=True)
+        t = x.shape[1]
+        identity = torch.eye(t, dtype=x.dtype, device=x.device).expand(len(x), self.heads, t, t)
+        alpha = self.level_weights().to(x.dtype)
+        return hierarchical_attention(list(queries), list(keys), identity, alpha, t=t, causal=self.causal)
+
+    def _heads_of(self, x: Tensor) -> Tensor:
+        """(b, n, d) to (b, h, n, e)."""
+        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+
+    def _levels_of(self, x: Tensor, state: HierarchicalCache) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """The new rows of every level, and the tails after them."""
+        rows, tails, start = [x], [], state.position
+        for module, tail in zip(self.downsample, state.tails, strict=True):
+            tail = tail.to(rows[-1].dtype)
+            rows_below = rows[-1]
+            rows.append(module(rows_below, tail, start))
+            whole = torch.cat([tail, rows_below], dim=1)
+            tails.append(whole[:, whole.shape[1] - self.taps + 1 :])
+            start = -(-start // 2)
+        return rows, tuple(tails)
+
+    def _queries_keys(self, level: int, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys (b, h, n, e) of the rows of a level, of which the first is row `first`."""
+        projected = self.query_key[level](rows).unflatten(-1, (2, self.heads, self.head_width)).permute(2, 0, 3, 1, 4)
+        if self.rotary:
+            positions = torch.arange(first, first + rows.shape[1], device=rows.device) << level
+            projected = rotate(projected, positions)
+        return projected[0], projected[1]
+
+    def _fuse(self, queries: list[Tensor], keys: list[Tensor], values: list[Tensor], start: int, t: int) -> Tensor:
+        """y (b, h, t, e) of the last t positions."""
+        alpha = self.level_weights().to(values[0].dtype)
+        if self.fusion == "score":
+            queries, keys = ([z.to(alpha.dtype) for z in each] for each in (queries, keys))
+            return hierarchical_attention(
+                queries, keys, values[0], alpha, t=t, causal=self.causal, backend=self.backend
+            )
+        y = None
+        positions = torch.arange(start, start + t, device=alpha.device)
+        for level, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
+            attended = sdpa_attention(q, k, v.to(k.dtype), causal=self.causal)
+            spread = attended[:, :, (positions >> level) - (start >> level)]
+            weighted = alpha[:, level, None, None] * spread
+            y = weighted if y is None else y + weighted
+        assert y is not None
+        return y
+
+    def _convolve(self, y: Tensor, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """g y + (1 - g) convolution(x), and the last K - 1 inputs."""
+        if self.convolution is None or self.convolution_logit is None:
+            return y, None
+        assert tail is not None
+        whole = torch.cat([tail.to(x.dtype), x], dim=1)
+        kernel = self.convolution.flip(-1)[:, None].to(x.dtype)  # weight r is of lag r
+        filtered = F.conv1d(whole.mT, kernel, groups=x.shape[-1]).mT
+        g = torch.sigmoid(self.convolution_logit)[:, None, None].to(y.dtype)
+        return g * y + (1 - g) * self._heads_of(filtered), whole[:, whole.shape[1] - self.taps + 1 :]

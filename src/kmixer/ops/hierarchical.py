@@ -1,0 +1,209 @@
+"""Hierarchical attention: one softmax over scores of several resolutions.
+
+    S_ij = sum_l alpha_l q^l_[i / 2^l] . k^l_[j / 2^l] / sqrt(e)      [.]: rounded down
+    y_i  = sum_j softmax_j(S_ij over the allowed j) v_j
+
+Level l has ceil(t / 2^l) queries and keys, so that all score products cost sum_l 4^-l < 4/3 of those of level 0.
+
+* `naive`    the formula: every level's scores spread to (t, t) and added.
+* `blocked`  blocks of queries: a coarse score is added where it belongs without being copied out, and no
+             block is kept for the backward, which makes it again. Memory linear in t.
+
+Source: Cirrincione 2026 (arXiv 2604.08829), of which the abstract fixes levels, level-specific scores and convex
+weights; indexing by the rounded-down position is our reading.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kmixer.errors import InputError
+from kmixer.ops.attention import causal_mask
+
+Backend = Literal["auto", "naive", "blocked"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+# Queries of a block: its scores stay in the second cache level for a thousand keys.
+BLOCK = 128
+
+
+def hierarchical_attention(
+    queries: list[Float[Tensor, "b h _ e"]],
+    keys: list[Float[Tensor, "b h _ e"]],
+    values: Float[Tensor, "b h s f"],
+    weights: Float[Tensor, "h l"],
+    *,
+    t: int,
+    causal: bool = True,
+    backend: Backend = "auto",
+) -> Float[Tensor, "b h t f"]:
+    """Average values by the softmax of weighted scores of several levels.
+
+    Args:
+        queries: of each level l, the rows [p / 2^l] to [(s - 1) / 2^l] where p = s - t is the position of the
+            first query (b, h, rows, e).
+        keys: of each level l, the ceil(s / 2^l) rows (b, h, rows, e).
+        values: (b, h, s, f), of all s positions.
+        weights: of the levels in every head (h, L), convex: 0 or more, summing to 1.
+        t: number of queries, the last t of the s positions.
+        causal: position i sees the keys j <= i.
+        backend: "auto" is "blocked" for queries that are all positions, "naive" for the last few of them.
+
+    Returns:
+        y (b, h, t, f), in the dtype of the values; computed in float32 where that is narrower.
+
+    Raises:
+        InputError: an unknown backend, levels that do not fit each other or the values.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
+    s = values.shape[2]
+    _check(queries, keys, weights, s, t)
+    if t == 0:
+        return values[:, :, :0]
+    if backend == "auto":
+        backend = "blocked" if t == s else "naive"
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    queries, keys = ([z.to(dtype) for z in levels] for levels in (queries, keys))
+    with torch.autocast(values.device.type, enabled=False):
+        if backend == "blocked" and t == s:
+            y: Tensor = _Blocked.apply(weights.to(dtype), values.to(dtype), causal, *queries, *keys)
+            return y.to(values.dtype)
+        scores = hierarchical_scores(queries, keys, weights.to(dtype), s=s, t=t)
+        if causal:
+            scores = scores.masked_fill(~causal_mask(t, s, None, scores.device), -torch.inf)
+        return (torch.softmax(scores, dim=-1) @ values.to(dtype)).to(values.dtype)
+
+
+def hierarchical_scores(
+    queries: list[Float[Tensor, "b h _ e"]],
+    keys: list[Float[Tensor, "b h _ e"]],
+    weights: Float[Tensor, "h l"],
+    *,
+    s: int,
+    t: int,
+) -> Float[Tensor, "b h t s"]:
+    """The scores S of `hierarchical_attention`, before the mask."""
+    positions, places = torch.arange(s - t, s, device=weights.device), torch.arange(s, device=weights.device)
+    scores = None
+    for level, (q, k) in enumerate(zip(queries, keys, strict=True)):
+        rows = (positions >> level) - ((s - t) >> level)
+        small = weights[:, level, None, None] * (q @ k.mT) / q.shape[-1] ** 0.5
+        spread = small[:, :, rows][:, :, :, places >> level]
+        scores = spread if scores is None else scores + spread
+    assert scores is not None
+    return scores
+
+
+def _check(queries: list[Tensor], keys: list[Tensor], weights: Tensor, s: int, t: int) -> None:
+    if not len(queries) == len(keys) == weights.shape[-1] > 0:
+        raise InputError(
+            f"levels: got {len(queries)} of queries, {len(keys)} of keys, {weights.shape[-1]} weights; as many of each"
+        )
+    if not 0 <= t <= s:
+        raise InputError(f"t: got {t} queries for {s} positions")
+    for level, (q, k) in enumerate(zip(queries, keys, strict=True)):
+        rows = ((s - 1) >> level) - ((s - t) >> level) + 1 if t else 0
+        if (q.shape[2] != rows and t) or k.shape[2] != -(-s >> level):
+            raise InputError(
+                f"level {level}: got {q.shape[2]} queries and {k.shape[2]} keys; {t} queries of {s} positions have "
+                f"{rows} and {-(-s >> level)} there"
+            )
+
+
+class _Blocked(torch.autograd.Function):
+    """All positions as queries, a block of them at a time; the backward makes each block's weights again."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, values: Tensor, causal: bool, *levels: Tensor) -> Tensor:
+        queries, keys = levels[: len(levels) // 2], levels[len(levels) // 2 :]
+        y = torch.empty_like(values)
+        normaliser = values.new_empty(*values.shape[:3], 1)
+        for start, stop, seen in _blocks(values.shape[2], len(queries), causal):
+            scores = _block_scores(weights, queries, keys, start, stop, seen, causal)
+            normaliser[:, :, start:stop] = torch.logsumexp(scores, dim=-1, keepdim=True)
+            attended = scores.sub_(normaliser[:, :, start:stop]).exp_()
+            torch.matmul(attended, values[:, :, :seen], out=y[:, :, start:stop])
+        ctx.save_for_backward(weights, values, y, normaliser, *levels)
+        ctx.causal = causal
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = gradients
+        weights, values, y, normaliser, *levels = ctx.saved_tensors
+        queries, keys = levels[: len(levels) // 2], levels[len(levels) // 2 :]
+        scale = queries[0].shape[-1] ** -0.5
+        grad_weights, grad_values = torch.zeros_like(weights), torch.zeros_like(values)
+        grad_queries = [torch.zeros_like(q) for q in queries]
+        grad_keys = [torch.zeros_like(k) for k in keys]
+        carried = (grad * y).sum(-1, keepdim=True)
+        for start, stop, seen in _blocks(values.shape[2], len(queries), ctx.causal):
+            scores = _block_scores(weights, queries, keys, start, stop, seen, ctx.causal)
+            attended = scores.sub_(normaliser[:, :, start:stop]).exp_()
+            here = grad[:, :, start:stop]
+            grad_values[:, :, :seen] += attended.mT @ here
+            inner = here @ values[:, :, :seen].mT
+            inner.sub_(carried[:, :, start:stop]).mul_(attended)  # gradient of the scores
+            for level in range(len(queries)):
+                rows, columns = slice(start >> level, -(-stop >> level)), slice(0, -(-seen >> level))
+                q, k = queries[level][:, :, rows], keys[level][:, :, columns]
+                gathered = _gather(inner, level)
+                alpha = weights[:, level, None, None] * scale
+                grad_queries[level][:, :, rows] += alpha * (gathered @ k)
+                grad_keys[level][:, :, columns] += alpha * (gathered.mT @ q)
+                # sum over the block of gathered * (q k^T), through what is already there
+                grad_weights[:, level] += scale * ((gathered @ k) * q).sum((0, 2, 3))
+        return grad_weights, grad_values, None, *grad_queries, *grad_keys
+
+
+def _blocks(t: int, levels: int, causal: bool) -> list[tuple[int, int, int]]:
+    """(first query, end of the queries, number of keys) of every block; blocks begin at whole cells of every level."""
+    size = max(BLOCK, 1 << (levels - 1))
+    return [(start, min(start + size, t), min(start + size, t) if causal else t) for start in range(0, t, size)]
+
+
+def _block_scores(weights: Tensor, queries: Any, keys: Any, start: int, stop: int, seen: int, causal: bool) -> Tensor:
+    """Scores (b, h, stop - start, seen) of a block of queries, those of later keys at -inf."""
+    scale = queries[0].shape[-1] ** -0.5
+    scores: Tensor | None = None
+    for level, (q, k) in enumerate(zip(queries, keys, strict=True)):
+        rows, columns = slice(start >> level, -(-stop >> level)), slice(0, -(-seen >> level))
+        small = (weights[:, level, None, None] * scale * q[:, :, rows]) @ k[:, :, columns].mT
+        if scores is None:
+            scores = small
+        else:
+            _spread_add(scores, small, level)
+    assert scores is not None
+    if causal:
+        later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=scores.device).triu(1)
+        scores[..., start:].masked_fill_(later, -torch.inf)
+    return scores
+
+
+def _spread_add(scores: Tensor, small: Tensor, level: int) -> None:
+    """scores[..., i, j] += small[..., i >> level, j >> level], for any number of rows and columns."""
+    cell = 1 << level
+    rows, columns = scores.shape[-2] // cell * cell, scores.shape[-1] // cell * cell
+    whole = scores[..., :rows, :columns].unflatten(-1, (-1, cell)).unflatten(-3, (-1, cell))
+    whole += small[..., : rows // cell, None, : columns // cell, None]
+    if columns < scores.shape[-1]:  # the last, cut column of cells
+        part = scores[..., :rows, columns:].unflatten(-2, (-1, cell))
+        part += small[..., : rows // cell, None, -1:]
+    if rows < scores.shape[-2]:  # the last, cut row of cells
+        spread = small[..., -1:, :].repeat_interleave(cell, dim=-1)[..., : scores.shape[-1]]
+        scores[..., rows:, :] += spread
+
+
+def _gather(scores: Tensor, level: int) -> Tensor:
+    """The sums over cells of 2^level rows and columns; cut cells at the end count what they have."""
+    if level == 0:
+        return scores
+    cell = 1 << level
+    spare = (0, -scores.shape[-1] % cell, 0, -scores.shape[-2] % cell)
+    padded = torch.nn.functional.pad(scores, spare) if any(spare) else scores
+    return padded.unflatten(-1, (-1, cell)).sum(-1).unflatten(-2, (-1, cell)).sum(-2)

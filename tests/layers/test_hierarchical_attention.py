@@ -1,0 +1,125 @@
+"""Downsampling and the hierarchical layer; the laws of every mixer are in tests/models/test_mixers.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kmixer.layers import HierarchicalAttention, SoftmaxAttention
+from kmixer.layers.hierarchical_attention import Downsample
+from kmixer.models.config import MixersConfig
+from kmixer.models.flops import mixing_flops
+from kmixer.models.mixers import Place, build_mixer
+
+WIDTH = 8
+
+
+def inputs(t: int) -> Tensor:
+    return torch.randn(2, t, WIDTH, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+
+
+def tail(taps: int) -> Tensor:
+    return torch.zeros(2, taps - 1, WIDTH, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["depthwise", "dense", "average"])
+@pytest.mark.parametrize("t", [1, 2, 7, 8])
+def test_it_starts_as_the_average_of_what_came_before(kind: Any, t: int) -> None:
+    x, taps = inputs(t), 3
+    found = Downsample(WIDTH, taps, kind).double()(x, tail(taps), 0)
+    assert found.shape == (2, (t + 1) // 2, WIDTH)
+    for k in range(found.shape[1]):
+        expected = sum(x[:, 2 * k - r] for r in range(taps) if 2 * k - r >= 0) / taps
+        torch.testing.assert_close(found[:, k], expected)
+
+
+def test_the_identity_keeps_every_second_row() -> None:
+    module = Downsample(WIDTH, 4, "depthwise").double()
+    with torch.no_grad():
+        assert module.weight is not None
+        module.weight.copy_(torch.eye(4)[0].expand(WIDTH, 4))
+    torch.testing.assert_close(module(inputs(9), tail(4), 0), inputs(9)[:, ::2])
+
+
+def test_its_gradient_is_right() -> None:
+    module = Downsample(WIDTH, 3, "depthwise").double()
+    assert torch.autograd.gradcheck(lambda x: module(x, tail(3), 0), [inputs(5).requires_grad_()])
+
+
+@pytest.mark.parametrize("t", [9, 16, 23])
+def test_a_level_anchored_to_the_right_leaks(t: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: a row that holds the end of its cell shows later positions to earlier ones."""
+    torch.manual_seed(0)
+    layer = HierarchicalAttention(WIDTH, 2, levels=3).double()
+    for parameter in layer.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.7)
+    place = t // 2 * 2 - 1  # the second position of a cell
+
+    def change_before(x: Tensor) -> float:
+        changed = x.clone()
+        changed[:, place] += 1
+        return float((layer(x)[0] - layer(changed)[0])[:, :place].detach().abs().max())
+
+    assert change_before(inputs(t)) < 1e-12
+
+    left_anchored = Downsample.forward
+
+    def right_anchored(self: Downsample, x: Tensor, before: Tensor, start: int) -> Tensor:
+        later = torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1)
+        return left_anchored(self, later, before, start)
+
+    monkeypatch.setattr(Downsample, "forward", right_anchored)
+    assert change_before(inputs(t)) > 1e-6
+
+
+def test_one_level_is_softmax_attention() -> None:
+    torch.manual_seed(0)
+    layer, softmax = HierarchicalAttention(WIDTH, 2, levels=1).double(), SoftmaxAttention(WIDTH, 2).double()
+    joined = torch.cat([layer.query_key[0].weight, layer.value[0].weight])
+    softmax.load_state_dict({"query_key_value.weight": joined, "out.weight": layer.out.weight})
+    torch.testing.assert_close(layer(inputs(13))[0], softmax(inputs(13))[0])
+
+
+def test_the_convolution_head_goes_from_attention_to_a_causal_convolution() -> None:
+    torch.manual_seed(0)
+    layer = HierarchicalAttention(WIDTH, 2, convolution_head=True).double()
+    plain = HierarchicalAttention(WIDTH, 2).double()
+    plain.load_state_dict({name: value for name, value in layer.state_dict().items() if "convolution" not in name})
+    x = inputs(11)
+    with torch.no_grad():
+        assert layer.convolution_logit is not None
+        assert layer.convolution is not None
+        layer.convolution.normal_()
+        layer.convolution_logit.fill_(100.0)
+        torch.testing.assert_close(layer(x)[0], plain(x)[0])
+        layer.convolution_logit.fill_(-100.0)
+        padded = torch.cat([tail(4), x], dim=1)
+        filtered = sum(layer.convolution[:, r] * padded[:, 3 - r : 3 - r + 11] for r in range(4))
+        torch.testing.assert_close(layer(x)[0], layer.out(filtered))
+
+
+def test_level_weights_are_convex_and_start_equal() -> None:
+    weights = HierarchicalAttention(WIDTH, 2, levels=4).level_weights()
+    torch.testing.assert_close(weights, torch.full((2, 4), 0.25))
+
+
+def test_its_weights_make_its_output() -> None:
+    torch.manual_seed(0)
+    layer = HierarchicalAttention(WIDTH, 2).double()
+    x = inputs(10)
+    y = (layer.weights(x) @ layer._heads_of(layer.value[0](x))).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer.out(y), layer(x)[0])
+
+
+@pytest.mark.parametrize(("fusion", "part"), [("score", (1.3125 + 1) / 2), ("output", 1.3125)])
+def test_products_of_attention_cost_what_the_levels_say(fusion: str, part: float) -> None:
+    t, place = 1 << 14, Place(WIDTH)
+    settings = {"heads": 2, "hierarchical": {"levels": 3, "fusion": fusion}}
+    config = MixersConfig.parse(settings, source="test")
+    ours = mixing_flops(build_mixer("hierarchical", config, place), t, every_key=True)
+    softmax = mixing_flops(build_mixer("softmax", config, place), t, every_key=True)
+    assert ours / softmax == pytest.approx(part, rel=2e-3)  # at this length the linear maps are a thousandth

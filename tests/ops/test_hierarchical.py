@@ -1,0 +1,116 @@
+"""Laws of hierarchical attention: its formula, its scores as U S U^T, and every gradient of the blocked form."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kmixer.errors import InputError
+from kmixer.ops import hierarchical_attention
+from kmixer.ops.hierarchical import BACKENDS, BLOCK, hierarchical_scores
+
+B, H, E = 2, 2, 4
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def make(t: int, levels: int) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(t + 1000 * levels)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    queries, keys = ([normal(B, H, -(-t >> level), E) for level in range(levels)] for _ in range(2))
+    return queries, keys, normal(B, H, t, E), torch.softmax(normal(H, levels), -1)
+
+
+def spreading(t: int, level: int) -> Tensor:
+    """U (t, ceil(t / 2^l)): every position takes the row of its cell."""
+    matrix = torch.zeros(t, -(-t >> level), dtype=torch.float64)
+    for i in range(t):
+        matrix[i, math.floor(i / 2**level)] = 1
+    return matrix
+
+
+def formula(queries: list[Tensor], keys: list[Tensor], values: Tensor, weights: Tensor, causal: bool) -> Tensor:
+    t = values.shape[2]
+    scores = torch.zeros(B, H, t, t, dtype=torch.float64)
+    for level, (q, k) in enumerate(zip(queries, keys, strict=True)):
+        u = spreading(t, level)
+        scores += weights[:, level, None, None] * (u @ (q @ k.mT) @ u.T) / math.sqrt(E)
+    if causal:
+        scores = scores.masked_fill(torch.ones(t, t).triu(1).bool(), -torch.inf)
+    return torch.softmax(scores, -1) @ values
+
+
+@backends
+@pytest.mark.parametrize("causal", [True, False])
+@given(st.integers(1, 2 * BLOCK + 9), st.integers(1, 4))
+def test_it_is_its_formula(backend: Any, causal: bool, t: int, levels: int) -> None:
+    parts = make(t, levels)
+    found = hierarchical_attention(*parts, t=t, causal=causal, backend=backend)
+    torch.testing.assert_close(found, formula(*parts, causal))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@given(st.integers(1, 2 * BLOCK + 9), st.integers(1, 4))
+def test_gradients_of_the_blocked_form_are_those_of_the_definition(causal: bool, t: int, levels: int) -> None:
+    def gradients(backend: Any) -> tuple[Tensor, ...]:
+        queries, keys, values, weights = make(t, levels)
+        leaves = [leaf.requires_grad_() for leaf in (*queries, *keys, values, weights)]
+        y = hierarchical_attention(queries, keys, values, weights, t=t, causal=causal, backend=backend)
+        return torch.autograd.grad((y * torch.cos(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)).sum(), leaves)
+
+    for found, expected in zip(gradients("blocked"), gradients("naive"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+@given(st.integers(1, 60), st.integers(1, 4), st.data())
+def test_the_last_queries_alone_give_the_end_of_the_whole(s: int, levels: int, data: st.DataObject) -> None:
+    queries, keys, values, weights = make(s, levels)
+    t = data.draw(st.integers(1, s))
+    last = [q[:, :, (s - t) >> level :] for level, q in enumerate(queries)]
+    whole = hierarchical_attention(queries, keys, values, weights, t=s)
+    torch.testing.assert_close(hierarchical_attention(last, keys, values, weights, t=t), whole[:, :, s - t :])
+
+
+@given(st.integers(1, 40), st.integers(1, 4))
+def test_positive_semidefinite_levels_make_a_positive_semidefinite_score(t: int, levels: int) -> None:
+    queries, _, _, weights = make(t, levels)
+    scores = hierarchical_scores(queries, queries, weights, s=t, t=t)
+    assert float(torch.linalg.eigvalsh(scores).min()) > -1e-10 * t
+
+
+def test_one_level_is_softmax_attention_and_so_is_all_weight_on_it() -> None:
+    queries, keys, values, _ = make(37, 3)
+    expected = torch.nn.functional.scaled_dot_product_attention(queries[0], keys[0], values, is_causal=True)
+    one = torch.ones(H, 1, dtype=torch.float64)
+    torch.testing.assert_close(hierarchical_attention(queries[:1], keys[:1], values, one, t=37), expected)
+    first = torch.tensor([[1.0, 0, 0]] * H, dtype=torch.float64)
+    torch.testing.assert_close(hierarchical_attention(queries, keys, values, first, t=37), expected)
+
+
+@pytest.mark.parametrize(("levels", "cost"), [(1, 1.0), (2, 1.25), (3, 1.3125), (6, 4 / 3)])
+def test_all_levels_cost_less_than_four_thirds(levels: int, cost: float) -> None:
+    t = 2**6
+    queries, keys, _, _ = make(t, levels)
+    counted = sum(q.shape[2] * k.shape[2] for q, k in zip(queries, keys, strict=True)) / t**2
+    assert counted == pytest.approx(cost, rel=1e-3)
+    assert counted < 4 / 3
+
+
+def test_what_does_not_fit_is_named() -> None:
+    queries, keys, values, weights = make(9, 2)
+    with pytest.raises(InputError, match="backend: got 'fast'; allowed: auto, naive, blocked"):
+        hierarchical_attention.__wrapped__(queries, keys, values, weights, t=9, backend="fast")
+    with pytest.raises(InputError, match="levels: got 1 of queries, 2 of keys, 2 weights"):
+        hierarchical_attention(queries[:1], keys, values, weights, t=9)
+    with pytest.raises(InputError, match="level 1: got 4 queries and 5 keys; 9 queries of 9 positions have 5 and 5"):
+        hierarchical_attention([queries[0], queries[1][:, :, 1:]], keys, values, weights, t=9)
+    with pytest.raises(InputError, match="t: got 10 queries for 9 positions"):
+        hierarchical_attention(queries, keys, values, weights, t=10)
