@@ -214,7 +214,6 @@ class HierarchicalAttention(nn.Module):
         """y (b, h, t, e) of the last t positions."""
         alpha = self.level_weights().to(values[0].dtype)
         if self.fusion == "score":
-            queries, keys = ([z.to(alpha.dtype) for z in each] for each in (queries, keys))
             return hierarchical_attention(
                 queries, keys, values[0], alpha, t=t, causal=self.causal, backend=self.backend
             )
