@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from kmixer.cli.inspect import account_of
+from tests.cli.conftest import Run
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,24 @@ def test_the_published_vision_pairs(
     assert round(softmax.forward_flops / 1e9, 2) == flops
     assert round(gaussian.total_parameters / 1e6, 2) == gka_parameters
     assert round(gaussian.forward_flops / 1e9, 2) == gka_flops
+
+
+def test_the_commands_say_what_the_difference_is_made_of(kmixer_command: Run) -> None:
+    answer = json.loads(kmixer_command("params", "gka-d20", "--json").out)
+    assert answer["total"] == sum(answer["parts"].values()) == 378_798_320
+    page = kmixer_command("params", "gka-d20", "--beside", "nanochat-d20").out
+    for part in ("419,430,400     81.0% of it", "is 0.4225 of nanochat-d20", "477,105,320, of which gka-d20 is 0.794"):
+        assert part in page
+    assert "gka-d20 8.25, nanochat-d20 10.50" in page
+    both = json.loads(kmixer_command("params", "gka-d20", "--beside", "nanochat-d20", "--json").out)
+    assert both["difference"]["stack.value_embeddings"] == 419_430_400
+
+
+def test_operations_are_printed_and_written(kmixer_command: Run) -> None:
+    page = kmixer_command("flops", "gka-d20", "--beside", "nanochat-d20").out
+    for part in ("2.4143e+09", "3.0042e+09", "1.3725e+19", "51,200", "102,400"):
+        assert part in page
+    answer = json.loads(kmixer_command("flops", "deit-ti", "--json").out)
+    assert answer["unit"] == "image"
+    assert answer["forward_flops"] == pytest.approx(2.51e9, rel=2e-3)
+    assert "training FLOPs a image" not in kmixer_command("flops", "deit-ti").out

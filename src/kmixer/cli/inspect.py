@@ -82,11 +82,12 @@ def flops(recipe: RecipeName, settings: Settings = None, beside: Beside = None, 
         print(json.dumps(shown if beside is not None else shown[recipe]))
         return
     unit = accounts[recipe].unit
+    an_unit = "an image" if unit == "image" else "a token"
     rows = {
-        f"training FLOPs a {unit} *": lambda a: f"{a.training_flops:.4e}",
+        f"training FLOPs {an_unit} *": lambda a: f"{a.training_flops:.4e}",
         "training FLOPs": lambda a: f"{a.total_training_flops:.4e}",
         f"trained {unit}s": lambda a: f"{a.trained_units:,}",
-        f"forward FLOPs a {unit} **": lambda a: f"{a.forward_flops:.4e}",
+        f"forward FLOPs {an_unit} **": lambda a: f"{a.forward_flops:.4e}",
         "cache, bytes a token": lambda a: f"{a.cache_bytes_per_token:,}",
         "constant state, bytes": lambda a: f"{a.constant_state_bytes:,}",
         "parameters": lambda a: f"{a.total_parameters:,}",
