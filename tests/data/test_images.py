@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kmixer.data.config import ImageDataConfig
-from kmixer.data.images import AUGMENTATIONS, load_images, shift
+from kmixer.data.images import AUGMENTATIONS, channel_statistics, load_images, shift
 from kmixer.errors import InputError
 
 
@@ -30,14 +30,14 @@ def test_the_digits_are_split_without_overlap() -> None:
     found = load_images(ImageDataConfig(dataset="digits", validation=0.2, test=0.2))
     assert found.test is not None
     assert (len(found.train), len(found.validation), len(found.test)) == (1079, 359, 359)
-    assert (found.classes, found.train.pixels.shape[1:]) == (10, (1, 8, 8))
-    every = torch.cat([part.pixels.flatten(1) for part in (found.train, found.validation, found.test)])
+    assert (found.classes, found.train.inputs.shape[1:]) == (10, (1, 8, 8))
+    every = torch.cat([part.inputs.flatten(1) for part in (found.train, found.validation, found.test)])
     assert len(every) == 1797
     again = load_images(ImageDataConfig(dataset="digits", validation=0.2, test=0.2))
     assert torch.equal(again.validation.labels, found.validation.labels)
     assert again.sha256 == found.sha256
-    mean, deviation = found.statistics()
-    torch.testing.assert_close(mean, found.train.pixels.float().mean((0, 2, 3)))
+    mean, deviation = channel_statistics(found.train.inputs)
+    torch.testing.assert_close(mean, found.train.inputs.float().mean((0, 2, 3)))
     assert bool((deviation > 0).all())
 
 
@@ -49,7 +49,7 @@ def test_a_file_of_arrays_has_its_own_test_part(tmp_path: Path) -> None:
     assert by_name.test is not None
     assert (len(by_name.train), len(by_name.validation), len(by_name.test)) == (36, 4, 10)
     with np.load(path) as arrays:
-        assert np.array_equal(by_name.test.pixels.permute(0, 2, 3, 1).numpy(), arrays["x_test"])
+        assert np.array_equal(by_name.test.inputs.permute(0, 2, 3, 1).numpy(), arrays["x_test"])
     with pytest.raises(InputError, match=r"data.test: got 0.1; cifar10 has a test part of its own, so give 0"):
         load_images(ImageDataConfig(dataset="cifar10", validation=0.1, test=0.1), tmp_path)
 

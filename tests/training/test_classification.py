@@ -69,7 +69,7 @@ def test_loss_and_accuracy_are_those_of_the_logits(recipe: ClassificationRecipe,
     (measured,) = task.evaluate(model)
     images = task.dataset.validation
     with torch.no_grad():
-        chances = torch.softmax(model(images.pixels).double(), -1)
+        chances = torch.softmax(model(images.inputs).double(), -1)
     expected = -chances[torch.arange(len(images)), images.labels].log().mean()
     assert measured.loss == pytest.approx(float(expected))
     assert measured.accuracy == pytest.approx(float((chances.argmax(-1) == images.labels).double().mean()))

@@ -55,9 +55,7 @@ def make(
     task: Annotated[Literal["listops", "listops-short"], typer.Argument(help="Lengths 500 to 2000, or up to 512.")],
     out: Annotated[Path, typer.Option(help="Folder for the three .tsv files.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
-    examples: Annotated[
-        int | None, typer.Option(help="Training examples; a 48th of it for validation and test.")
-    ] = None,
+    examples: Annotated[int | None, typer.Option(help="For training; a 48th for validation and test.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Generate a task as files: basic_train.tsv, basic_val.tsv and basic_test.tsv, columns Source and Target.

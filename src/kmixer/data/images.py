@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kmixer.data.config import Augmentation, ImageDataConfig
+from kmixer.data.examples import ExampleDataset, Examples, split_examples
 from kmixer.errors import InputError
 from kmixer.files import user_cache
 
-# Splits are cut from one shuffled order, the same in every run.
-SPLIT_SEED = 0
 # A channel that is the same everywhere is not scaled up without end.
 MIN_DEVIATION = 1e-3
 
 
-@dataclass(frozen=True)
-class Images:
-    """Images (n, c, h, w) of one part, and their classes (n,)."""
-
-    pixels: UInt8[Tensor, "n c h w"]
-    labels: Int[Tensor, " n"]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class ImageDataset:
-    """The parts of an image dataset."""
-
-    train: Images
-    validation: Images
-    test: Images | None
-    classes: int
-    sha256: str
-
-    def statistics(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """Mean and deviation of each channel over the training part."""
-        channels = self.train.pixels.float().transpose(0, 1).flatten(1)
-        return channels.mean(1), channels.std(1).clamp(min=MIN_DEVIATION)
-
-
-def load_images(config: ImageDataConfig, data_dir: Path | None = None) -> ImageDataset:
+def load_images(config: ImageDataConfig, data_dir: Path | None = None) -> ExampleDataset:
     """Find a dataset and cut it into parts.
 
     "digits" comes with scikit-learn. "cifar10" and any other name is a file NAME.npz in `data_dir` or the cache
@@ -64,19 +34,16 @@ def load_images(config: ImageDataConfig, data_dir: Path | None = None) -> ImageD
         pixels, labels = _digits()
         own_test = None
     else:
-        pixels, labels, own_test = _read_npz(_find(config.dataset, data_dir))
+        pixels, labels, own_test = read_arrays(find_arrays(config.dataset, data_dir))
     if own_test is not None and config.test:
         raise InputError(f"data.test: got {config.test}; {config.dataset} has a test part of its own, so give 0")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    held, tested = round(config.validation * len(labels)), round(config.test * len(labels))
-    parts = order.split([len(labels) - held - tested, held, tested])
-    train, validation, test = (Images(pixels[part], labels[part]) for part in parts)
-    if own_test is not None:
-        test = own_test
-    if len(train) == 0 or len(validation) == 0:
-        raise InputError(f"data: validation {config.validation} and test {config.test} leave a part empty")
-    digest = hashlib.sha256(pixels.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-    return ImageDataset(train, validation, test if len(test) else None, int(labels.max()) + 1, digest)
+    return split_examples(Examples(pixels, labels), config.validation, config.test, own_test)
+
+
+def channel_statistics(pixels: UInt8[Tensor, "n c h w"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Mean and deviation of each channel."""
+    channels = pixels.float().transpose(0, 1).flatten(1)
+    return channels.mean(1), channels.std(1).clamp(min=MIN_DEVIATION)
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -91,7 +58,8 @@ def _digits() -> tuple[Tensor, Tensor]:
     return pixels, torch.from_numpy(found.target.astype(np.int64))
 
 
-def _find(name: str, data_dir: Path | None) -> Path:
+def find_arrays(name: str, data_dir: Path | None) -> Path:
+    """The .npz file of a dataset. Raises InputError where there is none."""
     if Path(name).suffix == ".npz":
         if Path(name).is_file():
             return Path(name)
@@ -106,7 +74,8 @@ def _find(name: str, data_dir: Path | None) -> Path:
     )
 
 
-def _read_npz(path: Path) -> tuple[Tensor, Tensor, Images]:
+def read_arrays(path: Path) -> tuple[Tensor, Tensor, Examples]:
+    """Training pixels (n, c, h, w) and labels, and the test part."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
@@ -119,7 +88,7 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor, Images]:
             raise InputError(f"{path}: x_{name} is {pixels.dtype} {pixels.shape}; it should be uint8 (n, h, w, c)")
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))
 
-    return *part("train"), Images(*part("test"))
+    return *part("train"), Examples(*part("test"))
 
 
 # --- variations of training images ----------------------------------------------------------------

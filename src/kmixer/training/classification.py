@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kmixer.data.images import Images, augmented, load_images
+from kmixer.data.examples import Examples
+from kmixer.data.images import augmented, channel_statistics, load_images
 from kmixer.errors import InputError
 from kmixer.layers import GaussianAttention
 from kmixer.models.model_folder import save_config, save_weights
@@ -63,7 +64,7 @@ class ClassificationTask(Task):
         ]
 
     def check(self) -> None:
-        model, pixels = self.recipe.model, self.dataset.train.pixels
+        model, pixels = self.recipe.model, self.dataset.train.inputs
         expected = (model.channels, model.image_size, model.image_size)
         if pixels.shape[1:] != expected or self.dataset.classes > model.classes:
             raise InputError(
@@ -73,16 +74,16 @@ class ClassificationTask(Task):
 
     def build_model(self) -> VisionTransformer:
         model = VisionTransformer(self.recipe.model)
-        model.pixel_mean, model.pixel_deviation = self.dataset.statistics()
+        model.pixel_mean, model.pixel_deviation = channel_statistics(self.dataset.train.inputs)
         return model
 
     def to(self, device: torch.device) -> None:
-        self.train = Images(self.train.pixels.to(device), self.train.labels.to(device))
+        self.train = Examples(self.train.inputs.to(device), self.train.labels.to(device))
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         device = self.train.labels.device
         chosen = torch.randint(len(self.train), (self.recipe.units_per_step,), generator=generator, device=device)
-        return augmented(self.train.pixels[chosen], self.recipe.data.augment, generator), self.train.labels[chosen]
+        return augmented(self.train.inputs[chosen], self.recipe.data.augment, generator), self.train.labels[chosen]
 
     def loss(self, network: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         logits = network(inputs)
@@ -92,13 +93,13 @@ class ClassificationTask(Task):
         return [self._measure(model, self.dataset.validation)]
 
     @torch.no_grad()
-    def _measure(self, model: VisionTransformer, images: Images) -> ClassificationEvaluation:
+    def _measure(self, model: VisionTransformer, images: Examples) -> ClassificationEvaluation:
         device = model.head.weight.device
         was_training = model.training
         model.eval()
         total, right = 0.0, 0
         for pixels, labels in zip(
-            images.pixels.split(EXAMPLES_PER_BATCH), images.labels.split(EXAMPLES_PER_BATCH), strict=True
+            images.inputs.split(EXAMPLES_PER_BATCH), images.labels.split(EXAMPLES_PER_BATCH), strict=True
         ):
             logits = model(pixels.to(device)).cpu().double()
             total += float(F.cross_entropy(logits, labels, reduction="sum"))
@@ -107,7 +108,7 @@ class ClassificationTask(Task):
         return ClassificationEvaluation("examples", len(images), total / len(images), right / len(images))
 
     def dynamics(self, model: VisionTransformer) -> dict[str, Any]:
-        sample = self.dataset.validation.pixels[:LOCALITY_EXAMPLES].to(model.head.weight.device)
+        sample = self.dataset.validation.inputs[:LOCALITY_EXAMPLES].to(model.head.weight.device)
         found: dict[str, Any] = {"locality": measure_locality(attention_weights(model, sample))}
         sigmas = [part.sigma().tolist() for part in model.modules() if isinstance(part, GaussianAttention)]
         return found | ({"sigma": sigmas} if sigmas else {})
@@ -122,7 +123,7 @@ class ClassificationTask(Task):
         """Loss and accuracy of every part, and what the class token holds of the patches of a few images."""
         parts = {"validation": self.dataset.validation, "test": self.dataset.test}
         measures = {name: [self._measure(model, part).to_json()] for name, part in parts.items() if part is not None}
-        shown = self.dataset.validation.pixels[:SHOWN_EXAMPLES]
+        shown = self.dataset.validation.inputs[:SHOWN_EXAMPLES]
         rollout = attention_rollout(attention_weights(model, shown.to(model.head.weight.device)))
         return measures | {"class_token": {"images": shown.tolist(), "rollout": rollout[:, 0, 1:].tolist()}}
 
