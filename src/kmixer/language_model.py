@@ -14,9 +14,9 @@ from kmixer.errors import InputError
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import generate_text, generate_tokens
 from kmixer.models.causal_lm import CausalLM
+from kmixer.models.classifiers import ClassifierConfig
 from kmixer.models.config import LanguageModelConfig
 from kmixer.models.model_folder import CONFIG, WEIGHTS, load_tokenizer, load_weights, put_weights, read_config
-from kmixer.models.vision import VisionConfig
 
 Item = TypeVar("Item")
 
@@ -112,8 +112,8 @@ def load(path: str | Path) -> LanguageModel:
         known = f", nor one of the packaged models: {names}" if names else ""
         raise InputError(f"{folder} is not a run or model folder ({CONFIG} is missing){known}")
     config = read_config(folder)
-    if isinstance(config.model, VisionConfig) or config.vocabulary_size is None:
-        raise InputError(f"{folder} holds a classifier of images, not a language model; kmixer eval measures it")
+    if isinstance(config.model, ClassifierConfig) or config.vocabulary_size is None:
+        raise InputError(f"{folder} holds a classifier, not a language model; kmixer eval measures it")
     tokenizer = load_tokenizer(folder)
     tensors, about = load_weights(folder)
     with torch.device("meta"):

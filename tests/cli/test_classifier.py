@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 
 from kmixer.training.loop import train
-from kmixer.training.recipe import ClassificationRecipe
+from kmixer.training.recipe import ImageRecipe
 from tests.cli.conftest import Run
 from tests.training.test_classification import recipe  # noqa: F401  (a fixture)
 
 
 def test_the_commands_take_a_classifier(
-    recipe: ClassificationRecipe,  # noqa: F811
+    recipe: ImageRecipe,  # noqa: F811
     tmp_path: Path,
     kmixer_command: Run,
 ) -> None:
@@ -27,4 +27,4 @@ def test_the_commands_take_a_classifier(
     assert "What the class token" in (tmp_path / "run/report.html").read_text()
     assert (tmp_path / "figures/class-token.png").stat().st_size > 1000
     said = kmixer_command("generate", str(tmp_path / "run"), "--prompt", "x").error()
-    assert "holds a classifier of images, not a language model" in said
+    assert "holds a classifier, not a language model" in said

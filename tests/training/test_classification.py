@@ -11,9 +11,9 @@ import torch
 from kmixer.experiments.compare import compare, read_arms
 from kmixer.experiments.tables import text_table
 from kmixer.models.model_folder import load_classifier
-from kmixer.training.classification import ClassificationTask
+from kmixer.training.classification import ImageTask
 from kmixer.training.loop import Reporter, train
-from kmixer.training.recipe import ClassificationRecipe, load_recipe
+from kmixer.training.recipe import ImageRecipe, load_recipe
 from tests.data.test_images import write_npz
 
 
@@ -31,7 +31,7 @@ class StopAfter(Reporter):
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> ClassificationRecipe:
+def recipe(tmp_path: Path) -> ImageRecipe:
     settings = ["data.dataset=" + str(write_npz(tmp_path)), "data.test=0.0", "model.channels=3", "model.classes=4"]
     settings += [
         "model.width=16",
@@ -42,11 +42,11 @@ def recipe(tmp_path: Path) -> ClassificationRecipe:
     ]
     settings += ["training.batch_size=8", "training.warmup_steps=2", "training.evaluate_every=3"]
     loaded = load_recipe("vit-digits", settings)
-    assert isinstance(loaded, ClassificationRecipe)
+    assert isinstance(loaded, ImageRecipe)
     return loaded
 
 
-def test_a_run_that_crashed_ends_like_one_that_did_not(recipe: ClassificationRecipe, tmp_path: Path) -> None:
+def test_a_run_that_crashed_ends_like_one_that_did_not(recipe: ImageRecipe, tmp_path: Path) -> None:
     train(recipe, tmp_path / "whole")
     with pytest.raises(CrashError):
         train(recipe, tmp_path / "broken", reporter=StopAfter(5))
@@ -62,10 +62,10 @@ def test_a_run_that_crashed_ends_like_one_that_did_not(recipe: ClassificationRec
     assert "sigma" in losses[0]["dynamics"]
 
 
-def test_loss_and_accuracy_are_those_of_the_logits(recipe: ClassificationRecipe, tmp_path: Path) -> None:
+def test_loss_and_accuracy_are_those_of_the_logits(recipe: ImageRecipe, tmp_path: Path) -> None:
     train(recipe, tmp_path / "run")
     model, about = load_classifier(tmp_path / "run")
-    task = ClassificationTask(recipe)
+    task = ImageTask(recipe)
     (measured,) = task.evaluate(model)
     images = task.dataset.validation
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_loss_and_accuracy_are_those_of_the_logits(recipe: ClassificationRecipe,
     assert about["validation"][0]["loss"] == pytest.approx(measured.loss)
 
 
-def test_accuracies_are_compared(recipe: ClassificationRecipe, tmp_path: Path) -> None:
+def test_accuracies_are_compared(recipe: ImageRecipe, tmp_path: Path) -> None:
     for seed in (1, 2):
         changed = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
         train(changed, tmp_path / f"run{seed}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from kmixer.errors import InputError
 from kmixer.experiments.sweep import SWEEP, Sweep, run_path
-from kmixer.training.recipe import Recipe
+from kmixer.training.recipe import ImageRecipe, Recipe
 from kmixer.training.run_folder import RunFolder
 
 
@@ -27,7 +27,8 @@ class ArmRuns:
     @property
     def unit(self) -> str:
         """What training counts: tokens or images."""
-        return "tokens" if isinstance(self.runs[0].read_recipe(), Recipe) else "images"
+        recipe = self.runs[0].read_recipe()
+        return "tokens" if isinstance(recipe, Recipe) else "images" if isinstance(recipe, ImageRecipe) else "sequences"
 
     def losses(self) -> Curve | None:
         """Validation loss: mean, smallest and largest over the runs, at the evaluations that all runs have."""

@@ -13,7 +13,7 @@ from kmixer.data.token_files import prepare_dataset
 from kmixer.errors import InputError
 from kmixer.language_model import load
 from kmixer.models.model_folder import load_classifier
-from kmixer.training.classification import ClassificationTask
+from kmixer.training.classification import open_classification
 from kmixer.training.dynamics import first_windows, measure_dynamics
 from kmixer.training.evaluation import loss_by_position
 from kmixer.training.recipe import ClassificationRecipe, Recipe, as_language
@@ -27,7 +27,7 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
     """
     recipe = RunFolder(run).read_recipe()
     if isinstance(recipe, ClassificationRecipe):
-        found = ClassificationTask(recipe, data_dir).dynamics(load_classifier(run)[0])
+        found = open_classification(recipe, data_dir).dynamics(load_classifier(run)[0])
     else:
         found = _analyze_language(run, as_language(recipe), data_dir)
     if as_json:

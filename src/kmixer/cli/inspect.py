@@ -9,7 +9,7 @@ import typer
 
 from kmixer.cli.options import Json, RecipeName, Settings
 from kmixer.experiments.sweep import load_ablation, packaged_ablations
-from kmixer.models.accounting import Account, account_language, account_vision
+from kmixer.models.accounting import Account, account_classifier, account_language
 from kmixer.training.recipe import ClassificationRecipe, as_language, load_recipe, packaged_recipes
 
 Beside = Annotated[str | None, typer.Option("--beside", help="Another recipe, to compare with.")]
@@ -82,7 +82,7 @@ def flops(recipe: RecipeName, settings: Settings = None, beside: Beside = None, 
         print(json.dumps(shown if beside is not None else shown[recipe]))
         return
     unit = accounts[recipe].unit
-    an_unit = "an image" if unit == "image" else "a token"
+    an_unit = "an image" if unit == "image" else f"a {unit}"
     rows = {
         f"training FLOPs {an_unit} *": lambda a: f"{a.training_flops:.4e}",
         "training FLOPs": lambda a: f"{a.total_training_flops:.4e}",
@@ -105,7 +105,7 @@ def account_of(recipe: str, settings: list[str] | None = None) -> Account:
     loaded = load_recipe(recipe, settings)
     units = loaded.training.steps * loaded.units_per_step
     if isinstance(loaded, ClassificationRecipe):
-        return account_vision(loaded.model, images=units)
+        return account_classifier(loaded.model, examples=units)
     language = as_language(loaded)
     window = language.training.window
     return account_language(language.model, language.tokenizer.vocabulary_size, window=window, tokens=units)

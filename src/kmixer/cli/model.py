@@ -104,17 +104,17 @@ def evaluate(
 
 
 def _evaluate_classifier(run: Path, recipe: ClassificationRecipe, as_json: bool, data_dir: Path | None) -> None:
-    from kmixer.training.classification import ClassificationTask
+    from kmixer.training.classification import open_classification
 
     model, about = load_classifier(run)
-    task = ClassificationTask(recipe, data_dir)
+    task = open_classification(recipe, data_dir)
     if about.get("corpus_sha256") != task.corpus_sha256:
-        raise InputError(f"dataset {recipe.data.dataset} is not what {run} was trained on")
+        raise InputError(f"dataset {recipe.dataset} is not what {run} was trained on")
     (result,) = task.evaluate(model)
     if as_json:
         print(json.dumps(result.to_json()))
         return
-    print(f"{recipe.data.dataset}, validation part, {result.examples:,} examples")
+    print(f"{recipe.dataset}, validation part, {result.examples:,} examples")
     print(f"cross-entropy       {result.loss:.4f} nats")
     print(f"accuracy            {result.accuracy:.4f}")
 

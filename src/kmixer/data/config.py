@@ -75,3 +75,13 @@ class ImageDataConfig(StrictConfig):
         if self.validation + self.test >= 1:
             raise ValueError(f"validation {self.validation} and test {self.test} leave nothing for training")
         return self
+
+
+class SequenceDataConfig(StrictConfig):
+    """Labelled token sequences; see `kmixer.data.sequences`."""
+
+    dataset: Literal["listops", "listops-short", "scifar", "imdb"]
+    length: Annotated[int, Field(ge=1)]  # longer sequences are cut
+    examples: Annotated[int, Field(ge=1)] | None = None  # of the training part; None is all
+    seed: Annotated[int, Field(ge=0)] = 0  # of what is generated or drawn
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of scifar and imdb; ListOps brings its own

@@ -15,6 +15,7 @@ from kmixer.training.run_folder import ENVIRONMENT, RunFolder
 Weights = Literal["best", "last"]
 Part = Literal["validation", "test"]
 Metric = Literal["loss", "accuracy"]
+UNITS = ("tokens", "images", "sequences")
 # What is summarised over the seeds, of what was measured.
 FIGURES = ("loss", "perplexity", "bits_per_byte", "accuracy")
 
@@ -122,8 +123,8 @@ def compare(arms: list[Arm], part: Part = "validation") -> list[dict[str, Any]]:
                 "interval": None if difference is None else difference.interval,
                 "pairs": None if difference is None else difference.n,
                 "parameters": one["parameters"],
-                "unit": "images" if "images" in one else "tokens",
-                "units": one["images"] if "images" in one else one["tokens"],
+                "unit": (unit := next(key for key in UNITS if key in one)),
+                "units": one[unit],
                 "flops": one["flops"],
                 "seconds": summarize([result["seconds"] for result in arm.results.values()]).mean,
                 "part": part,

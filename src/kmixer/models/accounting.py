@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 
 from kmixer.models.causal_lm import CausalLM, count_parameters
+from kmixer.models.classifiers import ClassifierConfig, build_classifier, count_example_flops
 from kmixer.models.config import LanguageModelConfig
 from kmixer.models.flops import cache_size, count_flops, linear_flops
-from kmixer.models.vision import VisionConfig, VisionTransformer, count_image_flops
+from kmixer.models.vision import VisionConfig
 
 # Bytes of a number in a cache: bfloat16.
 CACHE_BYTES = 2
@@ -20,7 +21,7 @@ CACHE_BYTES = 2
 class Account:
     """What a model and its training cost."""
 
-    unit: Literal["token", "image"]
+    unit: Literal["token", "image", "sequence"]
     parameters: dict[str, int]  # by part
     matrix_parameters: int  # of these, in matrices that every token is multiplied with
     positions: int  # of a sequence or an image, for the operations
@@ -62,19 +63,19 @@ def account_language(config: LanguageModelConfig, vocabulary_size: int, *, windo
     )
 
 
-def account_vision(config: VisionConfig, *, images: int) -> Account:
-    """The costs of a vision transformer and a training of `images` images."""
+def account_classifier(config: ClassifierConfig, *, examples: int) -> Account:
+    """The costs of a classifier and a training of so many examples, sequences at their full length."""
     with torch.device("meta"):
-        model = VisionTransformer(config)
-    flops = count_image_flops(model)
+        model = build_classifier(config)
+    flops = count_example_flops(model)
     return Account(
-        unit="image",
+        unit="image" if isinstance(config, VisionConfig) else "sequence",
         parameters=count_parameters(model),
         matrix_parameters=round(linear_flops(model) / 2),
-        positions=config.tokens,
+        positions=config.tokens if isinstance(config, VisionConfig) else config.length,
         forward_flops=flops,
         training_flops=3 * flops,
-        trained_units=images,
+        trained_units=examples,
         cache_bytes_per_token=0,
         constant_state_bytes=0,
     )

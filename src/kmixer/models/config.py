@@ -102,14 +102,19 @@ class DropoutConfig(StrictConfig):
     residual: Probability = 0.0  # mixing branch of the mixing layers
 
 
-class StackConfig(StrictConfig):
-    """What every language model has around its mixing layers."""
+class LayersConfig(StrictConfig):
+    """What every stack of mixing layers has."""
 
     width: Positive  # d
     layers: Positive  # number of mixing layers
+    dropout: DropoutConfig = DropoutConfig()
+
+
+class StackConfig(LayersConfig):
+    """What every language model has around its mixing layers."""
+
     embedding_width: Positive | None = None  # factorised embedding; None is `width`
     head: HeadConfig = HeadConfig()
-    dropout: DropoutConfig = DropoutConfig()
 
     @property
     def max_positions(self) -> int | None:
@@ -218,17 +223,17 @@ class MixersConfig(StrictConfig):
         return self.mixers[layer % len(self.mixers)]
 
 
-class TransformerConfig(MixersConfig, StackConfig):
-    """Blocks of a mixer and a feed-forward layer, between an embedding and a head.
+class BlocksConfig(MixersConfig, LayersConfig):
+    """Blocks of a mixer and a feed-forward layer.
 
     Blocks "plain": RMSNorm with weights, GELU feed-forward with biases. Blocks "nanochat": RMSNorm
     without weights (of the embedding too), relu^2 feed-forward without biases, and two scalars a layer
     that weigh the stream and the embedding it began with.
     """
 
-    kind: Literal["transformer"] = "transformer"
     blocks: Literal["plain", "nanochat"] = "plain"
     mlp_multiplier: Annotated[float, Field(gt=0)] = 4.0  # hidden width over d, before rounding to a multiple of 8
+    rotary: bool = True  # positions rotate the keys of attention
     windows: Annotated[str, Field(pattern="^[SL]+$")] = "L"  # of the layers in turn, repeated: short, or the whole past
     window: Positive | None = None  # positions that a short layer sees
     window_inclusive: bool = False  # not counting the position itself
@@ -237,7 +242,7 @@ class TransformerConfig(MixersConfig, StackConfig):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if set(self.mixers) != {"k2"}:
-            check_heads(self.width, self.heads)
+            check_heads(self.width, self.heads, rotary=self.rotary)
         if ("S" in self.windows) != (self.window is not None):
             raise ValueError(f"windows {self.windows!r} with window {self.window}; S layers need one, and only they do")
         for layer in range(self.layers):
@@ -258,6 +263,30 @@ class TransformerConfig(MixersConfig, StackConfig):
     def hidden_width(self) -> int:
         """Hidden units of a feed-forward layer."""
         return HIDDEN_MULTIPLE * max(1, round(self.mlp_multiplier * self.width / HIDDEN_MULTIPLE))
+
+
+class TransformerConfig(BlocksConfig, StackConfig):
+    """Blocks between an embedding and a head: a language model."""
+
+    kind: Literal["transformer"] = "transformer"
+
+
+class SequenceClassifierConfig(BlocksConfig):
+    """Blocks between an embedding with learned positions and a linear map to classes."""
+
+    kind: Literal["sequence-classifier"] = "sequence-classifier"
+    vocabulary: Positive  # v, with 0 for padding
+    length: Positive  # positions that are learned
+    classes: Positive
+    rotary: bool = False
+    # What is read out: the mean over the positions that are not padding, or the last of them.
+    pooling: Literal["mean", "last"] = "mean"
+
+    @model_validator(mode="after")
+    def _classifies(self) -> Self:
+        if self.value_embeddings:
+            raise ValueError("value_embeddings: language models only")
+        return self
 
 
 # Hidden widths are multiples of this, so that rows fill whole vectors of 8 float32.

@@ -16,14 +16,15 @@ from kmixer.data.tokenizers import Tokenizer, tokenizer_from_json
 from kmixer.errors import InputError
 from kmixer.files import read_json, write_json
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.config import ModelConfig, TransformerConfig, kind_of
-from kmixer.models.vision import VisionConfig, VisionTransformer
+from kmixer.models.classifiers import Classifier, build_classifier
+from kmixer.models.config import ModelConfig, SequenceClassifierConfig, TransformerConfig, kind_of
+from kmixer.models.vision import VisionConfig
 from kmixer.tensor_files import load_tensors, save_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
-Model = CausalLM | VisionTransformer
+Model = CausalLM | Classifier
 
 
 class SavedConfig(StrictConfig):
@@ -33,7 +34,8 @@ class SavedConfig(StrictConfig):
     model: Annotated[
         Annotated[ModelConfig, Tag("k-stack")]
         | Annotated[TransformerConfig, Tag("transformer")]
-        | Annotated[VisionConfig, Tag("vit")],
+        | Annotated[VisionConfig, Tag("vit")]
+        | Annotated[SequenceClassifierConfig, Tag("sequence-classifier")],
         Discriminator(kind_of),
     ]
 
@@ -103,16 +105,16 @@ def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> No
         parameter.requires_grad_(trains[name])
 
 
-def load_classifier(folder: Path) -> tuple[VisionTransformer, dict[str, Any]]:
+def load_classifier(folder: Path) -> tuple[Classifier, dict[str, Any]]:
     """The classifier of a run or model folder in evaluation mode, and what is known about its weights.
 
     Raises InputError where the folder holds none, or is damaged.
     """
     config = read_config(folder).model
-    if not isinstance(config, VisionConfig):
+    if not isinstance(config, VisionConfig | SequenceClassifierConfig):
         raise InputError(f"{folder} holds a language model, not a classifier")
     tensors, about = load_weights(folder)
     with torch.device("meta"):
-        model = VisionTransformer(config)
+        model = build_classifier(config)
     put_weights(model, tensors, str(folder / WEIGHTS))
     return model.eval(), about

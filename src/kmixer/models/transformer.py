@@ -2,7 +2,7 @@
 
     x = x + mixer(norm(x)), then x = x + feed_forward(norm(x)), in every block
 
-Positions enter by rotation inside attention only; K2 needs none. See `TransformerConfig` for the two kinds
+Positions enter by rotation inside attention only; K2 needs none. See `BlocksConfig` for the two kinds
 of blocks, the windows and the value embeddings.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kmixer.errors import InputError
 from kmixer.layers import FeedForward, SquaredReluFeedForward
 from kmixer.layers.feed_forward import INITIAL_STD, NORM_EPS, RMSNorm
-from kmixer.models.config import StackConfig, TransformerConfig
+from kmixer.models.config import BlocksConfig, LayersConfig
 from kmixer.models.mixers import Place, build_mixer
 
 # One state a layer: what its mixer carries.
@@ -29,10 +29,11 @@ TransformerState = tuple[Any, ...]
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: BlocksConfig, layer: int) -> None:
         super().__init__()
         place = Place(
             config.width,
+            rotary=config.rotary,
             window=config.window_of(layer),
             window_inclusive=config.window_inclusive,
             value_embedding=config.has_value_embedding(layer),
@@ -54,7 +55,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The blocks of a `TransformerConfig`, from hidden vectors (b, t, d) to hidden vectors.
+    """The blocks of a `BlocksConfig`, from hidden vectors (b, t, d) to hidden vectors.
 
     The state of attention grows with every token, up to its window; that of K2 does not grow.
 
@@ -63,7 +64,7 @@ class Transformer(nn.Module):
         vocabulary_size: v, for the tables of value embeddings where there are any.
     """
 
-    def __init__(self, config: TransformerConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: BlocksConfig, vocabulary_size: int = 0) -> None:
         super().__init__()
         self.config = config
         layers = range(config.layers)
@@ -116,8 +117,8 @@ class Transformer(nn.Module):
             yield block
 
 
-def build_norm(config: StackConfig) -> nn.Module:
+def build_norm(config: LayersConfig) -> nn.Module:
     """RMSNorm, without weights in the blocks of nanochat."""
-    if isinstance(config, TransformerConfig) and config.blocks == "nanochat":
+    if isinstance(config, BlocksConfig) and config.blocks == "nanochat":
         return nn.RMSNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
     return RMSNorm(config.width)

@@ -10,19 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kmixer.data.examples import Examples
+from kmixer.data.examples import ExampleDataset, Examples
 from kmixer.data.images import augmented, channel_statistics, load_images
+from kmixer.data.sequences import load_sequences
 from kmixer.errors import InputError
-from kmixer.layers import GaussianAttention
+from kmixer.models.classifiers import Classifier, build_classifier, count_example_flops
 from kmixer.models.model_folder import save_config, save_weights
-from kmixer.models.vision import VisionTransformer, count_image_flops
-from kmixer.training.locality import attention_rollout, attention_weights, measure_locality
-from kmixer.training.recipe import ClassificationRecipe
+from kmixer.models.sequence_classifier import PADDING
+from kmixer.models.vision import VisionTransformer
+from kmixer.training.dynamics import measure_mixers
+from kmixer.training.locality import attention_rollout, attention_weights
+from kmixer.training.recipe import ClassificationRecipe, ImageRecipe, SequenceRecipe
 from kmixer.training.task import Task
 
-EXAMPLES_PER_BATCH = 256
-# Images on which all attention weights are looked at.
-LOCALITY_EXAMPLES = 32
+# Tokens of one forward pass of an evaluation, and of the look at all attention weights.
+TOKENS_PER_BATCH, LOCALITY_TOKENS = 32768, 2048
 # Images whose class token is kept in results.json.
 SHOWN_EXAMPLES = 6
 
@@ -44,38 +46,26 @@ class ClassificationEvaluation:
 
 
 class ClassificationTask(Task):
-    """A classification recipe with its images."""
+    """A classification recipe with its examples."""
 
-    unit = "images"
+    recipe: ClassificationRecipe
 
-    def __init__(self, recipe: ClassificationRecipe, data_dir: Path | None = None) -> None:
-        self.recipe: ClassificationRecipe = recipe
-        self.dataset = load_images(recipe.data, data_dir)
-        self.corpus_sha256 = self.dataset.sha256
-        self.train = self.dataset.train
+    def __init__(self, recipe: ClassificationRecipe, dataset: ExampleDataset) -> None:
+        self.recipe, self.dataset = recipe, dataset
+        self.corpus_sha256 = dataset.sha256
+        self.train = dataset.train
 
     def describe(self) -> list[str]:
         data, config = self.dataset, self.recipe.training
-        test = "" if data.test is None else f", {len(data.test):,} test images"
+        parts = f"{len(data.train):,} training, {len(data.validation):,} validation"
+        parts += "" if data.test is None else f", {len(data.test):,} test"
         return [
-            f"{self.recipe.data.dataset}: {len(data.train):,} training images, {len(data.validation):,} validation"
-            f" images{test}",
-            f"{config.steps:,} steps of {config.batch_size} images",
+            f"{self.recipe.dataset}: {parts} {self.unit}",
+            f"{config.steps:,} steps of {config.batch_size} {self.unit}",
         ]
 
-    def check(self) -> None:
-        model, pixels = self.recipe.model, self.dataset.train.inputs
-        expected = (model.channels, model.image_size, model.image_size)
-        if pixels.shape[1:] != expected or self.dataset.classes > model.classes:
-            raise InputError(
-                f"the images of {self.recipe.data.dataset} are {tuple(pixels.shape[1:])} of {self.dataset.classes} "
-                f"classes; the recipe's model takes {expected} of {model.classes}"
-            )
-
-    def build_model(self) -> VisionTransformer:
-        model = VisionTransformer(self.recipe.model)
-        model.pixel_mean, model.pixel_deviation = channel_statistics(self.dataset.train.inputs)
-        return model
+    def build_model(self) -> Classifier:
+        return build_classifier(self.recipe.model)
 
     def to(self, device: torch.device) -> None:
         self.train = Examples(self.train.inputs.to(device), self.train.labels.to(device))
@@ -83,49 +73,133 @@ class ClassificationTask(Task):
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         device = self.train.labels.device
         chosen = torch.randint(len(self.train), (self.recipe.units_per_step,), generator=generator, device=device)
-        return augmented(self.train.inputs[chosen], self.recipe.data.augment, generator), self.train.labels[chosen]
+        return self.train.inputs[chosen], self.train.labels[chosen]
 
     def loss(self, network: Any, inputs: Tensor, targets: Tensor) -> Tensor:
-        logits = network(inputs)
+        logits = network(self.prepared(inputs))
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
 
-    def evaluate(self, model: VisionTransformer) -> list[ClassificationEvaluation]:
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """Inputs as the model takes them."""
+        return inputs
+
+    def evaluate(self, model: Classifier) -> list[ClassificationEvaluation]:
         return [self._measure(model, self.dataset.validation)]
 
     @torch.no_grad()
-    def _measure(self, model: VisionTransformer, images: Examples) -> ClassificationEvaluation:
+    def _measure(self, model: Classifier, part: Examples) -> ClassificationEvaluation:
         device = model.head.weight.device
         was_training = model.training
         model.eval()
         total, right = 0.0, 0
-        for pixels, labels in zip(
-            images.inputs.split(EXAMPLES_PER_BATCH), images.labels.split(EXAMPLES_PER_BATCH), strict=True
-        ):
-            logits = model(pixels.to(device)).cpu().double()
+        size = self.examples_per_batch
+        for inputs, labels in zip(part.inputs.split(size), part.labels.split(size), strict=True):
+            logits = model(self.prepared(inputs.to(device))).cpu().double()
             total += float(F.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(-1) == labels).sum())
         model.train(was_training)
-        return ClassificationEvaluation("examples", len(images), total / len(images), right / len(images))
+        return ClassificationEvaluation("examples", len(part), total / len(part), right / len(part))
 
-    def dynamics(self, model: VisionTransformer) -> dict[str, Any]:
-        sample = self.dataset.validation.inputs[:LOCALITY_EXAMPLES].to(model.head.weight.device)
-        found: dict[str, Any] = {"locality": measure_locality(attention_weights(model, sample))}
-        sigmas = [part.sigma().tolist() for part in model.modules() if isinstance(part, GaussianAttention)]
-        return found | ({"sigma": sigmas} if sigmas else {})
+    @property
+    def examples_per_batch(self) -> int:
+        """Examples of one forward pass of an evaluation."""
+        return 256
 
-    def save_config(self, folder: Path, model: VisionTransformer) -> None:
+    def dynamics(self, model: Classifier) -> dict[str, Any]:
+        sample = self.prepared(self.dataset.validation.inputs[: self.locality_examples].to(model.head.weight.device))
+        return measure_mixers(model, sample)
+
+    @property
+    def locality_examples(self) -> int:
+        """Examples on which all attention weights are looked at."""
+        return 32
+
+    def save_config(self, folder: Path, model: Classifier) -> None:
         save_config(folder, model, None)
 
-    def save_weights(self, folder: Path, model: VisionTransformer, about: dict[str, Any]) -> None:
+    def save_weights(self, folder: Path, model: Classifier, about: dict[str, Any]) -> None:
         save_weights(folder, model, None, about)
 
-    def final_measures(self, model: VisionTransformer) -> dict[str, Any]:
-        """Loss and accuracy of every part, and what the class token holds of the patches of a few images."""
+    def final_measures(self, model: Classifier) -> dict[str, Any]:
+        """Loss and accuracy of every part."""
         parts = {"validation": self.dataset.validation, "test": self.dataset.test}
-        measures = {name: [self._measure(model, part).to_json()] for name, part in parts.items() if part is not None}
+        return {name: [self._measure(model, part).to_json()] for name, part in parts.items() if part is not None}
+
+    def forward_flops(self, model: Classifier) -> float:
+        return self.recipe.units_per_step * count_example_flops(model)
+
+
+class ImageTask(ClassificationTask):
+    """Images, varied in training as the recipe says, and normalised by the model."""
+
+    unit = "images"
+    recipe: ImageRecipe
+
+    def __init__(self, recipe: ImageRecipe, data_dir: Path | None = None) -> None:
+        super().__init__(recipe, load_images(recipe.data, data_dir))
+
+    def check(self) -> None:
+        model, pixels = self.recipe.model, self.dataset.train.inputs
+        expected = (model.channels, model.image_size, model.image_size)
+        if pixels.shape[1:] != expected or self.dataset.classes > model.classes:
+            raise InputError(
+                f"the images of {self.recipe.dataset} are {tuple(pixels.shape[1:])} of {self.dataset.classes} "
+                f"classes; the recipe's model takes {expected} of {model.classes}"
+            )
+
+    def build_model(self) -> Classifier:
+        model = super().build_model()
+        assert isinstance(model, VisionTransformer)
+        model.pixel_mean, model.pixel_deviation = channel_statistics(self.dataset.train.inputs)
+        return model
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        pixels, labels = super().batch(generator)
+        return augmented(pixels, self.recipe.data.augment, generator), labels
+
+    def final_measures(self, model: Classifier) -> dict[str, Any]:
+        """Loss and accuracy of every part, and what the class token holds of the patches of a few images."""
         shown = self.dataset.validation.inputs[:SHOWN_EXAMPLES]
         rollout = attention_rollout(attention_weights(model, shown.to(model.head.weight.device)))
-        return measures | {"class_token": {"images": shown.tolist(), "rollout": rollout[:, 0, 1:].tolist()}}
+        held = {"images": shown.tolist(), "rollout": rollout[:, 0, 1:].tolist()}
+        return super().final_measures(model) | {"class_token": held}
 
-    def forward_flops(self, model: VisionTransformer) -> float:
-        return self.recipe.units_per_step * count_image_flops(model)
+
+class SequenceTask(ClassificationTask):
+    """Token sequences, padded at the end; a batch is as long as its longest."""
+
+    unit = "sequences"
+    recipe: SequenceRecipe
+
+    def __init__(self, recipe: SequenceRecipe, data_dir: Path | None = None) -> None:
+        super().__init__(recipe, load_sequences(recipe.data, data_dir))
+
+    def check(self) -> None:
+        model, data = self.recipe.model, self.dataset
+        largest = int(data.train.inputs.max()) + 1
+        if data.train.inputs.shape[1] > model.length or largest > model.vocabulary or data.classes > model.classes:
+            raise InputError(
+                f"the sequences of {self.recipe.dataset} have {data.train.inputs.shape[1]} tokens of {largest} kinds "
+                f"and {data.classes} classes; the recipe's model takes {model.length} of {model.vocabulary}, and "
+                f"{model.classes}"
+            )
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        longest = int((inputs != PADDING).sum(1).max())
+        return inputs[:, :longest].long()
+
+    @property
+    def examples_per_batch(self) -> int:
+        return max(1, TOKENS_PER_BATCH // self.recipe.model.length)
+
+    @property
+    def locality_examples(self) -> int:
+        return max(1, LOCALITY_TOKENS // self.recipe.model.length)
+
+
+def open_classification(recipe: ClassificationRecipe, data_dir: Path | None = None) -> ClassificationTask:
+    """A classification recipe with its data."""
+    if isinstance(recipe, ImageRecipe):
+        return ImageTask(recipe, data_dir)
+    assert isinstance(recipe, SequenceRecipe)
+    return SequenceTask(recipe, data_dir)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kmixer.layers import K2, BaseKernel, GaussianAttention, K2Mixer
+from kmixer.layers import K2, BaseKernel, GaussianAttention, HierarchicalAttention, K2Mixer
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import KStack
 from kmixer.training.locality import attention_weights, measure_locality
@@ -34,40 +34,58 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
         Of the K2 layers, one list or value each: "decay"; "alpha"; "gate", sigmoid of the base kernel's gate
         logit; "base_share", |base| / (|base| + |decay|), norms of the two branches over all tokens.
         "base_kernel", one list a kernel: mean weight by lag. Of a refined stack "eta" and "residuals", one
-        a refinement step: |K(h) - h| / |h|. "sigma", bandwidths of the heads of each Gaussian layer.
+        a refinement step: |K(h) - h| / |h|. "sigma", bandwidths of the heads of each Gaussian layer;
+        "level_weights", of the levels in every head of each hierarchical layer.
         Of the attention layers "locality", see `measure_locality`. What a model does not have is left out.
     """
     stack = model.stack
-    k2_layers = [part for part in stack.modules() if isinstance(part, K2Mixer)]
-    gaussian_layers = [part for part in stack.modules() if isinstance(part, GaussianAttention)]
-    refined = isinstance(stack, KStack) and stack.refined
-    recorder = _Recorder(k2_layers, stack if isinstance(stack, KStack) and refined else None)
-    model_was_training = model.training
+    recorder = None
+    if isinstance(stack, KStack) and stack.refined:
+        recorder = _Residuals(stack)
+    found = measure_mixers(model, tokens, locality=(LOCALITY_WINDOWS, LOCALITY_POSITIONS))
+    if recorder is not None and isinstance(stack, KStack):
+        recorder.remove()
+        found["eta"] = float(stack.eta())
+        found["residuals"] = recorder.residuals
+    return found
+
+
+@torch.no_grad()
+def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None = None) -> dict[str, Any]:
+    """What `measure_dynamics` finds of the mixers of any model, on one batch of inputs.
+
+    `locality` bounds the rows and positions on which all attention weights are looked at.
+    """
+    k2_layers = [part for part in model.modules() if isinstance(part, K2Mixer)]
+    recorder = _Shares(k2_layers)
+    was_training = model.training
     model.eval()
     # Hooks would make torch.compile translate the layers once more.
-    compiled = any(part._compiled_call_impl is not None for part in stack.modules())
-    inputs = tokens.to(model.embedding.weight.device)
+    compiled = any(part._compiled_call_impl is not None for part in model.modules())
+    inputs = inputs.to(next(model.parameters()).device)
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         try:
             model(inputs)
         finally:
             recorder.remove()
-        weights = attention_weights(model, inputs[:LOCALITY_WINDOWS, :LOCALITY_POSITIONS])
-        model.train(model_was_training)
+        looked_at = inputs if locality is None else inputs[: locality[0], : locality[1]]
+        weights = attention_weights(model, looked_at)
+        model.train(was_training)
     found: dict[str, Any] = {}
     if k2_layers:
         found["decay"] = [layer.decay().tolist() for layer in k2_layers]
         found["alpha"] = [layer.alpha().reshape(-1).tolist() for layer in k2_layers]
-    kernels = [part for part in stack.modules() if isinstance(part, BaseKernel)]
+    kernels = [part for part in model.modules() if isinstance(part, BaseKernel)]
     if kernels:
         found["gate"] = [float(torch.sigmoid(layer.gate_logit)) for layer in k2_layers if layer.gate_logit is not None]
         found["base_share"] = recorder.base_shares()
         found["base_kernel"] = [weights_by_lag(kernel)[:RECORDED_LAGS] for kernel in kernels]
-    if isinstance(stack, KStack) and refined:
-        found["eta"] = float(stack.eta())
-        found["residuals"] = recorder.residuals
+    gaussian_layers = [part for part in model.modules() if isinstance(part, GaussianAttention)]
     if gaussian_layers:
         found["sigma"] = [layer.sigma().tolist() for layer in gaussian_layers]
+    hierarchical_layers = [part for part in model.modules() if isinstance(part, HierarchicalAttention)]
+    if hierarchical_layers:
+        found["level_weights"] = [layer.level_weights().tolist() for layer in hierarchical_layers]
     if weights:
         found["locality"] = measure_locality(weights)
     return found
@@ -79,16 +97,12 @@ def first_windows(tokens: Tensor, window: int) -> Tensor:
     return tokens[: count * window].view(count, window).long()
 
 
-class _Recorder:
-    """Hooks that measure one forward pass."""
+class _Shares:
+    """Hooks that measure the two branches of K2 layers in one forward pass."""
 
-    def __init__(self, layers: list[K2Mixer], refined: KStack | None) -> None:
+    def __init__(self, layers: list[K2Mixer]) -> None:
         self.squares = [[0.0, 0.0] for _ in layers]  # of the base branch and of the decay branch
-        self.residuals: list[float] = []
-        self.handles = [layer.register_forward_pre_hook(self._note_shares(i)) for i, layer in enumerate(layers)]
-        if refined is not None:
-            self.handles.append(refined.first.register_forward_pre_hook(self._note_start))
-            self.handles.append(refined.read_out.register_forward_hook(self._note_residual))
+        self.handles = [layer.register_forward_pre_hook(self._note(i)) for i, layer in enumerate(layers)]
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -98,7 +112,7 @@ class _Recorder:
         roots = [(math.sqrt(base), math.sqrt(decay)) for base, decay in self.squares]
         return [base / (base + decay) if base + decay > 0 else 0.0 for base, decay in roots]
 
-    def _note_shares(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _note(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             assert isinstance(layer, K2Mixer)
             x, *rest = inputs
@@ -108,6 +122,21 @@ class _Recorder:
                 self.squares[index][0] += float(base.double().square().sum())
 
         return note
+
+
+class _Residuals:
+    """Hooks that measure |K(h) - h| / |h| at every step of a refined stack."""
+
+    def __init__(self, stack: KStack) -> None:
+        self.residuals: list[float] = []
+        self.handles = [
+            stack.first.register_forward_pre_hook(self._note_start),
+            stack.read_out.register_forward_hook(self._note_residual),
+        ]
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
 
     def _note_start(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.start = inputs[0]

@@ -22,7 +22,7 @@ from kmixer.errors import DivergedError, InputError
 from kmixer.models.model_folder import Model, load_weights
 from kmixer.training.averaging import WeightAverage
 from kmixer.training.checkpoint import Progress, load_checkpoint, save_checkpoint, seed_of, seed_step
-from kmixer.training.classification import ClassificationTask
+from kmixer.training.classification import open_classification
 from kmixer.training.dynamics import norms_by_group
 from kmixer.training.language import LanguageTask
 from kmixer.training.matmul_precision import fast_exact_matmuls
@@ -61,7 +61,7 @@ class Result:
 def open_task(recipe: AnyRecipe, *, resumed: Path | None = None, data_dir: Path | None = None) -> Task:
     """A recipe with its data; `resumed` is the run it continues. Raises InputError where the data is not there."""
     if isinstance(recipe, ClassificationRecipe):
-        return ClassificationTask(recipe, data_dir)
+        return open_classification(recipe, data_dir)
     assert isinstance(recipe, Recipe)
     return LanguageTask(recipe, resumed, data_dir)
 

@@ -11,10 +11,10 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig
-from kmixer.data.config import DataConfig, ImageDataConfig, TokenizerConfig
+from kmixer.data.config import DataConfig, ImageDataConfig, SequenceDataConfig, TokenizerConfig
 from kmixer.errors import InputError
 from kmixer.files import read_text
-from kmixer.models.config import LanguageModelConfig, Positive
+from kmixer.models.config import LanguageModelConfig, Positive, SequenceClassifierConfig
 from kmixer.models.vision import VisionConfig
 
 Protocol = Literal["windows", "stream"]
@@ -141,17 +141,40 @@ class Recipe(AnyRecipe):
 
 
 class ClassificationRecipe(AnyRecipe):
-    """A classifier of images: data, model, training."""
+    """A classifier: data, model, training."""
 
-    task: Literal["classification"]
+    data: ImageDataConfig | SequenceDataConfig
+    model: VisionConfig | SequenceClassifierConfig
+
+    @property
+    def dataset(self) -> str:
+        return self.data.dataset
+
+    def measures(self) -> dict[str, Any]:
+        return {"data": self.data.model_dump(exclude={"augment"}), "protocol": "examples"}
+
+
+class ImageRecipe(ClassificationRecipe):
+    """A classifier of images."""
+
+    task: Literal["image-classification"]
     data: ImageDataConfig
     model: VisionConfig
 
-    def measures(self) -> dict[str, Any]:
-        return {"validation": self.data.validation, "test": self.data.test, "protocol": "examples"}
+
+class SequenceRecipe(ClassificationRecipe):
+    """A classifier of token sequences."""
+
+    task: Literal["sequence-classification"]
+    data: SequenceDataConfig
+    model: SequenceClassifierConfig
 
 
-RECIPES: dict[str, type[AnyRecipe]] = {"language": Recipe, "classification": ClassificationRecipe}
+RECIPES: dict[str, type[AnyRecipe]] = {
+    "language": Recipe,
+    "image-classification": ImageRecipe,
+    "sequence-classification": SequenceRecipe,
+}
 
 
 def packaged_recipes() -> list[str]:

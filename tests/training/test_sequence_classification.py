@@ -1,0 +1,125 @@
+"""Sequences are padded, cut and classified; padding changes nothing; every mixer learns."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from kmixer.data.config import SequenceDataConfig
+from kmixer.data.listops import VOCABULARY
+from kmixer.data.sequences import LUMINANCE, load_sequences, padded
+from kmixer.errors import InputError
+from kmixer.models.config import MixerName, SequenceClassifierConfig
+from kmixer.models.model_folder import load_classifier
+from kmixer.models.sequence_classifier import SequenceClassifier
+from kmixer.training.classification import SequenceTask
+from kmixer.training.loop import train
+from kmixer.training.recipe import SequenceRecipe, load_recipe
+from tests.data.test_images import write_npz
+
+VALUES = {"vocabulary": 9, "length": 20, "classes": 3, "width": 12, "layers": 2, "heads": 3}
+mixers = pytest.mark.parametrize("mixer", get_args(MixerName))
+
+
+def make_model(mixer: str, **values: object) -> SequenceClassifier:
+    torch.manual_seed(0)
+    config = SequenceClassifierConfig.parse(VALUES | {"mixers": mixer} | values, source="test")
+    model = SequenceClassifier(config).double().eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+@mixers
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_padded_batch_gives_what_each_sequence_gives_alone(mixer: str, pooling: str) -> None:
+    model = make_model(mixer, pooling=pooling)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(1, 9, (n,), generator=generator).tolist() for n in (20, 1, 7, 13)]
+    whole = model(padded(rows, 20).long())
+    for row, logits in zip(rows, whole, strict=True):
+        torch.testing.assert_close(model(torch.tensor([row]))[0], logits, rtol=1e-12, atol=1e-12)
+
+
+@mixers
+def test_every_parameter_gets_a_gradient(mixer: str) -> None:
+    model = make_model(mixer)
+    model(torch.randint(1, 9, (4, 20))).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_what_a_model_cannot_take_is_named() -> None:
+    model = make_model("softmax")
+    with pytest.raises(InputError, match="tokens: got 21 positions; this model has 20"):
+        model(torch.ones(1, 21, dtype=torch.long))
+    with pytest.raises(InputError, match="a row holds padding alone"):
+        model(torch.tensor([[1, 2], [0, 0]]))
+
+
+def test_listops_is_generated_once_and_is_the_same_again(private_cache: Path) -> None:
+    config = SequenceDataConfig(dataset="listops-short", length=300, examples=30, seed=5)
+    first = load_sequences(config)
+    files = list(private_cache.glob("examples/*.safetensors"))
+    written = [file.stat().st_mtime_ns for file in files]
+    again = load_sequences(config)
+    assert [file.stat().st_mtime_ns for file in files] == written
+    assert torch.equal(first.train.inputs, again.train.inputs)
+    assert (len(first.train), first.train.inputs.shape[1]) == (30, 300)
+    assert first.test is not None
+    assert (len(first.validation), len(first.test), first.classes) == (2000, 2000, 10)
+    assert int(first.train.inputs.max()) < VOCABULARY
+    lengths = (first.train.inputs != 0).sum(1)
+    assert bool((lengths > 100).all())
+
+
+def test_pixels_become_grey_sequences(tmp_path: Path) -> None:
+    path = write_npz(tmp_path)
+    found = load_sequences(SequenceDataConfig(dataset="scifar", length=64), tmp_path)
+    assert found.test is not None
+    assert (len(found.train), len(found.validation), len(found.test)) == (36, 4, 10)
+    with np.load(path) as arrays:
+        grey = np.rint(arrays["x_test"].astype(np.float32) @ np.array(LUMINANCE, dtype=np.float32))
+    np.testing.assert_allclose(found.test.inputs.numpy() - 1, grey.reshape(10, 64), atol=1)
+
+
+def test_reviews_become_bytes(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        with lzma.open(tmp_path / f"imdb_{part}.jsonl.xz", "wt", encoding="utf-8") as file:
+            for i in range(20):
+                file.write(json.dumps({"label": i // 10, "text": f"{part} review {i} " + "é" * i}) + "\n")
+    found = load_sequences(SequenceDataConfig(dataset="imdb", length=24, validation=0.25), tmp_path)
+    assert (len(found.train), len(found.validation), found.classes) == (15, 5, 2)
+    assert found.test is not None
+    row = found.test.inputs[12]
+    assert bytes(int(token) - 1 for token in row if token) == ("test review 12 " + "é" * 12).encode()[:24]
+    with pytest.raises(InputError, match=r"imdb_train.jsonl.xz is not in"):
+        load_sequences(SequenceDataConfig(dataset="imdb", length=24), tmp_path / "nowhere")
+
+
+@mixers
+def test_a_recipe_trains_and_is_measured(mixer: str, tmp_path: Path) -> None:
+    write_npz(tmp_path)
+    settings = ["data.length=64", "model.length=64", "model.width=12", "model.heads=3", f"model.mixers={mixer}"]
+    settings += ["training.steps=6", "training.batch_size=8", "training.warmup_steps=1", "training.evaluate_every=3"]
+    recipe = load_recipe("scifar", [*settings, "training.log_every=2", "model.layers=1"])
+    assert isinstance(recipe, SequenceRecipe)
+    train(recipe, tmp_path / "run", data_dir=tmp_path)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["sequences"] == 48
+    assert 0 <= results["best"]["test"][0]["accuracy"] <= 1
+    model, _ = load_classifier(tmp_path / "run")
+    (measured,) = SequenceTask(recipe, tmp_path).evaluate(model)
+    assert measured.loss == pytest.approx(results["best"]["validation"][0]["loss"])
+    line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert {"softmax": "locality", "gaussian": "sigma", "hierarchical": "level_weights", "k2": "decay"}[mixer] in line[
+        "dynamics"
+    ]
