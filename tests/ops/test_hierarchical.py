@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops import hierarchical_attention
-from kmixer.ops.hierarchical import BACKENDS, BLOCK, hierarchical_scores
+from kmixer.ops.hierarchical import BACKENDS, BLOCK, MAX_NATIVE_LEVELS, hierarchical_scores
 
 B, H, E = 2, 2, 4
-backends = pytest.mark.parametrize("backend", BACKENDS)
+# The compiled kernel computes in float32 and has a test of its own.
+backends = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "native"])
 
 
 def make(t: int, levels: int) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
@@ -70,6 +72,25 @@ def test_gradients_of_the_blocked_form_are_those_of_the_definition(causal: bool,
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
+@pytest.mark.parametrize("causal", [True, False])
+@given(st.integers(1, 2 * BLOCK + 9), st.integers(1, MAX_NATIVE_LEVELS), st.integers(1, 20))
+def test_the_compiled_kernel_is_the_definition(causal: bool, t: int, levels: int, f: int) -> None:
+    def computed(backend: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        queries, keys, _, weights = make(t, levels)
+        values = torch.cos(torch.arange(B * H * t * f, dtype=torch.float64)).view(B, H, t, f)
+        leaves = [leaf.to(dtype).requires_grad_() for leaf in (*queries, *keys, values, weights)]
+        taken = leaves[:levels], leaves[levels : 2 * levels], leaves[-2], leaves[-1]
+        y = hierarchical_attention(*taken, t=t, causal=causal, backend=backend)
+        weighted = y * torch.sin(torch.arange(y.numel(), dtype=dtype)).view_as(y)
+        return y, *torch.autograd.grad(weighted.sum(), leaves)
+
+    exact = computed("naive", torch.float64)
+    for found, expected in zip(computed("native", torch.float32), exact, strict=True):
+        scale = float(expected.abs().max()) + 0.1
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5 * scale)
+
+
 @given(st.integers(1, 60), st.integers(1, 4), st.data())
 def test_the_last_queries_alone_give_the_end_of_the_whole(s: int, levels: int, data: st.DataObject) -> None:
     queries, keys, values, weights = make(s, levels)
@@ -106,8 +127,10 @@ def test_all_levels_cost_less_than_four_thirds(levels: int, cost: float) -> None
 
 def test_what_does_not_fit_is_named() -> None:
     queries, keys, values, weights = make(9, 2)
-    with pytest.raises(InputError, match="backend: got 'fast'; allowed: auto, naive, blocked"):
+    with pytest.raises(InputError, match="backend: got 'fast'; allowed: auto, naive, blocked, native"):
         hierarchical_attention.__wrapped__(queries, keys, values, weights, t=9, backend="fast")
+    with pytest.raises(InputError, match=r"backend 'native': it needs the compiled kernels.* and no float64"):
+        hierarchical_attention(queries, keys, values, weights, t=9, backend="native")
     with pytest.raises(InputError, match="levels: got 1 of queries, 2 of keys, 2 weights"):
         hierarchical_attention(queries[:1], keys, values, weights, t=9)
     with pytest.raises(InputError, match="level 1: got 4 queries and 5 keys; 9 queries of 9 positions have 5 and 5"):

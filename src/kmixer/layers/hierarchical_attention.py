@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -60,13 +62,19 @@ class Downsample(nn.Module):
         first = start % 2  # an odd row begins no cell
         rows = (x.shape[1] - first + 1) // 2
         padded = torch.cat([tail, x], dim=1)[:, first:]
-        # taken[:, k, r] = x[2k - r]
-        taken = torch.stack([padded[:, self.taps - 1 - r :][:, : 2 * rows : 2][:, :rows] for r in range(self.taps)], 2)
+        # lag[r][:, k] = x[2k - r]
+        lags = [padded[:, self.taps - 1 - r :][:, : 2 * rows : 2][:, :rows] for r in range(self.taps)]
         if self.matrices is not None:
-            return torch.einsum("bkrd,rde->bke", taken, self.matrices.to(taken.dtype))
+            return sum_of(lag @ matrix.to(lag.dtype) for lag, matrix in zip(lags, self.matrices, strict=True))
         if self.weight is None or self.mixing is None:
-            return taken.mean(2)
-        return torch.einsum("bkrd,dr->bkd", taken, self.weight.to(taken.dtype)) @ self.mixing.to(taken.dtype)
+            return sum_of(lags) / self.taps
+        weights = self.weight.to(lags[0].dtype).unbind(1)
+        return sum_of(lag * weight for lag, weight in zip(lags, weights, strict=True)) @ self.mixing.to(lags[0].dtype)
+
+
+def sum_of(tensors: Iterable[Tensor]) -> Tensor:
+    """One or more tensors added up."""
+    return functools.reduce(torch.add, tensors)
 
 
 class HierarchicalAttention(nn.Module):

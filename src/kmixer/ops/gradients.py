@@ -18,8 +18,8 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     def checked(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():  # create_graph=True
             raise InputError(
-                "this backward has no derivative of its own: for second derivatives use float64, "
-                "with backend 'recurrent' for decayed_linear_attention"
+                "this backward has no derivative of its own: for second derivatives use float64, with backend "
+                "'recurrent' for decayed_linear_attention and 'naive' for hierarchical_attention"
             )
         return backward(ctx, *gradients)
 

@@ -8,6 +8,7 @@ Level l has ceil(t / 2^l) queries and keys, so that all score products cost sum_
 * `naive`    the formula: every level's scores spread to (t, t) and added.
 * `blocked`  blocks of queries: a coarse score is added where it belongs without being copied out, and no
              block is kept for the backward, which makes it again. Memory linear in t.
+* `native`   the same as a compiled kernel for a CPU.
 
 Source: Cirrincione 2026 (arXiv 2604.08829), of which the abstract fixes levels, level-specific scores and convex
 weights; indexing by the rounded-down position is our reading.
@@ -21,12 +22,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.attention import causal_mask
+from kmixer.ops.gradients import first_order
 
-Backend = Literal["auto", "naive", "blocked"]
+Backend = Literal["auto", "naive", "blocked", "native"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
+# The compiled kernel's blocks are whole cells of so many levels (kBlock in native/hierarchical.cpp).
+MAX_NATIVE_LEVELS = 7
 # Queries of a block: its scores stay in the second cache level for a thousand keys.
 BLOCK = 128
 
@@ -51,7 +56,8 @@ def hierarchical_attention(
         weights: of the levels in every head (h, L), convex: 0 or more, summing to 1.
         t: number of queries, the last t of the s positions.
         causal: position i sees the keys j <= i.
-        backend: "auto" is "blocked" for queries that are all positions, "naive" for the last few of them.
+        backend: "auto" is "native" where it can run and "blocked" elsewhere for queries that are all positions,
+            "naive" for the last few of them.
 
     Returns:
         y (b, h, t, f), in the dtype of the values; computed in float32 where that is narrower.
@@ -65,11 +71,22 @@ def hierarchical_attention(
     _check(queries, keys, weights, s, t)
     if t == 0:
         return values[:, :, :0]
+    compiled = t == s and len(queries) <= MAX_NATIVE_LEVELS and native.usable(values) and values.dtype != torch.float64
     if backend == "auto":
-        backend = "blocked" if t == s else "naive"
+        backend = "native" if compiled else "blocked" if t == s else "naive"
+    if backend == "native" and not compiled:
+        raise InputError(
+            "backend 'native': it needs the compiled kernels, tensors on a CPU, all positions as queries, at most "
+            f"{MAX_NATIVE_LEVELS} levels, and no float64; allowed: auto, naive, blocked"
+        )
     dtype = torch.promote_types(values.dtype, torch.float32)
     queries, keys = ([z.to(dtype) for z in levels] for levels in (queries, keys))
     with torch.autocast(values.device.type, enabled=False):
+        if backend == "native":
+            attended: Tensor = _Native.apply(
+                weights.to(dtype), values.to(dtype), causal, torch.cat(queries, 2), torch.cat(keys, 2)
+            )
+            return attended.to(values.dtype)
         if backend == "blocked" and t == s:
             y: Tensor = _Blocked.apply(weights.to(dtype), values.to(dtype), causal, *queries, *keys)
             return y.to(values.dtype)
@@ -133,6 +150,7 @@ class _Blocked(torch.autograd.Function):
         return y
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = gradients
         weights, values, y, normaliser, *levels = ctx.saved_tensors
@@ -159,6 +177,30 @@ class _Blocked(torch.autograd.Function):
                 # sum over the block of gathered * (q k^T), through what is already there
                 grad_weights[:, level] += scale * ((gathered @ k) * q).sum((0, 2, 3))
         return grad_weights, grad_values, None, *grad_queries, *grad_keys
+
+
+class _Native(torch.autograd.Function):
+    """The compiled kernel, float32; queries and keys of all levels one after the other (b, h, rows, e)."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, values: Tensor, causal: bool, queries: Tensor, keys: Tensor) -> Tensor:
+        tensors = [tensor.contiguous() for tensor in (queries, keys, values, weights)]
+        (b, h, t, f), levels, e = values.shape, weights.shape[1], queries.shape[-1]
+        y, normaliser = values.new_empty(b, h, t, f), values.new_empty(b, h, t)
+        ctx.shape = (b * h, h, t, levels, e, f, e**-0.5, int(causal))
+        native.call("hierarchical_forward", *tensors, y, normaliser, *ctx.shape)
+        ctx.save_for_backward(*tensors, y, normaliser)
+        return y
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, weights, y, normaliser = ctx.saved_tensors
+        made = [torch.empty_like(tensor) for tensor in (queries, keys, values)]
+        by_row = weights.new_empty(*values.shape[:2], weights.shape[1])
+        inputs = (queries, keys, values, weights, y, normaliser, gradients[0].contiguous())
+        native.call("hierarchical_backward", *inputs, *made, by_row, *ctx.shape)
+        return by_row.sum(0), made[2], None, made[0], made[1]
 
 
 def _blocks(t: int, levels: int, causal: bool) -> list[tuple[int, int, int]]:
