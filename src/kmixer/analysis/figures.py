@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from kmixer.analysis.curves import ArmRuns
 
@@ -34,9 +35,12 @@ def _legend(axes: Axes) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _number_rows(axes: Axes, count: int) -> None:
-    """Rows of an image by the numbers of the layers, from 1 on."""
-    axes.set_yticks(range(count), [str(layer + 1) for layer in range(count)])
+def _number_heads(axes: Axes, image: np.ndarray[Any, Any]) -> None:
+    """An image of layers by heads, both numbered from 1 on."""
+    axes.grid(visible=False)
+    layers, heads = image.shape
+    axes.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
+    axes.set_xticks(range(heads), [str(head + 1) for head in range(heads)])
 
 
 def loss_curves(arms: list[ArmRuns]) -> Figure | None:
@@ -60,6 +64,8 @@ def loss_curves(arms: list[ArmRuns]) -> Figure | None:
     margin = 0.1 * (max(highest) - min(lowest)) + 0.01
     for axes, label in zip(both, (f"trained {unit}", "minutes"), strict=True):
         axes.set(xlabel=label, ylim=(min(lowest) - margin, max(highest) + margin))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    both[0].xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k, 2M
     _legend(both[0])
     return figure
 
@@ -137,16 +143,17 @@ def bandwidths(arm: ArmRuns) -> Figure | None:
         return None
     figure, (left, right) = _figure(f"Bandwidths of {arm.name}", "", "", columns=2)
     image = left.imshow(np.array(recorded[-1][1]), aspect="auto", cmap="viridis", origin="lower")
-    left.grid(visible=False)
-    left.set(xlabel="head", ylabel="Gaussian layer", title=f"sigma, step {recorded[-1][0]:,}")
-    _number_rows(left, len(recorded[-1][1]))
+    left.set(xlabel="head", ylabel="Gaussian layer")
+    left.set_title(f"sigma, step {recorded[-1][0]:,}", fontsize=9)
+    _number_heads(left, np.array(recorded[-1][1]))
     figure.colorbar(image, ax=left)
     steps = [step for step, _ in recorded]
     for layer in range(len(recorded[0][1])):
         for head, values in enumerate(zip(*(sigma[layer] for _, sigma in recorded), strict=True)):
             label = f"layer {layer + 1}" if head == 0 else None
             right.plot(steps, values, color=f"C{layer % 10}", linewidth=1, label=label)
-    right.set(xlabel="step", ylabel="sigma", title="a line a head")
+    right.set(xlabel="step", ylabel="sigma")
+    right.set_title("a line a head", fontsize=9)
     _legend(right)
     return figure
 
@@ -161,9 +168,8 @@ def locality(arm: ArmRuns) -> Figure | None:
     for axes, (key, title) in zip(both, names.items(), strict=True):
         values = np.array(recorded[-1][key])
         figure.colorbar(axes.imshow(values, aspect="auto", cmap="viridis", origin="lower"), ax=axes)
-        axes.grid(visible=False)
         axes.set_title(title, fontsize=9)
-        _number_rows(axes, len(values))
+        _number_heads(axes, values)
     return figure
 
 
