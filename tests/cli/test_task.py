@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from kmixer.experiments.denoise import BLOCKS
 from tests.cli.conftest import Run
@@ -12,3 +13,15 @@ def test_denoising(kmixer_command: Run) -> None:
     rows = json.loads(kmixer_command("task", "denoise", "--seeds", 1, "--steps", 2, "--json").out)
     assert [row["mixer"] for row in rows] == list(BLOCKS)
     assert "allowed: 1 or more" in kmixer_command("task", "denoise", "--seeds", 0).error()
+
+
+def test_classification_is_a_sweep_over_mixers(kmixer_command: Run, tmp_path: Path) -> None:
+    small = ["data.examples=20", "model.width=8", "model.heads=2", "model.layers=1", "training.steps=2"]
+    small += ["training.warmup_steps=1", "training.batch_size=4", "training.evaluate_every=2"]
+    settings = [part for setting in small for part in ("--set", setting)]
+    out = tmp_path / "sweep"
+    answer = kmixer_command("task", "listops", "--mixers", "softmax,k2", "--seeds", "1", "--out", out, *settings)
+    assert "sweep/mixers=k2" in answer.out
+    assert "Accuracy and cross-entropy" in answer.out
+    assert (out / "mixers=softmax/seed-1/results.json").is_file()
+    assert "kmixer task scifar --mixers softmax,hierarchical" in kmixer_command("task", "scifar", "--help").out

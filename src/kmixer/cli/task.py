@@ -1,25 +1,30 @@
-"""kmixer task: synthetic tasks that take minutes."""
+"""kmixer task: denoising, and classification of sequences by several mixers side by side."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kmixer.cli.options import Json
+from kmixer.cli import experiments
+from kmixer.cli.options import Cpu, DataDir, Json, Settings
 from kmixer.data.denoising import Denoising
 from kmixer.errors import InputError
 from kmixer.experiments.denoise import Budget, run_denoising
 from kmixer.experiments.tables import with_deviation
 
-app = typer.Typer(help="Synthetic tasks.", no_args_is_help=True)
+app = typer.Typer(help="Tasks that set mixers side by side.", no_args_is_help=True)
 
-
-@app.callback()
-def _tasks() -> None:
-    """Synthetic tasks."""
+# Recipes of sequence classification, and what the commands of their names say.
+CLASSIFICATION = {
+    "listops": "Evaluate nested lists of digits (ListOps, up to 512 tokens), generated here.",
+    "scifar": "Classify CIFAR-10 images as sequences of 1,024 grey pixels; needs cifar10.npz in --data-dir.",
+    "imdb": "Tell good reviews from bad by their first 1,024 bytes; needs the IMDB files in --data-dir.",
+}
 
 
 @app.command()
@@ -47,3 +52,32 @@ def denoise(
         loss, accuracy = (with_deviation(row[key], row[f"{key}_deviation"], 3) for key in ("loss", "accuracy"))
         print(f"{row['mixer']:24}{row['parameters']:>11,}{row['n']:>4}{loss:>20}{accuracy:>20}")
     print("On corrupted positions of 1,024 validation sequences; the lowest loss of each run's evaluations.")
+
+
+def _classification(name: str, description: str) -> Callable[..., None]:
+    """The command that sweeps a classification recipe over mixers."""
+
+    def command(
+        mixers: Annotated[
+            str, typer.Option(help="Which mixers; the first is the baseline.")
+        ] = "softmax,hierarchical,gaussian,k2",
+        seeds: Annotated[str, typer.Option(help="How many seeds, or a list: 1,2,3.")] = "3",
+        settings: Settings = None,
+        out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/TASK-sweep.")] = None,
+        workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+        threads: Annotated[int | None, typer.Option(min=1, help="Threads of a run.")] = None,
+        data_dir: DataDir = None,
+        cpu: Cpu = False,
+    ) -> None:
+        grid = [f"model.mixers={mixers}"]
+        experiments.sweep(name, seeds, grid, settings, out, workers, threads, data_dir, cpu)
+
+    command.__doc__ = (
+        f"{description}\n\nA sweep of recipe {name}: the same command goes on where it was stopped; compare and report "
+        f"read its folder.\n\nExample: kmixer task {name} --mixers softmax,hierarchical --seeds 3"
+    )
+    return command
+
+
+for _name, _description in CLASSIFICATION.items():
+    app.command(name=_name)(_classification(_name, _description))
