@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from kmixer.cli.inspect import account_of
 from kmixer.errors import InputError
 from kmixer.experiments.compare import compare, read_arms, why_not_comparable
 from kmixer.experiments.sweep import Sweep, arms_of_grid, load_ablation, packaged_ablations, start_sweep, sweep_runs
@@ -145,11 +146,15 @@ def test_arms_are_every_combination(recipe_path: Path, tmp_path: Path) -> None:
 def test_packaged_ablations_are_recipes_of_one_budget(name: str, tmp_path: Path) -> None:
     sweep = load_ablation(name)
     assert len(sweep.seeds) >= 3
-    budgets = set()
-    for run in sweep_runs(tmp_path, sweep):
-        training = load_recipe(sweep.recipe, run.settings).training
-        budgets.add((training.steps, training.batch_size, training.window, training.evaluate_every))
-    assert len(budgets) == 1
+    runs = sweep_runs(tmp_path, sweep)
+    recipes = [load_recipe(sweep.recipe, run.settings) for run in runs]
+    if name.endswith("equal-flops"):
+        costs = [account_of(sweep.recipe, run.settings) for run in runs]
+        spent = [each.trained_units * each.forward_flops for each in costs]
+        assert max(spent) < 1.003 * min(spent)
+        return
+    assert len({(recipe.training.steps, recipe.units_per_step) for recipe in recipes}) == 1
+    assert len({recipe.training.evaluate_every for recipe in recipes}) == 1
 
 
 def test_an_ablation_file(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
