@@ -173,6 +173,27 @@ def locality(arm: ArmRuns) -> Figure | None:
     return figure
 
 
+def level_weights(arm: ArmRuns) -> Figure | None:
+    """Weight of every level over training, mean over heads, and the symmetric part of its scores at the end."""
+    recorded = [(step, each) for step, each in arm.dynamics() if "level_weights" in each]
+    if len(recorded) < 2:
+        return None
+    figure, (left, right) = _figure(f"Levels of {arm.name}", "", "", columns=2)
+    steps = [step for step, _ in recorded]
+    weights = np.array([each["level_weights"] for _, each in recorded]).mean(2)  # (steps, layers, levels)
+    for layer in range(weights.shape[1]):
+        for level in range(weights.shape[2]):
+            label = f"layer {layer + 1}, level {level}"
+            left.plot(steps, weights[:, layer, level], color=f"C{layer % 10}", alpha=1 / (1 + 0.7 * level), label=label)
+        shares = [np.mean(heads) for heads in recorded[-1][1]["levels"][layer]["reciprocity"]]
+        right.plot(range(len(shares)), shares, marker="o", markersize=4, label=f"layer {layer + 1}")
+    left.set(xlabel="step", ylabel="weight, mean over heads", ylim=(0, None))
+    right.set(xlabel="level", ylabel="symmetric part of the scores", ylim=(0, 1))
+    right.set_xticks(range(weights.shape[2]))
+    _legend(left)
+    return figure
+
+
 def class_tokens(arm: ArmRuns) -> Figure | None:
     """A few images, and what the class token holds of each patch after all layers, by the attention weights."""
     found = next((r["best"]["class_token"] for r in arm.results if r and "class_token" in r["best"]), None)
@@ -261,6 +282,7 @@ def all_figures(arms: list[ArmRuns]) -> dict[str, Figure]:
             "base-kernel": base_kernels,
             "bandwidths": bandwidths,
             "locality": locality,
+            "levels": level_weights,
             "class-token": class_tokens,
             "norms": norms,
         }

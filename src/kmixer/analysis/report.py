@@ -39,6 +39,8 @@ CAPTIONS = {
     "averages.",
     "class-token": "Validation images above; below, the weights of the class token on each patch, rolled out through "
     "all layers with half of each for the residual; first seed.",
+    "levels": "Hierarchical attention, first seed: how much each level weighs, and how much of its scores' energy is "
+    "symmetric; the rest is directional.",
     "locality": "Measured on validation data, first seed: how many keys a head attends to, and how far away.",
     "norms": "Before clipping, by the groups of the author's optimiser, first seed.",
 }

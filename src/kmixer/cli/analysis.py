@@ -37,6 +37,8 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
         _print_k2(found)
     if "locality" in found:
         _print_attention(found)
+    if "levels" in found:
+        _print_levels(found)
     losses = found.get("loss_by_position", [])
     if not losses:
         return
@@ -76,6 +78,19 @@ def _print_attention(found: dict[str, Any]) -> None:
             print(f"{name.replace('_', ' ')}, a line a layer, a number a head:")
             for layer, heads in enumerate(layers):
                 print(f"{layer + 1:>5}  " + "  ".join(f"{value:8.3f}" for value in heads))
+
+
+def _print_levels(found: dict[str, Any]) -> None:
+    """Level weights, and what the scores of each level are like: a number a head."""
+    for layer, (weights, levels) in enumerate(zip(found["level_weights"], found["levels"], strict=True)):
+        print(f"layer {layer + 1}: weights of the levels, a line a head:")
+        for head in weights:
+            print("       " + "  ".join(f"{value:8.3f}" for value in head))
+        for name in ("reciprocity", "smallest_eigenvalue", "kurtosis"):
+            for level, heads in enumerate(levels[name]):
+                print(
+                    f"       {name.replace('_', ' ')}, level {level}: " + "  ".join(f"{value:.3f}" for value in heads)
+                )
 
 
 def report(

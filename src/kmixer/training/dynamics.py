@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kmixer.layers import K2, BaseKernel, GaussianAttention, HierarchicalAttention, K2Mixer
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import KStack
+from kmixer.training.levels import measure_levels
 from kmixer.training.locality import attention_weights, measure_locality
 from kmixer.training.optimizers import author_group
 
@@ -35,7 +36,7 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
         logit; "base_share", |base| / (|base| + |decay|), norms of the two branches over all tokens.
         "base_kernel", one list a kernel: mean weight by lag. Of a refined stack "eta" and "residuals", one
         a refinement step: |K(h) - h| / |h|. "sigma", bandwidths of the heads of each Gaussian layer;
-        "level_weights", of the levels in every head of each hierarchical layer.
+        "level_weights", of the levels in every head of each hierarchical layer, and "levels", see `measure_levels`.
         Of the attention layers "locality", see `measure_locality`. What a model does not have is left out.
     """
     stack = model.stack
@@ -57,6 +58,7 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
     `locality` bounds the rows and positions on which all attention weights are looked at.
     """
     k2_layers = [part for part in model.modules() if isinstance(part, K2Mixer)]
+    hierarchical_layers = [part for part in model.modules() if isinstance(part, HierarchicalAttention)]
     recorder = _Shares(k2_layers)
     was_training = model.training
     model.eval()
@@ -70,6 +72,7 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
             recorder.remove()
         looked_at = inputs if locality is None else inputs[: locality[0], : locality[1]]
         weights = attention_weights(model, looked_at)
+        levels = _measure_levels(model, hierarchical_layers, looked_at)
         model.train(was_training)
     found: dict[str, Any] = {}
     if k2_layers:
@@ -83,11 +86,27 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
     gaussian_layers = [part for part in model.modules() if isinstance(part, GaussianAttention)]
     if gaussian_layers:
         found["sigma"] = [layer.sigma().tolist() for layer in gaussian_layers]
-    hierarchical_layers = [part for part in model.modules() if isinstance(part, HierarchicalAttention)]
     if hierarchical_layers:
         found["level_weights"] = [layer.level_weights().tolist() for layer in hierarchical_layers]
+        found["levels"] = levels
     if weights:
         found["locality"] = measure_locality(weights)
+    return found
+
+
+def _measure_levels(model: Any, layers: list[HierarchicalAttention], inputs: Tensor) -> list[dict[str, Any]]:
+    """`measure_levels` of every layer on what reaches it in one forward pass."""
+    found: list[dict[str, Any]] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, arguments: found.append(measure_levels(layer, arguments[0])))
+        for layer in layers
+    ]
+    if layers:
+        try:
+            model(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
     return found
 
 
