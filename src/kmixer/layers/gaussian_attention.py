@@ -99,10 +99,12 @@ class GaussianAttention(nn.Module):
         if x.shape[1] == 0:
             return x, state
         new, values = self._heads_of(x, state.position)
-        keys = torch.cat([state.keys.to(new.dtype), new], dim=2)
-        if values is not None:
-            assert state.values is not None
-            values = torch.cat([state.values.to(values.dtype), values], dim=2)
+        keys = new
+        if state.keys.shape[2]:
+            keys = torch.cat([state.keys.to(new.dtype), new], dim=2)
+            if values is not None:
+                assert state.values is not None
+                values = torch.cat([state.values.to(values.dtype), values], dim=2)
         y = gaussian_attention(
             new,
             self.log_sigma,

@@ -62,14 +62,22 @@ class Downsample(nn.Module):
         first = start % 2  # an odd row begins no cell
         rows = (x.shape[1] - first + 1) // 2
         padded = torch.cat([tail, x], dim=1)[:, first:]
-        # lag[r][:, k] = x[2k - r]
-        lags = [padded[:, self.taps - 1 - r :][:, : 2 * rows : 2][:, :rows] for r in range(self.taps)]
+        padded = F.pad(padded, (0, 0, 0, padded.shape[1] % 2))
+        even_odd = padded.unflatten(1, (-1, 2)).unbind(2)
+        # lags[r][:, k] = x[2k - r], which is row taps - 1 - r + 2k of what is padded
+        places = [self.taps - 1 - r for r in range(self.taps)]
+        lags = [even_odd[place % 2][:, place // 2 : place // 2 + rows] for place in places]
         if self.matrices is not None:
             return sum_of(lag @ matrix.to(lag.dtype) for lag, matrix in zip(lags, self.matrices, strict=True))
         if self.weight is None or self.mixing is None:
             return sum_of(lags) / self.taps
         weights = self.weight.to(lags[0].dtype).unbind(1)
         return sum_of(lag * weight for lag, weight in zip(lags, weights, strict=True)) @ self.mixing.to(lags[0].dtype)
+
+
+def after(past: Tensor, new: Tensor) -> Tensor:
+    """New positions (b, h, n, e) after those kept from before, in the dtype of the new ones."""
+    return torch.cat([past.to(new.dtype), new], dim=2) if past.shape[2] else new
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
@@ -170,12 +178,12 @@ class HierarchicalAttention(nn.Module):
         queries, keys = [], []
         for level, level_rows in enumerate(rows):
             q, k = self._queries_keys(level, level_rows, -(-start >> level))
-            keys.append(torch.cat([state.keys[level].to(k.dtype), k], dim=2))
+            keys.append(after(state.keys[level], k))
             # A position inside a cell that began before this call still uses that cell's query.
             begun = start % (1 << level) != 0
-            queries.append(torch.cat([state.query[level].to(q.dtype), q], dim=2) if begun else q)
+            queries.append(after(state.query[level], q) if begun else q)
         values = [
-            torch.cat([past, self._heads_of(value(level_rows))], dim=2)
+            after(past, self._heads_of(value(level_rows)))
             for past, value, level_rows in zip(state.values, self.value, rows, strict=False)
         ]
         y = self._fuse(queries, keys, values, start, t)
