@@ -93,7 +93,7 @@ def test_in_float32_it_agrees_with_naive(backend: Any, part: float) -> None:
         for seen in ({}, {"causal": False}, {"window": 9}):
             expected = gaussian_attention(x, log_sigma, backend="naive", **seen)
             found = gaussian_attention(x, log_sigma, backend=backend, **seen)
-            torch.testing.assert_close(found, expected, rtol=0, atol=1.5e-5)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_the_softmax_form_has_the_scores_of_the_kernel() -> None:

@@ -29,6 +29,8 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # Fused attention wants head widths in multiples of this.
 WIDTH_MULTIPLE = 8
+# Keys whose mean is taken for what all tokens share: few, so that a far token later on costs no digits before it.
+CENTRE_KEYS = 16
 
 
 def gaussian_attention(
@@ -138,8 +140,8 @@ def as_softmax(
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h s e"]]:
     """q' and k' whose softmax attention, with scale 1, has the weights of Gaussian kernel attention.
 
-    The kernel does not see a shift of all tokens, float numbers do: the first key is subtracted, so
-    that what tokens share costs no digits. The key's -|x|^2 / (2 sigma^2) stands in two columns, a
+    The kernel does not see a shift of all tokens, float numbers do: the mean of the first keys is subtracted,
+    so that what tokens share costs no digits. The key's -|x|^2 / (2 sigma^2) stands in two columns, a
     rounded value and its remainder: in bfloat16 one column would be off by whole units. Widths are
     padded to a multiple of 8.
     """
@@ -147,7 +149,7 @@ def as_softmax(
     accurate = torch.promote_types(dtype, torch.float32)
     precision = torch.exp(-2 * log_sigma.to(accurate))[:, None, None]
     if dtype == accurate:
-        centre = keys[:, :, :1].detach()
+        centre = keys[:, :, :CENTRE_KEYS].mean(2, keepdim=True).detach()
         x, keys = x.to(dtype) - centre, keys.to(dtype) - centre
     bias = -0.5 * keys.to(accurate).square().sum(-1, keepdim=True) * precision
     high = bias.to(dtype)
