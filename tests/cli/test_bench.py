@@ -82,3 +82,14 @@ def test_gaussian_attention_by_backend_and_block(kmixer_command: Run) -> None:
     assert all(row["error"] < 1e-4 and row["peak_bytes"] >= 0 for row in rows[:6])
     assert rows[0]["times_faster"] == rows[3]["times_faster"] == rows[6]["relative"] == 1.0
     assert rows[6]["cache"] == 2 * rows[7]["cache"] == 128
+
+
+def test_hierarchical_attention_by_backend_and_layer(kmixer_command: Run) -> None:
+    options = ["--t", 70, "--width", 64, "--repeats", 1]
+    rows = json.loads(kmixer_command("bench", "hierarchical", *options, "--json").out)["rows"]
+    layers = [row for row in rows if row["what"].endswith("layer")]
+    assert [row["what"] for row in layers] == ["softmax layer", "hierarchical layer"] * 2
+    assert [row["causal"] for row in layers] == [True, True, False, False]
+    assert {"softmax", "naive", "blocked"} <= {row["what"] for row in rows}
+    assert all(row["error"] < 1e-4 for row in rows if "error" in row)
+    assert "of softmax" in kmixer_command("bench", "hierarchical", *options).out

@@ -11,6 +11,8 @@ import torch
 import typer
 
 from kmixer.bench.gaussian import bench_backends, bench_blocks
+from kmixer.bench.hierarchical import bench_backends as bench_hierarchical_backends
+from kmixer.bench.hierarchical import bench_layers
 from kmixer.bench.length import LENGTHS, bench_length, plot_length
 from kmixer.bench.measure import roofs
 from kmixer.bench.models import bench_decode, bench_memory, bench_train
@@ -172,6 +174,30 @@ def gaussian(
         "x naive": "times_faster", "of softmax": "relative", "peak MB": "peak_bytes", "cache a token": "cache",
     }  # fmt: skip
     _report("gaussian", found, rows, columns, as_json)
+
+
+@app.command()
+def hierarchical(
+    t: Annotated[list[int] | None, typer.Option("--t", help="Positions; may be given again.")] = None,
+    width: Annotated[list[int] | None, typer.Option(help="Width of the layers; may be given again.")] = None,
+    threads: Threads = 1,
+    repeats: Repeats = 5,
+    as_json: Json = False,
+) -> None:
+    """Time hierarchical attention by backend, and its layer, beside softmax attention of equal width.
+
+    Example: kmixer bench hierarchical --t 1024
+    """
+    found = _start(threads)
+    cases = [(positions, causal) for positions in t or (1024,) for causal in (True, False)]
+    rows = [row for positions, causal in cases for row in bench_hierarchical_backends(positions, causal, repeats)]
+    for d in width or (128, 256, 512):
+        rows += [row for positions, causal in cases for row in bench_layers(d, positions, causal, repeats)]
+    columns = {
+        "what": "what", "t": "t", "causal": "causal", "width": "width", "fwd+bwd ms": "seconds",
+        "of softmax": "relative",
+    }  # fmt: skip
+    _report("hierarchical", found, rows, columns, as_json)
 
 
 def _start(threads: int) -> dict[str, Any]:
