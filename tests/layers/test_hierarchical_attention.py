@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kmixer.layers import HierarchicalAttention, SoftmaxAttention
+from kmixer.layers.heads import split_heads
 from kmixer.layers.hierarchical_attention import Downsample
 from kmixer.models.config import MixersConfig
 from kmixer.models.flops import mixing_flops
@@ -111,7 +112,7 @@ def test_its_weights_make_its_output() -> None:
     torch.manual_seed(0)
     layer = HierarchicalAttention(WIDTH, 2).double()
     x = inputs(10)
-    y = (layer.weights(x) @ layer._heads_of(layer.value[0](x))).transpose(1, 2).flatten(2)
+    y = (layer.weights(x) @ split_heads(layer.value[0](x), 2)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(layer.out(y), layer(x)[0])
 
 

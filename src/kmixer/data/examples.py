@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kmixer.errors import InputError
+from kmixer.files import user_cache
 
 # Splits are cut from one shuffled order, the same in every run.
 SPLIT_SEED = 0
@@ -34,6 +36,18 @@ class ExampleDataset:
     test: Examples | None
     classes: int
     sha256: str
+
+
+def find_file(what: str, pattern: str, data_dir: Path | None, otherwise: str) -> Path:
+    """The first file of a pattern in the given folder or the cache, below them too.
+
+    Raises InputError where there is none: that `what` is not there, and what to do `otherwise`.
+    """
+    folders = [folder for folder in (data_dir, user_cache() / "data") if folder is not None]
+    found = [path for folder in folders for path in sorted(folder.glob(f"**/{pattern}"))]
+    if not found:
+        raise InputError(f"{what} is not in {' nor in '.join(map(str, folders))}; {otherwise}")
+    return found[0]
 
 
 def split_examples(

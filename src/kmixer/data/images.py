@@ -12,9 +12,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kmixer.data.config import Augmentation, ImageDataConfig
-from kmixer.data.examples import ExampleDataset, Examples, split_examples
+from kmixer.data.examples import ExampleDataset, Examples, find_file, split_examples
 from kmixer.errors import InputError
-from kmixer.files import user_cache
 
 # A channel that is the same everywhere is not scaled up without end.
 MIN_DEVIATION = 1e-3
@@ -64,13 +63,12 @@ def find_arrays(name: str, data_dir: Path | None) -> Path:
         if Path(name).is_file():
             return Path(name)
         raise InputError(f"dataset {name}: there is no such file")
-    folders = [folder for folder in (data_dir, user_cache() / "data") if folder is not None]
-    found = [path for folder in folders for path in sorted(folder.glob(f"**/{name}*.npz"))]
-    if found:
-        return found[0]
-    raise InputError(
-        f"dataset {name} is not in {' nor in '.join(map(str, folders))}; put {name}.npz there (x_train, y_train, "
-        "x_test, y_test), give its folder with --data-dir, or use dataset digits, which needs no file"
+    return find_file(
+        f"dataset {name}",
+        f"{name}*.npz",
+        data_dir,
+        f"put {name}.npz there (x_train, y_train, x_test, y_test), give its folder with --data-dir, or use dataset "
+        "digits, which needs no file",
     )
 
 

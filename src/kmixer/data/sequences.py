@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kmixer.data.config import SequenceDataConfig
-from kmixer.data.examples import ExampleDataset, Examples, digest, split_examples
+from kmixer.data.examples import ExampleDataset, Examples, digest, find_file, split_examples
 from kmixer.data.images import find_arrays, read_arrays
 from kmixer.data.listops import CLASSES, SHORT, TOKEN_OF, ListOps, draw_trees, evaluate, symbols
 from kmixer.errors import InputError
@@ -82,13 +82,13 @@ def _reviews(config: SequenceDataConfig, data_dir: Path | None) -> ExampleDatase
 
 
 def _find_reviews(part: str, data_dir: Path | None) -> Path:
-    folders = [folder for folder in (data_dir, user_cache() / "data") if folder is not None]
-    for folder in folders:
-        for path in sorted(folder.glob(f"**/imdb_{part}.jsonl.xz")):
-            return path
-    raise InputError(
-        f"dataset imdb: imdb_{part}.jsonl.xz is not in {' nor in '.join(map(str, folders))}; put it there (a line a "
-        "review, with label and text), give its folder with --data-dir, or use dataset listops, which needs no file"
+    name = f"imdb_{part}.jsonl.xz"
+    return find_file(
+        f"dataset imdb: {name}",
+        name,
+        data_dir,
+        "put it there (a line a review, with label and text), give its folder with --data-dir, or use dataset "
+        "listops, which needs no file",
     )
 
 

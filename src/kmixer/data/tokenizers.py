@@ -42,6 +42,11 @@ class Tokenizer(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
+def lone_surrogates(text: str) -> list[str]:
+    """The characters of a text that UTF-8 cannot hold."""
+    return sorted({character for character in text if "\ud800" <= character <= "\udfff"})
+
+
 class CharTokenizer:
     """One token a character; the vocabulary is sorted by code point."""
 
@@ -84,7 +89,7 @@ class ByteTokenizer:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
 
     def unknown(self, text: str) -> list[str]:
-        return sorted({character for character in text if "\ud800" <= character <= "\udfff"})  # not in UTF-8
+        return lone_surrogates(text)
 
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(int(token) for token in tokens).decode(errors="replace")
@@ -137,7 +142,7 @@ class BytePairTokenizer:
         return np.array(self._tokenizer.encode(text).ids, dtype=np.int64)
 
     def unknown(self, text: str) -> list[str]:
-        return sorted({character for character in text if "\ud800" <= character <= "\udfff"})  # not in UTF-8
+        return lone_surrogates(text)
 
     def decode(self, tokens: Iterable[int]) -> str:
         return b"".join(self._bytes[token] for token in tokens).decode(errors="replace")

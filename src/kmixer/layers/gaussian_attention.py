@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kmixer.errors import InputError
 from kmixer.layers.feed_forward import NORM_EPS, linear
+from kmixer.layers.heads import after, check_state, identity_values, kept, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
 from kmixer.ops.gaussian import Backend, gaussian_attention
 
@@ -92,48 +92,25 @@ class GaussianAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t d"], state: GaussianCache | None = None
     ) -> tuple[Float[Tensor, "b t d"], GaussianCache]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
-        elif not self.causal:
-            raise InputError("state: a layer with causal=False sees all positions at once and takes none")
+        check_state(self.causal, state)
+        state = state or self.initial_state(x.shape[0])
         if x.shape[1] == 0:
             return x, state
         new, values = self._heads_of(x, state.position)
-        keys = new
-        if state.keys.shape[2]:
-            keys = torch.cat([state.keys.to(new.dtype), new], dim=2)
-            if values is not None:
-                assert state.values is not None
-                values = torch.cat([state.values.to(values.dtype), values], dim=2)
-        y = gaussian_attention(
-            new,
-            self.log_sigma,
-            keys=keys,
-            values=values,
-            causal=self.causal,
-            window=self.window,
-            window_inclusive=self.window_inclusive,
-            exclude_self=self.exclude_self,
-            backend=self.backend,
-        )
-        kept = None if values is None else self._kept(values)
-        state = GaussianCache(self._kept(keys), kept, state.position + x.shape[1])
-        return self.out(y.transpose(1, 2).flatten(2)), state
+        keys = after(state.keys, new)
+        if values is not None:
+            assert state.values is not None
+            values = after(state.values, values)
+        y = self._attend(new, keys, values)
+        kept_values = None if values is None else kept(values, self.reach)
+        state = GaussianCache(kept(keys, self.reach), kept_values, state.position + x.shape[1])
+        return self.out(merge_heads(y)), state
 
     @torch.no_grad()
     def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
         """What every position takes of every other, in every head; all of it in memory."""
         keys, _ = self._heads_of(x, 0)
-        identity = torch.eye(x.shape[1], dtype=keys.dtype, device=x.device).expand(*keys.shape[:3], -1)
-        return gaussian_attention(
-            keys,
-            self.log_sigma,
-            values=identity,
-            causal=self.causal,
-            window=self.window,
-            window_inclusive=self.window_inclusive,
-            exclude_self=self.exclude_self,
-        )
+        return self._attend(keys, keys, identity_values(keys))
 
     def sigma(self) -> Float[Tensor, " h"]:
         """The bandwidth of each head."""
@@ -144,18 +121,27 @@ class GaussianAttention(nn.Module):
         """Whether the values are not the keys."""
         return self.rotary and self.value_source == "pre_rope"
 
+    def _attend(self, x: Tensor, keys: Tensor, values: Tensor | None) -> Tensor:
+        return gaussian_attention(
+            x,
+            self.log_sigma,
+            keys=keys,
+            values=values,
+            causal=self.causal,
+            window=self.window,
+            window_inclusive=self.window_inclusive,
+            exclude_self=self.exclude_self,
+            backend=self.backend,
+        )
+
     def _heads_of(self, x: Tensor, position: int) -> tuple[Tensor, Tensor | None]:
         """Keys (b, h, t, e), and values where they are others."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        slices = x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        slices = split_heads(x, self.heads)
         if self.head_norm:  # before or after rotation is the same: rotations keep the length
             slices = torch.nn.functional.rms_norm(slices, (self.head_width,), eps=NORM_EPS)
         if not self.rotary:
             return slices, None
         rotated = rotate(slices, torch.arange(position, position + x.shape[1], device=x.device))
         return rotated, slices if self.keeps_values else None
-
-    def _kept(self, tensor: Tensor) -> Tensor:
-        """The positions that later ones may look at."""
-        return tensor if self.reach is None else tensor[:, :, max(0, tensor.shape[2] - self.reach + 1) :]

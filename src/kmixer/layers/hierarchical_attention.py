@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import linear
+from kmixer.layers.heads import after, check_state, identity_values, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
 from kmixer.ops.attention import sdpa_attention
 from kmixer.ops.hierarchical import Backend, hierarchical_attention
@@ -73,11 +74,6 @@ class Downsample(nn.Module):
             return sum_of(lags) / self.taps
         weights = self.weight.to(lags[0].dtype).unbind(1)
         return sum_of(lag * weight for lag, weight in zip(lags, weights, strict=True)) @ self.mixing.to(lags[0].dtype)
-
-
-def after(past: Tensor, new: Tensor) -> Tensor:
-    """New positions (b, h, n, e) after those kept from before, in the dtype of the new ones."""
-    return torch.cat([past.to(new.dtype), new], dim=2) if past.shape[2] else new
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
@@ -167,10 +163,8 @@ class HierarchicalAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t d"], state: HierarchicalCache | None = None
     ) -> tuple[Float[Tensor, "b t d"], HierarchicalCache]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
-        elif not self.causal:
-            raise InputError("state: a layer with causal=False sees all positions at once and takes none")
+        check_state(self.causal, state)
+        state = state or self.initial_state(x.shape[0])
         if x.shape[1] == 0:
             return x, state
         start, t = state.position, x.shape[1]
@@ -183,28 +177,22 @@ class HierarchicalAttention(nn.Module):
             begun = start % (1 << level) != 0
             queries.append(after(state.query[level], q) if begun else q)
         values = [
-            after(past, self._heads_of(value(level_rows)))
+            after(past, split_heads(value(level_rows), self.heads))
             for past, value, level_rows in zip(state.values, self.value, rows, strict=False)
         ]
         y = self._fuse(queries, keys, values, start, t)
         y, convolution = self._convolve(y, x, state.convolution)
         kept = tuple(q[:, :, -1:] for q in queries)
         state = HierarchicalCache(tuple(keys), tuple(values), kept, tails, convolution, start + t)
-        return self.out(y.transpose(1, 2).flatten(2)), state
+        return self.out(merge_heads(y)), state
 
     @torch.no_grad()
     def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
         """What every position takes of every other, in every head; all of it in memory. For score fusion."""
         rows, _ = self._levels_of(x, self.initial_state(x.shape[0]))
         queries, keys = zip(*(self._queries_keys(level, each, 0) for level, each in enumerate(rows)), strict=True)
-        t = x.shape[1]
-        identity = torch.eye(t, dtype=x.dtype, device=x.device).expand(len(x), self.heads, t, t)
-        alpha = self.level_weights().to(x.dtype)
-        return hierarchical_attention(list(queries), list(keys), identity, alpha, t=t, causal=self.causal)
-
-    def _heads_of(self, x: Tensor) -> Tensor:
-        """(b, n, d) to (b, h, n, e)."""
-        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        values, alpha = identity_values(keys[0]), self.level_weights().to(x.dtype)
+        return hierarchical_attention(list(queries), list(keys), values, alpha, t=x.shape[1], causal=self.causal)
 
     def _levels_of(self, x: Tensor, state: HierarchicalCache) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """The new rows of every level, and the tails after them."""
@@ -252,4 +240,4 @@ class HierarchicalAttention(nn.Module):
         kernel = self.convolution.flip(-1)[:, None].to(x.dtype)  # weight r is of lag r
         filtered = F.conv1d(whole.mT, kernel, groups=x.shape[-1]).mT
         g = torch.sigmoid(self.convolution_logit)[:, None, None].to(y.dtype)
-        return g * y + (1 - g) * self._heads_of(filtered), whole[:, whole.shape[1] - self.taps + 1 :]
+        return g * y + (1 - g) * split_heads(filtered, self.heads), whole[:, whole.shape[1] - self.taps + 1 :]

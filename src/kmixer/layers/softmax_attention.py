@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import NORM_EPS, linear
+from kmixer.layers.heads import after, check_state, identity_values, kept, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
 from kmixer.ops.attention import sdpa_attention
 
@@ -95,44 +96,34 @@ class SoftmaxAttention(nn.Module):
         state: KeyValueCache | None = None,
         value_embedding: Float[Tensor, "b t d"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], KeyValueCache]:
-        if state is None:
-            state = self.initial_state(x.shape[0])
-        elif not self.causal:
-            raise InputError("state: a layer with causal=False sees all positions at once and takes none")
+        check_state(self.causal, state)
+        state = state or self.initial_state(x.shape[0])
         if x.shape[1] == 0:
             return x, state
         queries, keys, values = self._project(x, state.position)
         if self.gate is not None:
             assert value_embedding is not None
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (b, t, h)
-            values = values + gate.transpose(1, 2).unsqueeze(-1) * self._heads_of(value_embedding)
-        if state.keys.shape[2]:  # the cache in the dtype of autocast, where that is on
-            keys = torch.cat([state.keys.to(keys.dtype), keys], dim=2)
-            values = torch.cat([state.values.to(values.dtype), values], dim=2)
+            values = values + gate.transpose(1, 2).unsqueeze(-1) * split_heads(value_embedding, self.heads)
+        keys, values = after(state.keys, keys), after(state.values, values)
         y = sdpa_attention(queries, keys, values.to(keys.dtype), causal=self.causal, reach=self.reach)
-        first = 0 if self.reach is None else max(0, keys.shape[2] - self.reach + 1)
-        cache = KeyValueCache(keys[:, :, first:], values[:, :, first:], state.position + x.shape[1])
-        return self.out(y.transpose(1, 2).flatten(2)), cache
+        cache = KeyValueCache(kept(keys, self.reach), kept(values, self.reach), state.position + x.shape[1])
+        return self.out(merge_heads(y)), cache
 
     @torch.no_grad()
     def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
         """What every position takes of every other, in every head; all of it in memory."""
         queries, keys, _ = self._project(x, 0)
-        identity = torch.eye(x.shape[1], dtype=keys.dtype, device=x.device).expand(*keys.shape[:3], -1)
-        return sdpa_attention(queries, keys, identity, causal=self.causal, reach=self.reach)
-
-    def _heads_of(self, x: Tensor) -> Tensor:
-        """(b, t, d) to (b, h, t, e)."""
-        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        return sdpa_attention(queries, keys, identity_values(keys), causal=self.causal, reach=self.reach)
 
     def _project(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (b, h, t, e)."""
         projected = self.query_key_value(x).unflatten(-1, (-1, x.shape[-1]))  # (b, t, 2 or so, d)
-        q, k, v = (None if part is None else self._heads_of(projected[:, :, part]) for part in self.parts)
+        q, k, v = (None if part is None else split_heads(projected[:, :, part], self.heads) for part in self.parts)
         assert q is not None and k is not None
         both = torch.stack([q, k])
         if self.rotary:
             both = rotate(both, torch.arange(position, position + x.shape[1], device=x.device))
         if self.query_key_norm:
             both = F.rms_norm(both, (self.head_width,), eps=NORM_EPS)
-        return both[0], both[1], self._heads_of(x) if v is None else v
+        return both[0], both[1], split_heads(x, self.heads) if v is None else v

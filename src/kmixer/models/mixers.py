@@ -29,6 +29,11 @@ class Place:
     window_inclusive: bool = False
     value_embedding: bool = False
 
+    def seen(self) -> dict[str, Any]:
+        """What attention sees, as arguments of its layer."""
+        names = ("causal", "rotary", "bias", "window", "window_inclusive")
+        return {name: getattr(self, name) for name in names}
+
 
 def build_mixer(name: MixerName, config: MixersConfig, place: Place) -> nn.Module:
     """The mixer of this name, with fresh weights."""
@@ -36,21 +41,10 @@ def build_mixer(name: MixerName, config: MixersConfig, place: Place) -> nn.Modul
 
 
 def _gaussian(config: MixersConfig, place: Place) -> nn.Module:
-    settings = config.gaussian
-    return GaussianAttention(
-        place.width,
-        config.heads,
-        causal=place.causal,
-        window=place.window,
-        window_inclusive=place.window_inclusive,
-        exclude_self=settings.exclude_self,
-        rotary=place.rotary,
-        head_norm=place.rotary if settings.head_norm is None else settings.head_norm,
-        value_source=settings.value_source,
-        initial_sigma=settings.initial_sigma,
-        bias=place.bias,
-        backend=settings.backend,
-    )
+    settings = config.gaussian.model_dump()
+    if settings["head_norm"] is None:
+        settings["head_norm"] = place.rotary
+    return GaussianAttention(place.width, config.heads, **settings, **place.seen())
 
 
 def _hierarchical(config: MixersConfig, place: Place) -> nn.Module:
@@ -79,18 +73,9 @@ def _k2(config: MixersConfig, place: Place) -> nn.Module:
 
 
 def _softmax(config: MixersConfig, place: Place) -> nn.Module:
+    settings = config.softmax.model_dump()
     return SoftmaxAttention(
-        place.width,
-        config.heads,
-        causal=place.causal,
-        window=place.window,
-        window_inclusive=place.window_inclusive,
-        rotary=place.rotary,
-        query_key_norm=config.softmax.query_key_norm,
-        tie_query_key=config.softmax.tie_query_key,
-        value_projection=config.softmax.value_projection,
-        value_embedding=place.value_embedding,
-        bias=place.bias,
+        place.width, config.heads, value_embedding=place.value_embedding, **settings, **place.seen()
     )
 
 

@@ -17,7 +17,7 @@ from kmixer.layers import K2, BaseKernel, GaussianAttention, HierarchicalAttenti
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import KStack
 from kmixer.training.levels import measure_levels
-from kmixer.training.locality import attention_weights, measure_locality
+from kmixer.training.locality import attention_weights, inputs_of, measure_locality
 from kmixer.training.optimizers import author_group
 
 # Tokens the shares and residuals are measured on, and lags of a base kernel that are recorded.
@@ -72,7 +72,7 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
             recorder.remove()
         looked_at = inputs if locality is None else inputs[: locality[0], : locality[1]]
         weights = attention_weights(model, looked_at)
-        levels = _measure_levels(model, hierarchical_layers, looked_at)
+        reached = inputs_of(model, hierarchical_layers, looked_at)
         model.train(was_training)
     found: dict[str, Any] = {}
     if k2_layers:
@@ -88,25 +88,9 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
         found["sigma"] = [layer.sigma().tolist() for layer in gaussian_layers]
     if hierarchical_layers:
         found["level_weights"] = [layer.level_weights().tolist() for layer in hierarchical_layers]
-        found["levels"] = levels
+        found["levels"] = [measure_levels(layer, x) for layer, x in zip(hierarchical_layers, reached, strict=True)]
     if weights:
         found["locality"] = measure_locality(weights)
-    return found
-
-
-def _measure_levels(model: Any, layers: list[HierarchicalAttention], inputs: Tensor) -> list[dict[str, Any]]:
-    """`measure_levels` of every layer on what reaches it in one forward pass."""
-    found: list[dict[str, Any]] = []
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, arguments: found.append(measure_levels(layer, arguments[0])))
-        for layer in layers
-    ]
-    if layers:
-        try:
-            model(inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
     return found
 
 

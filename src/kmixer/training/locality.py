@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,32 +15,33 @@ Attention = GaussianAttention | HierarchicalAttention | SoftmaxAttention
 
 
 @torch.no_grad()
-def attention_weights(model: nn.Module, *inputs: Any) -> list[Float[Tensor, "b h t t"]]:
-    """The weights of every attention layer in one forward pass of a model in evaluation mode, in order.
+def inputs_of(model: nn.Module, layers: Sequence[nn.Module], *inputs: Any) -> list[Tensor]:
+    """What reaches each of these layers in one forward pass of a model in evaluation mode, in the order of the pass.
 
     The model must not be compiled while this runs: hooks would have its layers compiled again.
     """
     found: list[Tensor] = []
-    layers = [
-        part
-        for part in model.modules()
-        if isinstance(part, Attention) and not (isinstance(part, HierarchicalAttention) and part.fusion == "output")
-    ]
-    if not layers:
-        return found
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, arguments: found.append(layer.weights(arguments[0])))
-        for layer in layers
-    ]
+    handles = [layer.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0])) for layer in layers]
     was_training = model.training
     model.eval()
     try:
-        model(*inputs)
+        if layers:
+            model(*inputs)
     finally:
         model.train(was_training)
         for handle in handles:
             handle.remove()
     return found
+
+
+def attention_weights(model: nn.Module, *inputs: Any) -> list[Float[Tensor, "b h t t"]]:
+    """The weights of every attention layer in one forward pass of a model, in order; see `inputs_of`."""
+    layers = [
+        part
+        for part in model.modules()
+        if isinstance(part, Attention) and not (isinstance(part, HierarchicalAttention) and part.fusion == "output")
+    ]
+    return [layer.weights(x) for layer, x in zip(layers, inputs_of(model, layers, *inputs), strict=True)]
 
 
 def measure_locality(weights: list[Float[Tensor, "b h t t"]]) -> dict[str, list[list[float]]]:

@@ -82,8 +82,7 @@ def train(
         InputError: anything wrong with the input; an existing run is then as it was.
         DivergedError: a loss or gradient that is not finite; the last checkpoint is kept.
     """
-    unused = isinstance(recipe, Recipe) and recipe.model.head.kind == "adaptive"  # a band no target falls into
-    options = DistributedDataParallelKwargs(find_unused_parameters=unused)
+    options = DistributedDataParallelKwargs(find_unused_parameters=recipe.leaves_parameters_unused)
     accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[options])
     run = RunFolder(out)
     if accelerator.is_main_process:

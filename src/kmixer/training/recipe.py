@@ -92,6 +92,11 @@ class AnyRecipe(StrictConfig):
         """Tokens or examples of a training step."""
         return self.training.batch_size
 
+    @property
+    def leaves_parameters_unused(self) -> bool:
+        """Whether a step may leave parameters without a gradient."""
+        return False
+
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
@@ -129,6 +134,10 @@ class Recipe(AnyRecipe):
     @property
     def units_per_step(self) -> int:
         return self.training.batch_size * self.training.window
+
+    @property
+    def leaves_parameters_unused(self) -> bool:
+        return self.model.head.kind == "adaptive"  # a band that no target of a batch falls into
 
     def measures(self) -> dict[str, Any]:
         return {
