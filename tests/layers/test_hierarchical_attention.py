@@ -94,12 +94,12 @@ def test_the_convolution_head_goes_from_attention_to_a_causal_convolution() -> N
     with torch.no_grad():
         assert layer.convolution_logit is not None
         assert layer.convolution is not None
-        layer.convolution.normal_()
+        layer.convolution.weight.normal_()
         layer.convolution_logit.fill_(100.0)
         torch.testing.assert_close(layer(x)[0], plain(x)[0])
         layer.convolution_logit.fill_(-100.0)
         padded = torch.cat([tail(4), x], dim=1)
-        filtered = sum(layer.convolution[:, r] * padded[:, 3 - r : 3 - r + 11] for r in range(4))
+        filtered = sum(layer.convolution.weight[:, r] * padded[:, 3 - r : 3 - r + 11] for r in range(4))
         torch.testing.assert_close(layer(x)[0], layer.out(filtered))
 
 

@@ -107,3 +107,20 @@ def test_heads_that_do_not_fit_are_named() -> None:
     with pytest.raises(InputError, match="heads: got 4 for width 12; rotary positions act on pairs of channels, so"):
         SoftmaxAttention(12, 4)
     SoftmaxAttention(12, 4, rotary=False)
+
+
+def test_a_convolution_filters_what_queries_and_keys_are_made_of() -> None:
+    torch.manual_seed(0)
+    x, taps = inputs(7), 3
+    layer = SoftmaxAttention(WIDTH, HEADS, convolution=taps, rotary=False).double()
+    plain = SoftmaxAttention(WIDTH, HEADS, rotary=False).double()
+    assert layer.convolution is not None
+    plain.load_state_dict({name: p for name, p in layer.state_dict().items() if "convolution" not in name})
+    torch.testing.assert_close(layer(x)[0], plain(x)[0])  # it starts as the identity
+    torch.nn.init.normal_(layer.convolution.weight)
+    weights = layer.convolution.weight
+    filtered = sum(weights[:, r] * torch.nn.functional.pad(x, (0, 0, r, 0))[:, :7] for r in range(taps))
+    q, k, _ = plain.query_key_value(filtered).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+    v = plain.query_key_value(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)[2]
+    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(layer(x)[0], layer.out(attended.transpose(1, 2).flatten(2)))

@@ -8,7 +8,7 @@ import torch
 from kmixer.layers import HierarchicalAttention
 from kmixer.models import CausalLM, TransformerConfig
 from kmixer.training.dynamics import measure_dynamics
-from kmixer.training.levels import mardia_kurtosis, measure_levels, symmetric_part
+from kmixer.training.levels import approximation, mardia_kurtosis, measure_levels, symmetric_part
 
 
 def test_the_two_parts_are_orthogonal_and_their_energies_add_up() -> None:
@@ -51,6 +51,30 @@ def test_kurtosis_tells_normal_from_other_distributions() -> None:
     assert mardia_kurtosis(torch.cat([mixed, mixed[:, :1]], dim=1)) == pytest.approx(mardia_kurtosis(mixed), rel=1e-6)
     assert mardia_kurtosis(torch.rand(20_000, 5, generator=generator, dtype=torch.float64)) < 0.9
     assert mardia_kurtosis(normal**3) > 2
+
+
+def test_one_level_is_full_attention_and_coarse_levels_are_not() -> None:
+    torch.manual_seed(0)
+    layer = HierarchicalAttention(12, 2, levels=3, rotary=False).double()
+    for projection in layer.query_key:
+        torch.nn.init.normal_(projection.weight)
+    x = torch.randn(2, 40, 12, dtype=torch.float64)
+    found = measure_levels(layer, x)
+    assert found["fit_error"][0] == pytest.approx([0, 0], abs=1e-6)
+    assert all(0.1 < error < 1 for heads in found["fit_error"][1:] for error in heads)
+    first, second, last = found["remainder"]
+    assert last == pytest.approx([0, 0], abs=1e-12)
+    assert all(a > b > 0 for a, b in zip(first, second, strict=True))
+    assert measure_levels(layer, x[:, :12])["fit_error"] == [[], [], []]  # every matrix is a fit
+
+
+def test_the_best_fit_is_the_least_squares_solution() -> None:
+    torch.manual_seed(0)
+    x, scores = torch.randn(1, 9, 3, dtype=torch.float64), torch.randn(1, 1, 9, 9, dtype=torch.float64)
+    design = torch.einsum("ia,jb->ijab", x[0], x[0]).reshape(81, 9)
+    residual = scores.reshape(81) - design @ torch.linalg.lstsq(design, scores.reshape(81)).solution
+    found = approximation([scores], x)
+    assert found["fit_error"][0] == pytest.approx([float(residual.norm() / scores.norm())])
 
 
 def test_dynamics_hold_the_levels() -> None:

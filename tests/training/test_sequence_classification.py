@@ -38,14 +38,31 @@ def make_model(mixer: str, **values: object) -> SequenceClassifier:
 
 
 @mixers
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_a_padded_batch_gives_what_each_sequence_gives_alone(mixer: str, pooling: str) -> None:
-    model = make_model(mixer, pooling=pooling)
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_padded_batch_gives_what_each_sequence_gives_alone(mixer: str, pooling: str, causal: bool) -> None:
+    if mixer == "k2" and not causal:
+        with pytest.raises(InputError, match="k2 mixes with the past only"):
+            make_model(mixer, causal=causal)
+        return
+    model = make_model(mixer, pooling=pooling, causal=causal)
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(1, 9, (n,), generator=generator).tolist() for n in (20, 1, 7, 13)]
-    whole = model(padded(rows, 20).long())
-    for row, logits in zip(rows, whole, strict=True):
-        torch.testing.assert_close(model(torch.tensor([row]))[0], logits, rtol=1e-12, atol=1e-12)
+    batch = padded(rows, 20).long()
+    alone = torch.cat([model(torch.tensor([row])) for row in rows])
+    assert torch.equal(model(batch), alone)
+    # In training a causal model takes the batch with its padding at once; other products round otherwise.
+    torch.testing.assert_close(model.train()(batch), alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_only_a_model_that_is_not_causal_sees_what_comes_later(causal: bool) -> None:
+    model = make_model("softmax", causal=causal)
+    seen = []
+    model.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model(torch.tensor([[1, 2, 3, 4]]))
+    model(torch.tensor([[1, 2, 3, 5]]))
+    assert torch.equal(seen[0][:, 0], seen[1][:, 0]) == causal
 
 
 @mixers

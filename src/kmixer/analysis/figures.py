@@ -194,6 +194,24 @@ def level_weights(arm: ArmRuns) -> Figure | None:
     return figure
 
 
+def level_approximation(arm: ArmRuns) -> Figure | None:
+    """How far the scores of the first levels are from full attention, and from those of all levels, at the end."""
+    recorded = [each["levels"] for _, each in arm.dynamics() if "levels" in each]
+    if not recorded or len(recorded[-1][0]["remainder"]) < 2:
+        return None
+    figure, both = _figure(f"Scores of the first levels of {arm.name}", "levels", "", columns=2)
+    names = {"fit_error": "distance from the best full attention", "remainder": "part that later levels add"}
+    for axes, (key, name) in zip(both, names.items(), strict=True):
+        for layer, levels in enumerate(recorded[-1]):
+            means = [np.mean(heads) for heads in levels[key] if heads]
+            axes.plot(range(1, len(means) + 1), means, marker="o", markersize=4, label=f"layer {layer + 1}")
+        axes.set_ylabel(f"{name}, relative")
+        axes.set_xticks(range(1, len(recorded[-1][0][key]) + 1))
+        axes.set_ylim(bottom=0)
+    _legend(both[1])
+    return figure
+
+
 def class_tokens(arm: ArmRuns) -> Figure | None:
     """A few images, and what the class token holds of each patch after all layers, by the attention weights."""
     found = next((r["best"]["class_token"] for r in arm.results if r and "class_token" in r["best"]), None)
@@ -283,6 +301,7 @@ def all_figures(arms: list[ArmRuns]) -> dict[str, Figure]:
             "bandwidths": bandwidths,
             "locality": locality,
             "levels": level_weights,
+            "level-approximation": level_approximation,
             "class-token": class_tokens,
             "norms": norms,
         }

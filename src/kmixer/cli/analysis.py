@@ -86,7 +86,7 @@ def _print_levels(found: dict[str, Any]) -> None:
         print(f"layer {layer + 1}: weights of the levels, a line a head:")
         for head in weights:
             print("       " + "  ".join(f"{value:8.3f}" for value in head))
-        for name in ("reciprocity", "smallest_eigenvalue", "kurtosis"):
+        for name in ("reciprocity", "smallest_eigenvalue", "kurtosis", "fit_error", "remainder"):
             for level, heads in enumerate(levels[name]):
                 print(
                     f"       {name.replace('_', ' ')}, level {level}: " + "  ".join(f"{value:.3f}" for value in heads)

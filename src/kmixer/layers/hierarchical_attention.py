@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
+from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import linear
 from kmixer.layers.heads import after, check_state, identity_values, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
@@ -138,7 +139,8 @@ class HierarchicalAttention(nn.Module):
         values = levels if fusion == "output" else 1
         self.value = nn.ModuleList(linear(width, width, bias=bias) for _ in range(values))
         self.level_logit = nn.Parameter(torch.zeros(heads, levels))
-        self.convolution = nn.Parameter(torch.full((width, taps), 1 / taps)) if convolution_head else None
+        average = torch.full((taps,), 1 / taps)
+        self.convolution = DepthwiseConvolution(width, taps, average) if convolution_head else None
         self.convolution_logit = nn.Parameter(torch.zeros(heads)) if convolution_head else None
         self.out = linear(width, width, bias=bias)
 
@@ -156,7 +158,7 @@ class HierarchicalAttention(nn.Module):
             values=(empty,) * len(self.value),
             query=(empty,) * self.levels,
             tails=(tail,) * (self.levels - 1),
-            convolution=None if self.convolution is None else tail,
+            convolution=None if self.convolution is None else self.convolution.initial_tail(batch_size),
             position=0,
         )
 
@@ -236,8 +238,6 @@ class HierarchicalAttention(nn.Module):
         if self.convolution is None or self.convolution_logit is None:
             return y, None
         assert tail is not None
-        whole = torch.cat([tail.to(x.dtype), x], dim=1)
-        kernel = self.convolution.flip(-1)[:, None].to(x.dtype)  # weight r is of lag r
-        filtered = F.conv1d(whole.mT, kernel, groups=x.shape[-1]).mT
+        filtered, tail = self.convolution(x, tail)
         g = torch.sigmoid(self.convolution_logit)[:, None, None].to(y.dtype)
-        return g * y + (1 - g) * split_heads(filtered, self.heads), whole[:, whole.shape[1] - self.taps + 1 :]
+        return g * y + (1 - g) * split_heads(filtered, self.heads), tail

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
+from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, identity_values, kept, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
@@ -22,12 +23,14 @@ GATE_CHANNELS = 32
 class KeyValueCache(NamedTuple):
     """What softmax attention carries: rotated keys and values (b, h, s, e) it may still look at.
 
-    `position` is the number of positions seen, which is the position of the next one.
+    `position` is the number of positions seen, which is the position of the next one; `tail` (b, K - 1, d) the
+    last inputs of the convolution, where there is one.
     """
 
     keys: Tensor
     values: Tensor
     position: int
+    tail: Tensor | None = None
 
 
 class SoftmaxAttention(nn.Module):
@@ -47,6 +50,8 @@ class SoftmaxAttention(nn.Module):
         query_key_norm: x / sqrt(mean(x^2) + 1e-8) of every query and key after rotation.
         tie_query_key: one matrix for both.
         value_projection: without it the values are slices of x.
+        convolution: K: queries and keys are of a causal depthwise convolution of x with K taps, which starts as
+            the identity; the values are of x. None has none.
         value_embedding: take a value embedding in `forward`, through a gate 2 sigmoid(G x_:32) a head.
         bias: of all matrices.
 
@@ -68,6 +73,7 @@ class SoftmaxAttention(nn.Module):
         query_key_norm: bool = False,
         tie_query_key: bool = False,
         value_projection: bool = True,
+        convolution: int | None = None,
         value_embedding: bool = False,
         bias: bool = False,
     ) -> None:
@@ -82,13 +88,16 @@ class SoftmaxAttention(nn.Module):
         self.parts = (0, 0 if tie_query_key else 1, (1 if tie_query_key else 2) if value_projection else None)
         matrices = 3 - tie_query_key - (not value_projection)
         self.query_key_value = linear(width, matrices * width, bias=bias)
+        identity = torch.eye(convolution or 1)[0]
+        self.convolution = None if convolution is None else DepthwiseConvolution(width, convolution, identity)
         self.gate = linear(min(GATE_CHANNELS, width), heads, bias=False) if value_embedding else None
         self.out = linear(width, width, bias=bias)
 
     def initial_state(self, batch_size: int) -> KeyValueCache:
         """The state before the first position: an empty cache."""
         empty = self.out.weight.new_empty(batch_size, self.heads, 0, self.head_width)
-        return KeyValueCache(empty, empty, 0)
+        tail = None if self.convolution is None else self.convolution.initial_tail(batch_size)
+        return KeyValueCache(empty, empty, 0, tail)
 
     def forward(
         self,
@@ -100,25 +109,39 @@ class SoftmaxAttention(nn.Module):
         state = state or self.initial_state(x.shape[0])
         if x.shape[1] == 0:
             return x, state
-        queries, keys, values = self._project(x, state.position)
+        queries, keys, values, tail = self._project(x, state)
         if self.gate is not None:
             assert value_embedding is not None
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (b, t, h)
             values = values + gate.transpose(1, 2).unsqueeze(-1) * split_heads(value_embedding, self.heads)
         keys, values = after(state.keys, keys), after(state.values, values)
         y = sdpa_attention(queries, keys, values.to(keys.dtype), causal=self.causal, reach=self.reach)
-        cache = KeyValueCache(kept(keys, self.reach), kept(values, self.reach), state.position + x.shape[1])
+        cache = KeyValueCache(kept(keys, self.reach), kept(values, self.reach), state.position + x.shape[1], tail)
         return self.out(merge_heads(y)), cache
 
     @torch.no_grad()
     def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
         """What every position takes of every other, in every head; all of it in memory."""
-        queries, keys, _ = self._project(x, 0)
+        queries, keys, _, _ = self._project(x, self.initial_state(len(x)))
         return sdpa_attention(queries, keys, identity_values(keys), causal=self.causal, reach=self.reach)
 
-    def _project(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (b, h, t, e)."""
-        projected = self.query_key_value(x).unflatten(-1, (-1, x.shape[-1]))  # (b, t, 2 or so, d)
+    def _project(self, x: Tensor, state: KeyValueCache) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values (b, h, t, e), and the tail of the convolution."""
+        tail, position = state.tail, state.position
+        if self.convolution is None:
+            projected = self.query_key_value(x)
+        else:
+            assert tail is not None
+            filtered, tail = self.convolution(x, tail)
+            map_, width = self.query_key_value, x.shape[-1] * (1 + self.parts[1])
+            projected = torch.cat(
+                [
+                    F.linear(part, map_.weight[rows], None if map_.bias is None else map_.bias[rows])
+                    for part, rows in ((filtered, slice(width)), (x, slice(width, None)))
+                ],
+                dim=-1,
+            )
+        projected = projected.unflatten(-1, (-1, x.shape[-1]))  # (b, t, 2 or so, d)
         q, k, v = (None if part is None else split_heads(projected[:, :, part], self.heads) for part in self.parts)
         assert q is not None and k is not None
         both = torch.stack([q, k])
@@ -126,4 +149,4 @@ class SoftmaxAttention(nn.Module):
             both = rotate(both, torch.arange(position, position + x.shape[1], device=x.device))
         if self.query_key_norm:
             both = F.rms_norm(both, (self.head_width,), eps=NORM_EPS)
-        return both[0], both[1], split_heads(x, self.heads) if v is None else v
+        return both[0], both[1], split_heads(x, self.heads) if v is None else v, tail

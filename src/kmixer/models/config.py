@@ -153,6 +153,7 @@ class SoftmaxConfig(StrictConfig):
     query_key_norm: bool = False
     tie_query_key: bool = False
     value_projection: bool = True
+    convolution: Positive | None = None  # taps of a causal convolution before queries and keys
 
 
 class GaussianConfig(StrictConfig):
@@ -279,13 +280,20 @@ class SequenceClassifierConfig(BlocksConfig):
     length: Positive  # positions that are learned
     classes: Positive
     rotary: bool = False
-    # What is read out: the mean over the positions that are not padding, or the last of them.
-    pooling: Literal["mean", "last"] = "mean"
+    causal: bool = True  # positions see those before them only, or all
+    # What is read out: the mean over the positions that are not padding, or a class token after the last of them.
+    pooling: Literal["mean", "class"] = "mean"
 
     @model_validator(mode="after")
     def _classifies(self) -> Self:
         if self.value_embeddings:
             raise ValueError("value_embeddings: language models only")
+        if not self.causal and "k2" in self.mixers:
+            raise ValueError(
+                "causal: k2 mixes with the past only; allowed with causal = false: gaussian, hierarchical, softmax"
+            )
+        if not self.causal and self.window is not None:
+            raise ValueError("window: goes with causal = true")
         return self
 
 

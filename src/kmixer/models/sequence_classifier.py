@@ -1,9 +1,10 @@
 """A classifier of token sequences around any mixer.
 
-    embedding + learned positions -> blocks -> norm -> mean over the positions that are not padding -> classes
+    embedding + learned positions -> blocks -> norm -> read-out -> classes
 
-All mixers see the past only, K2 among them, so that they are compared on equal terms and padding, which stands
-at the end, is seen by no position that counts: a padded row gives what it gives alone.
+The read-out is the mean over the positions that are not padding, or a class token that stands after the last of them.
+Padding stands at the end. Where the mixers see the past only, no position that counts sees it, so that training takes
+a padded batch as it is.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ PADDING = 0
 class SequenceClassifier(nn.Module):
     """Tokens (b, t), padded with 0 at the end, to logits of the classes (b, k).
 
+    In evaluation the rows of a padded batch are computed one by one, each at its own length: nothing is spent on
+    padding, and a sequence gets the same answer, to the bit, whatever it is in a batch with. So they are in training
+    where positions see all others, because the mixers know no padding.
+
     Raises InputError for sequences longer than the positions, or of padding alone.
     """
 
@@ -34,7 +39,9 @@ class SequenceClassifier(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
         self.positions = nn.Parameter(INITIAL_STD * torch.randn(config.length, config.width))
-        self.stack = Transformer(config)
+        with_token = config.pooling == "class"
+        self.class_token = nn.Parameter(INITIAL_STD * torch.randn(config.width)) if with_token else None
+        self.stack = Transformer(config, causal=config.causal)
         self.norm = build_norm(config)
         self.head = linear(config.width, config.classes)
 
@@ -42,18 +49,30 @@ class SequenceClassifier(nn.Module):
         t = tokens.shape[1]
         if t > self.config.length:
             raise InputError(f"tokens: got {t} positions; this model has {self.config.length}")
-        counts = tokens != PADDING
-        lengths = counts.sum(1)
+        lengths = (tokens != PADDING).sum(1)
         if bool((lengths == 0).any()):
             raise InputError("tokens: a row holds padding alone")
+        padded = bool((lengths < t).any())
+        if padded and not (self.training and self.config.causal):
+            rows = zip(tokens, lengths.tolist(), strict=True)
+            return torch.cat([self._classify(row[None, :n], lengths.new_tensor([n])) for row, n in rows])
+        return self._classify(tokens, lengths)
+
+    def _classify(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        t = tokens.shape[1]
         x = self.embedding(tokens) + self.positions[:t]
+        places = torch.arange(t + 1, device=x.device)
+        if self.class_token is not None:
+            after = (places == lengths[:, None]).unsqueeze(-1)  # (b, t + 1, 1)
+            x = torch.where(after, self.class_token.to(x.dtype), torch.cat([x, x[:, :1]], dim=1))
         if self.training:
             x = dropout(x, self.config.dropout.embedding)
         x = self.norm(self.stack(x)[0])
-        if self.config.pooling == "last":
-            pooled = x[torch.arange(len(x), device=x.device), lengths - 1]
+        if self.class_token is not None:
+            pooled = x[torch.arange(len(x), device=x.device), lengths]
         else:
-            pooled = (x * counts.unsqueeze(-1)).sum(1) / lengths.unsqueeze(-1)
+            counts = (places[:t] < lengths[:, None]).unsqueeze(-1)
+            pooled = (x * counts).sum(1) / lengths.unsqueeze(-1)
         logits: Tensor = self.head(pooled)
         return logits
 
@@ -64,4 +83,5 @@ class SequenceClassifier(nn.Module):
 
 def count_sequence_flops(model: SequenceClassifier, length: int) -> float:
     """Operations of the forward pass of one sequence; see `count_flops`."""
+    length += model.class_token is not None
     return length * (linear_flops(model.stack) + mixing_flops(model.stack, length)) + linear_flops(model.head)

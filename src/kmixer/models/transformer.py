@@ -29,10 +29,11 @@ TransformerState = tuple[Any, ...]
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: BlocksConfig, layer: int) -> None:
+    def __init__(self, config: BlocksConfig, layer: int, *, causal: bool = True) -> None:
         super().__init__()
         place = Place(
             config.width,
+            causal=causal,
             rotary=config.rotary,
             window=config.window_of(layer),
             window_inclusive=config.window_inclusive,
@@ -62,13 +63,14 @@ class Transformer(nn.Module):
     Args:
         config: the model's configuration.
         vocabulary_size: v, for the tables of value embeddings where there are any.
+        causal: positions see those before them only; otherwise all, and there is no state to carry on.
     """
 
-    def __init__(self, config: BlocksConfig, vocabulary_size: int = 0) -> None:
+    def __init__(self, config: BlocksConfig, vocabulary_size: int = 0, *, causal: bool = True) -> None:
         super().__init__()
         self.config = config
         layers = range(config.layers)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in layers)
+        self.blocks = nn.ModuleList(Block(config, layer, causal=causal) for layer in layers)
         # nanochat: block i takes stream_scale_i x + input_scale_i x_0.
         scaled = config.blocks == "nanochat"
         self.input_norm = build_norm(config) if scaled else nn.Identity()

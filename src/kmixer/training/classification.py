@@ -106,13 +106,11 @@ class ClassificationTask(Task):
         return 256
 
     def dynamics(self, model: Classifier) -> dict[str, Any]:
-        sample = self.prepared(self.dataset.validation.inputs[: self.locality_examples].to(model.head.weight.device))
-        return measure_mixers(model, sample)
+        return measure_mixers(model, self.prepared(self.looked_at().to(model.head.weight.device)))
 
-    @property
-    def locality_examples(self) -> int:
-        """Examples on which all attention weights are looked at."""
-        return 32
+    def looked_at(self) -> Tensor:
+        """Validation inputs on which all attention weights are looked at."""
+        return self.dataset.validation.inputs[:32]
 
     def save_config(self, folder: Path, model: Classifier) -> None:
         save_config(folder, model, None)
@@ -192,9 +190,12 @@ class SequenceTask(ClassificationTask):
     def examples_per_batch(self) -> int:
         return max(1, TOKENS_PER_BATCH // self.recipe.model.length)
 
-    @property
-    def locality_examples(self) -> int:
-        return max(1, LOCALITY_TOKENS // self.recipe.model.length)
+    def looked_at(self) -> Tensor:
+        """The longest sequences, cut to the shortest of them: attention to padding would mean nothing."""
+        inputs = self.dataset.validation.inputs
+        lengths, order = (inputs != PADDING).sum(1).sort(descending=True, stable=True)
+        count = max(1, LOCALITY_TOKENS // self.recipe.model.length)
+        return inputs[order[:count], : int(lengths[:count].min())]
 
 
 def open_classification(recipe: ClassificationRecipe, data_dir: Path | None = None) -> ClassificationTask:

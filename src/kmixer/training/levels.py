@@ -1,4 +1,4 @@
-"""What the levels of hierarchical attention have learned: how symmetric their scores are, and their features' shape.
+"""What the levels of hierarchical attention have learned: their scores, and the shape of their features.
 
 A score matrix splits uniquely into a symmetric part, two positions alike to each other, and an antisymmetric one,
 which of two comes first; the two are orthogonal, so their energies add up (Cirrincione 2026, abstract).
@@ -7,6 +7,7 @@ which of two comes first; the two are orthogonal, so their energies add up (Cirr
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.layers import HierarchicalAttention
@@ -21,12 +22,18 @@ def measure_levels(layer: HierarchicalAttention, x: Tensor) -> dict[str, list[li
         symmetric; the rest is directional. "smallest_eigenvalue", a number a head: of the symmetric part of
         W_Q W_K^T; where none is negative the scores are a positive semidefinite kernel. "kurtosis", one number:
         Mardia's of the level's rows over that of a normal distribution, 1; left out where there are too few rows.
+        "fit_error" and "remainder", a number a head: see `approximation`, of the levels up to this one.
     """
     found: dict[str, list[list[float]]] = {"reciprocity": [], "smallest_eigenvalue": [], "kurtosis": []}
+    terms = []
     rows, _ = layer._levels_of(x, layer.initial_state(len(x)))
     for level, level_rows in enumerate(rows):
         q, k = layer._queries_keys(level, level_rows, 0)
-        found["reciprocity"].append(symmetric_part((q @ k.mT).double()))
+        scores = (q @ k.mT).double()
+        found["reciprocity"].append(symmetric_part(scores))
+        cells = torch.arange(x.shape[1], device=x.device) >> level
+        weights = layer.level_weights()[:, level, None, None].double() * layer.head_width**-0.5
+        terms.append(weights * scores[:, :, cells[:, None], cells])
         projection = layer.query_key[level]
         assert isinstance(projection, nn.Linear)
         queries, keys = projection.weight.double().unflatten(0, (2, layer.heads, layer.head_width))
@@ -34,6 +41,39 @@ def measure_levels(layer: HierarchicalAttention, x: Tensor) -> dict[str, list[li
         found["smallest_eigenvalue"].append(torch.linalg.eigvalsh((form + form.mT) / 2)[:, 0].tolist())
         flat = level_rows.flatten(0, 1).double()
         found["kurtosis"].append([mardia_kurtosis(flat)] if len(flat) > 2 * flat.shape[1] else [])
+    return found | approximation(terms, x.double())
+
+
+def approximation(terms: list[Float[Tensor, "b h t t"]], x: Float[Tensor, "b t d"]) -> dict[str, list[list[float]]]:
+    """How the unmasked scores S_L of the first L levels stand to full attention, and to the scores of all levels.
+
+    Args:
+        terms: what each level adds to the scores, its weight included.
+        x: the features that the layer sees.
+
+    Returns, for L = 1, 2, ... and every head:
+        "fit_error": |S_L - X W X^T| / |S_L| in Frobenius norm, W the matrix that makes it least for each sequence:
+        how far the scores are from those of any full attention on the same features. Without rotary positions it is
+        zero for one level. Left out unless a sequence is longer than its features are wide, where every fit is exact.
+        "remainder": |S - S_L| / |S|, S the scores of all levels: what the levels from L on add.
+
+    Our reading of the approximation error of Cirrincione 2026, of which we know the abstract.
+    """
+    found: dict[str, list[list[float]]] = {"fit_error": [], "remainder": []}
+    whole = torch.stack(terms).sum(0)
+    columns, lengths, _ = torch.linalg.svd(x, full_matrices=False)
+    spans = lengths / lengths[:, :1] > 1e-9
+    columns = (columns * spans.unsqueeze(1)).unsqueeze(1)  # (b, 1, t, d), orthonormal or zero
+    partial = torch.zeros_like(whole)
+    for term in terms:
+        partial = partial + term
+        energy = partial.square().sum((0, 2, 3))
+        fitted = (columns.mT @ partial @ columns).square().sum((0, 2, 3))  # X W X^T is the projection of S_L
+        error = (1 - fitted / energy).clamp(min=0).sqrt()
+        found["fit_error"].append(error.tolist() if x.shape[1] > x.shape[2] else [])
+        found["remainder"].append(
+            ((whole - partial).square().sum((0, 2, 3)) / whole.square().sum((0, 2, 3))).sqrt().tolist()
+        )
     return found
 
 
