@@ -41,8 +41,8 @@ CAPTIONS = {
     "all layers with half of each for the residual; first seed.",
     "levels": "Hierarchical attention, first seed: how much each level weighs, and how much of its scores' energy is "
     "symmetric; the rest is directional.",
-    "level-approximation": "Hierarchical attention, first seed, mean over heads, Frobenius norms of unmasked scores: the "
-    "nearest full attention is fitted on the features the layer sees.",
+    "level-approximation": "Hierarchical attention, first seed, mean over heads, Frobenius norms of unmasked scores; "
+    "the nearest full attention is fitted on the features the layer sees.",
     "locality": "Measured on validation data, first seed: how many keys a head attends to, and how far away.",
     "norms": "Before clipping, by the groups of the author's optimiser, first seed.",
 }
