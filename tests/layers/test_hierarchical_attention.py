@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kmixer.errors import InputError
 from kmixer.layers import HierarchicalAttention, SoftmaxAttention
 from kmixer.layers.heads import split_heads
 from kmixer.layers.hierarchical_attention import Downsample
@@ -106,6 +107,21 @@ def test_the_convolution_head_goes_from_attention_to_a_causal_convolution() -> N
 def test_level_weights_are_convex_and_start_equal() -> None:
     weights = HierarchicalAttention(WIDTH, 2, levels=4).level_weights()
     torch.testing.assert_close(weights, torch.full((2, 4), 0.25))
+
+
+def test_fixed_weights_stay_and_the_first_level_alone_is_softmax_attention() -> None:
+    torch.manual_seed(0)
+    layer = HierarchicalAttention(WIDTH, 2, fixed_weights=(1.0, 0.0, 0.0)).double()
+    assert not layer.level_logit.requires_grad
+    assert torch.equal(layer.level_weights(), torch.tensor([[1.0, 0.0, 0.0]] * 2, dtype=torch.float64))
+    softmax = SoftmaxAttention(WIDTH, 2).double()
+    joined = torch.cat([layer.query_key[0].weight, layer.value[0].weight])
+    softmax.load_state_dict({"query_key_value.weight": joined, "out.weight": layer.out.weight})
+    torch.testing.assert_close(layer(inputs(13))[0], softmax(inputs(13))[0])
+    thirds = HierarchicalAttention(WIDTH, 2, fixed_weights=(0.333, 0.333, 0.333)).level_weights()
+    torch.testing.assert_close(thirds, torch.full((2, 3), 1 / 3))
+    with pytest.raises(InputError, match=r"fixed_weights: got \[0.5, 0.5\] for 3 levels; allowed: as many"):
+        HierarchicalAttention(WIDTH, 2, fixed_weights=(0.5, 0.5))
 
 
 def test_its_weights_make_its_output() -> None:

@@ -32,6 +32,7 @@ FORMS: list[tuple[MixerName, dict[str, Any], dict[str, Any]]] = [
     ("hierarchical", {"levels": 4, "taps": 3, "downsampling": "dense"}, {"rotary": False, "bias": True}),
     ("hierarchical", {"levels": 2, "fusion": "output", "convolution_head": True}, {}),
     ("hierarchical", {"levels": 2, "taps": 1, "downsampling": "average"}, {}),
+    ("hierarchical", {"levels": 3, "fixed_weights": [0.2, 0.4, 0.4]}, {}),
     ("k2", {"rank": 3}, {}),
     ("k2", {"rank": 2, "base_kernel": {"kind": "toeplitz", "size": 5, "shared": False}, "output_gate": True}, {}),
     ("k2", {"rank": 2, "base_kernel": {"kind": "none", "shared": False}}, {}),
@@ -127,6 +128,9 @@ def test_every_parameter_gets_a_gradient_also_through_the_state(form: Any) -> No
     _, state = mixer(inputs(20))
     mixer(inputs(7), state)[0].square().sum().backward()
     for name, parameter in mixer.named_parameters():
+        if not parameter.requires_grad:  # fixed weights of levels
+            assert name == "level_logit"
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 

@@ -23,6 +23,10 @@ Downsampling = Literal["depthwise", "dense", "average"]
 Fusion = Literal["score", "output"]
 
 
+# Of the sum of fixed weights: a third is written with three digits.
+WEIGHTS_TOLERANCE = 0.002
+
+
 class HierarchicalCache(NamedTuple):
     """What the layer carries, one entry a level where it is a tuple.
 
@@ -82,6 +86,15 @@ def sum_of(tensors: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, tensors)
 
 
+def _logits_of(weights: tuple[float, ...], levels: int) -> Tensor:
+    """Logits whose softmax is these weights; minus infinity for a weight of zero."""
+    if len(weights) != levels or min(weights) < 0 or abs(sum(weights) - 1) > WEIGHTS_TOLERANCE:
+        raise InputError(
+            f"fixed_weights: got {list(weights)} for {levels} levels; allowed: as many, none negative, that add to 1"
+        )
+    return torch.tensor(weights).log()
+
+
 class HierarchicalAttention(nn.Module):
     """out(sum_j softmax_j(sum_l alpha_l q^l_[i / 2^l] . k^l_[j / 2^l] / sqrt(e)) v_j) in every head.
 
@@ -97,6 +110,7 @@ class HierarchicalAttention(nn.Module):
         downsampling: see `Downsample`.
         fusion: "score" adds scores before one softmax; "output" adds the outputs of one attention a level, whose
             coarse rows hold for all positions of their cell.
+        fixed_weights: alpha of the levels in every head, not trained; None trains them from equal ones on.
         convolution_head: g * attention + (1 - g) * a causal depthwise convolution of x, g = sigmoid of one logit a
             head, in the place of attention.
         causal: position i sees the positions up to i. Coarse levels hold no later positions in either case.
@@ -120,6 +134,7 @@ class HierarchicalAttention(nn.Module):
         taps: int = 4,
         downsampling: Downsampling = "depthwise",
         fusion: Fusion = "score",
+        fixed_weights: tuple[float, ...] | None = None,
         convolution_head: bool = False,
         causal: bool = True,
         rotary: bool = True,
@@ -138,7 +153,8 @@ class HierarchicalAttention(nn.Module):
         self.query_key = nn.ModuleList(linear(width, 2 * width, bias=bias) for _ in range(levels))
         values = levels if fusion == "output" else 1
         self.value = nn.ModuleList(linear(width, width, bias=bias) for _ in range(values))
-        self.level_logit = nn.Parameter(torch.zeros(heads, levels))
+        logits = torch.zeros(levels) if fixed_weights is None else _logits_of(fixed_weights, levels)
+        self.level_logit = nn.Parameter(logits.repeat(heads, 1), requires_grad=fixed_weights is None)
         average = torch.full((taps,), 1 / taps)
         self.convolution = DepthwiseConvolution(width, taps, average) if convolution_head else None
         self.convolution_logit = nn.Parameter(torch.zeros(heads)) if convolution_head else None

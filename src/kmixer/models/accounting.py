@@ -10,7 +10,7 @@ import torch
 from kmixer.models.causal_lm import CausalLM, count_parameters
 from kmixer.models.classifiers import ClassifierConfig, build_classifier, count_example_flops
 from kmixer.models.config import LanguageModelConfig
-from kmixer.models.flops import cache_size, count_flops, linear_flops
+from kmixer.models.flops import cache_size, count_flops, matrix_parameters
 from kmixer.models.vision import VisionConfig
 
 # Bytes of a number in a cache: bfloat16.
@@ -23,7 +23,7 @@ class Account:
 
     unit: Literal["token", "image", "sequence"]
     parameters: dict[str, int]  # by part
-    matrix_parameters: int  # of these, in matrices that every token is multiplied with
+    matrix_parameters: int  # of these, in the matrices of linear maps
     positions: int  # of a sequence or an image, for the operations
     forward_flops: float  # a unit; of causal attention, each position against the keys it sees
     training_flops: float  # a unit, as papers count: three forward passes, every position against all keys
@@ -53,7 +53,7 @@ def account_language(config: LanguageModelConfig, vocabulary_size: int, *, windo
     return Account(
         unit="token",
         parameters=count_parameters(model),
-        matrix_parameters=round(linear_flops(model) / 2),
+        matrix_parameters=matrix_parameters(model),
         positions=window,
         forward_flops=count_flops(model, window),
         training_flops=3 * count_flops(model, window, every_key=True),
@@ -71,7 +71,7 @@ def account_classifier(config: ClassifierConfig, *, examples: int) -> Account:
     return Account(
         unit="image" if isinstance(config, VisionConfig) else "sequence",
         parameters=count_parameters(model),
-        matrix_parameters=round(linear_flops(model) / 2),
+        matrix_parameters=matrix_parameters(model),
         positions=config.tokens if isinstance(config, VisionConfig) else config.length,
         forward_flops=flops,
         training_flops=3 * flops,

@@ -191,6 +191,7 @@ class HierarchicalConfig(StrictConfig):
     taps: Positive = 4
     downsampling: Downsampling = "depthwise"
     fusion: Fusion = "score"
+    fixed_weights: Annotated[tuple[float, ...], Field(strict=False)] | None = None  # of the levels; None trains them
     convolution_head: bool = False
 
 

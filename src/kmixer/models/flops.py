@@ -37,6 +37,11 @@ def count_flops(model: CausalLM, window: int, *, every_key: bool = False) -> flo
     return inside + outside
 
 
+def matrix_parameters(module: nn.Module) -> int:
+    """Parameters of the matrices of linear maps."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
 def linear_flops(module: nn.Module) -> float:
     """Operations of every linear map a token."""
     inside = {
