@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,6 +15,7 @@ from kmixer.layers.feed_forward import linear
 from kmixer.layers.heads import after, check_state, identity_values, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
 from kmixer.ops.attention import sdpa_attention
+from kmixer.ops.downsampling import filter_and_halve, lag
 from kmixer.ops.hierarchical import Backend, hierarchical_attention
 
 Downsampling = Literal["depthwise", "dense", "average"]
@@ -66,24 +65,15 @@ class Downsample(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], tail: Float[Tensor, "b p d"], start: int) -> Float[Tensor, "b m d"]:
         """The rows [(start + 1) / 2] to [(start + n - 1) / 2], for rows x from `start` on and the K - 1 before them."""
         first = start % 2  # an odd row begins no cell
-        rows = (x.shape[1] - first + 1) // 2
-        padded = torch.cat([tail, x], dim=1)[:, first:]
-        padded = F.pad(padded, (0, 0, 0, padded.shape[1] % 2))
-        even_odd = padded.unflatten(1, (-1, 2)).unbind(2)
-        # lags[r][:, k] = x[2k - r], which is row taps - 1 - r + 2k of what is padded
-        places = [self.taps - 1 - r for r in range(self.taps)]
-        lags = [even_odd[place % 2][:, place // 2 : place // 2 + rows] for place in places]
+        if x.shape[1] <= first:
+            return x[:, :0]
+        whole = torch.cat([tail, x], dim=1)[:, first:]
         if self.matrices is not None:
-            return sum_of(lag @ matrix.to(lag.dtype) for lag, matrix in zip(lags, self.matrices, strict=True))
+            terms = (lag(whole, self.taps, r) @ matrix.to(x.dtype) for r, matrix in enumerate(self.matrices))
+            return functools.reduce(torch.add, terms)
         if self.weight is None or self.mixing is None:
-            return sum_of(lags) / self.taps
-        weights = self.weight.to(lags[0].dtype).unbind(1)
-        return sum_of(lag * weight for lag, weight in zip(lags, weights, strict=True)) @ self.mixing.to(lags[0].dtype)
-
-
-def sum_of(tensors: Iterable[Tensor]) -> Tensor:
-    """One or more tensors added up."""
-    return functools.reduce(torch.add, tensors)
+            return filter_and_halve(whole, whole.new_full((whole.shape[-1], self.taps), 1 / self.taps))
+        return filter_and_halve(whole, self.weight.to(x.dtype)) @ self.mixing.to(x.dtype)
 
 
 def _logits_of(weights: tuple[float, ...], levels: int) -> Tensor:
@@ -230,7 +220,8 @@ class HierarchicalAttention(nn.Module):
         if self.rotary:
             positions = torch.arange(first, first + rows.shape[1], device=rows.device) << level
             projected = rotate(projected, positions)
-        return projected[0], projected[1]
+        queries, keys = projected.unbind(0)
+        return queries, keys
 
     def _fuse(self, queries: list[Tensor], keys: list[Tensor], values: list[Tensor], start: int, t: int) -> Tensor:
         """y (b, h, t, e) of the last t positions."""

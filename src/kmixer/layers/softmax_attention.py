@@ -141,12 +141,13 @@ class SoftmaxAttention(nn.Module):
                 ],
                 dim=-1,
             )
-        projected = projected.unflatten(-1, (-1, x.shape[-1]))  # (b, t, 2 or so, d)
-        q, k, v = (None if part is None else split_heads(projected[:, :, part], self.heads) for part in self.parts)
+        parts = projected.unflatten(-1, (-1, x.shape[-1])).unbind(2)  # two or so of (b, t, d)
+        q, k, v = (None if part is None else split_heads(parts[part], self.heads) for part in self.parts)
         assert q is not None and k is not None
         both = torch.stack([q, k])
         if self.rotary:
             both = rotate(both, torch.arange(position, position + x.shape[1], device=x.device))
         if self.query_key_norm:
             both = F.rms_norm(both, (self.head_width,), eps=NORM_EPS)
-        return both[0], both[1], split_heads(x, self.heads) if v is None else v, tail
+        queries, keys = both.unbind(0)
+        return queries, keys, split_heads(x, self.heads) if v is None else v, tail

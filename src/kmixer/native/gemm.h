@@ -45,6 +45,8 @@ INLINE void multiply_panel(Operand a, const float* b, int64_t b_row, float* c, i
   int64_t i = 0;
   for (; i + kRows <= rows; i += kRows)
     multiply_block<kRows, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
+  for (; i + 4 <= rows; i += 4)
+    multiply_block<4, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
   for (; i + 2 <= rows; i += 2)
     multiply_block<2, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
   for (; i < rows; ++i)

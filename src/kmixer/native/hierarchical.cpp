@@ -9,8 +9,8 @@
 
 namespace {
 
-// Queries of a block: whole cells of up to seven levels.
-constexpr int64_t kBlock = 64;
+// Queries of a block: whole cells of up to six levels.
+constexpr int64_t kBlock = 96;
 
 INLINE int64_t rows_of(int64_t t, int64_t level) { return (t + (int64_t(1) << level) - 1) >> level; }
 
@@ -43,6 +43,15 @@ Padded transpose_of(const float* from, int64_t rows, int64_t columns, float fact
   for (int64_t j = 0; j < columns; ++j)
     for (int64_t i = 0; i < rows; ++i) to.row(j)[i] = factor * from[i * columns + j];
   return to;
+}
+
+// to (columns, rows) = factor times the first columns of `from` (rows, columns), transposed; sixteen columns a time, so
+// that what is written stays in cache.
+void write_transposed(const Padded& from, int64_t columns, float factor, float* to) {
+  const int64_t rows = int64_t(from.data.size()) / from.stride;
+  for (int64_t first = 0; first < columns; first += kLanes)
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = first; j < std::min(first + kLanes, columns); ++j) to[j * rows + i] = factor * from.row(i)[j];
 }
 
 // to[2j], to[2j + 1] = from[j] for whole vectors of `to`.
@@ -90,10 +99,25 @@ struct Head {
   }
 };
 
+INLINE float highest_of(const float* x, int64_t count) {
+  int64_t j = 0;
+  float highest = x[0];
+  if (count >= kLanes) {
+    Vector lanes = load(x);
+    for (j = kLanes; j + kLanes <= count; j += kLanes) {
+      const Vector next = load(x + j);
+      lanes = next > lanes ? next : lanes;
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) highest = std::max(highest, lanes[lane]);
+  }
+  for (; j < count; ++j) highest = std::max(highest, x[j]);
+  return highest;
+}
+
 // e^(x - highest) in place, zero beyond `count`; returns the highest, and the sum.
 INLINE float exponentiate(float* x, int64_t count, int64_t columns, float* total) {
-  float highest = x[0], sum = 0;
-  for (int64_t j = 1; j < count; ++j) highest = std::max(highest, x[j]);
+  const float highest = highest_of(x, count);
+  float sum = 0;
   for (int64_t j = 0; j < count; ++j) sum += x[j] = exp_negative(x[j] - highest);
   std::fill(x + count, x + columns, 0.0f);
   *total = sum;
@@ -160,11 +184,12 @@ void hierarchical_backward(const float* q, const float* k, const float* values, 
       const float *keys = k + at * all * e, *alpha = weights + at % heads * levels;
       head.take(q + at * all * e, keys, alpha, scale);
       const Padded v = transpose_of(values + at * t * f, t, f, 1.0f);
-      Padded dv(t, f);
+      // Transposed, so that the small operand of their products is the one that is read across its rows.
+      Padded dv(f, t);
       std::vector<Padded> rows_of_keys, dkeys;
       for (int64_t l = 0; l < levels; ++l) {
         rows_of_keys.push_back(copy_of(keys + first_row(t, l) * e, rows_of(t, l), e));
-        dkeys.emplace_back(rows_of(t, l), e);
+        dkeys.emplace_back(e, rows_of(t, l));
         dweights[at * levels + l] = 0;
       }
       for (int64_t start = 0; start < t; start += kBlock) {
@@ -173,7 +198,6 @@ void hierarchical_backward(const float* q, const float* k, const float* values, 
         head.make_scores(start, count, seen);
         Padded &p = head.scores[0], &ds = gradients[0];
         const float* grad = dy + (at * t + start) * f;
-        const Padded grads = copy_of(grad, count, f);
         multiply({grad, f, 1}, v.row(0), v.stride, ds.row(0), ds.stride, count, f, columns, false);
         for (int64_t i = 0; i < count; ++i) {
           const int64_t here = at * t + start + i, last = causal ? start + i + 1 : seen;
@@ -187,8 +211,7 @@ void hierarchical_backward(const float* q, const float* k, const float* values, 
           std::fill(weight + last, weight + columns, 0.0f);
           std::fill(change + last, change + columns, 0.0f);
         }
-        multiply({p.row(0), 1, p.stride}, grads.row(0), grads.stride, dv.row(0), dv.stride, seen, count,
-                 whole_vectors(f), true);
+        multiply({grad, 1, f}, p.row(0), p.stride, dv.row(0), dv.stride, f, count, columns, true);
         for (int64_t l = 0; l < levels; ++l) {
           const int64_t rows = rows_of(count, l), width = rows_of(seen, l), first = first_row(t, l) + (start >> l);
           const float factor = alpha[l] * scale, *queries = head.queries_of(l, start);
@@ -204,16 +227,13 @@ void hierarchical_backward(const float* q, const float* k, const float* values, 
               dq[(at * all + first + i) * e + j] = factor * product;
             }
           dweights[at * levels + l] += scale * sum;
-          const Padded block = copy_of(queries, rows, e);
-          multiply({g.row(0), 1, g.stride}, block.row(0), block.stride, dkeys[l].row(0), dkeys[l].stride, width, rows,
-                   whole_vectors(e), true);
+          multiply({queries, 1, e}, g.row(0), g.stride, dkeys[l].row(0), dkeys[l].stride, e, rows, whole_vectors(width),
+                   true);
         }
       }
-      for (int64_t i = 0; i < t; ++i) std::memcpy(dvalues + (at * t + i) * f, dv.row(i), sizeof(float) * f);
+      write_transposed(dv, t, 1.0f, dvalues + at * t * f);
       for (int64_t l = 0; l < levels; ++l)
-        for (int64_t i = 0; i < rows_of(t, l); ++i)
-          for (int64_t j = 0; j < e; ++j)
-            dk[(at * all + first_row(t, l) + i) * e + j] = alpha[l] * scale * dkeys[l].row(i)[j];
+        write_transposed(dkeys[l], rows_of(t, l), alpha[l] * scale, dk + (at * all + first_row(t, l)) * e);
     }
   });
 }

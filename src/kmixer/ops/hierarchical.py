@@ -31,7 +31,7 @@ Backend = Literal["auto", "naive", "blocked", "native"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # The compiled kernel's blocks are whole cells of so many levels (kBlock in native/hierarchical.cpp).
-MAX_NATIVE_LEVELS = 7
+MAX_NATIVE_LEVELS = 6
 # Queries of a block: its scores stay in the second cache level for a thousand keys.
 BLOCK = 128
 
