@@ -43,7 +43,7 @@ template <int parts>
 INLINE void multiply_panel(Operand a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows,
                            int64_t inner, bool add) {
   int64_t i = 0;
-  for (; i + kRows <= rows; i += kRows)
+  for (; i + kRows <= rows && i + kRows != rows - 2; i += kRows)  // eight rows are four and four, not six and two
     multiply_block<kRows, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
   for (; i + 4 <= rows; i += 4)
     multiply_block<4, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
@@ -64,6 +64,9 @@ INLINE void multiply(Operand a, const float* b, int64_t b_row, float* c, int64_t
     int64_t j = 0;
     for (; j + kParts * kLanes <= columns; j += kParts * kLanes)
       multiply_panel<kParts>(part, panel + j, b_row, c + j, c_row, rows, length, add || first > 0);
+    if constexpr (kParts > 2)
+      for (; j + 2 * kLanes <= columns; j += 2 * kLanes)
+        multiply_panel<2>(part, panel + j, b_row, c + j, c_row, rows, length, add || first > 0);
     for (; j < columns; j += kLanes)
       multiply_panel<1>(part, panel + j, b_row, c + j, c_row, rows, length, add || first > 0);
   }
