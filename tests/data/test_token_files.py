@@ -28,6 +28,7 @@ def test_a_fraction_splits_by_characters(text_file: Path, text: str) -> None:
     assert dataset.tokenizer.decode(dataset.validation.tokens.tolist()) == text[cut:]
     assert dataset.train.characters == cut
     assert dataset.validation.bytes == len(text[cut:].encode())
+    assert dataset.validation.words == len(text[cut:].split())
     assert dataset.sha256 == sha256_of(text_file)
 
 

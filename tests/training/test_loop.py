@@ -307,6 +307,7 @@ def test_an_evaluation_counts_every_position_once(text_file: Path, tmp_path: Pat
     assert stream.loss == pytest.approx(expected, abs=1e-10)
     assert stream.perplexity == pytest.approx(math.exp(expected))
     assert stream.bits_per_byte == pytest.approx(expected / math.log(2) * len(tokens) / split.bytes)
+    assert stream.perplexity_per_word == pytest.approx(math.exp(expected * len(tokens) / split.words))
 
     window = evaluate(model, split, "windows", 100)
     total = 0.0

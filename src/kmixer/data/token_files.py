@@ -37,6 +37,7 @@ class TokenSplit:
     tokens: Tensor  # uint8, int16 or int32
     characters: int
     bytes: int
+    words: int  # between white space
 
     @property
     def tokens_per_character(self) -> float:
@@ -45,6 +46,10 @@ class TokenSplit:
     @property
     def tokens_per_byte(self) -> float:
         return len(self.tokens) / self.bytes
+
+    @property
+    def tokens_per_word(self) -> float:
+        return len(self.tokens) / max(1, self.words)
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ def _write(folder: Path, parts: dict[str, Iterator[str]], tokenizer: Tokenizer) 
     try:
         meta: dict[str, Any] = {"dtype": dtype.name}
         for name, blocks in parts.items():
-            counts = {"tokens": 0, "characters": 0, "bytes": 0}
+            counts = {"tokens": 0, "characters": 0, "bytes": 0, "words": 0}
             with (temporary / f"{name}.bin").open("wb") as file:
                 for text in _cut_at_whitespace(blocks):
                     tokens = tokenizer.encode(text)
@@ -192,6 +197,7 @@ def _write(folder: Path, parts: dict[str, Iterator[str]], tokenizer: Tokenizer) 
                     counts["tokens"] += len(tokens)
                     counts["characters"] += len(text)
                     counts["bytes"] += len(text.encode())
+                    counts["words"] += len(text.split())
             meta[name] = counts
         write_json(temporary / "meta.json", meta)
         if not _is_whole(folder):  # unless another process was faster
@@ -213,7 +219,9 @@ def _is_whole(folder: Path) -> bool:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         size = np.dtype(meta["dtype"]).itemsize
         return all(
-            (folder / f"{name}.bin").stat().st_size == meta[name]["tokens"] * size for name in PARTS if name in meta
+            "words" in meta[name] and (folder / f"{name}.bin").stat().st_size == meta[name]["tokens"] * size
+            for name in PARTS
+            if name in meta
         )
     except (OSError, ValueError, LookupError, TypeError):
         return False
@@ -225,7 +233,7 @@ def _map(folder: Path, name: str, meta: Any) -> TokenSplit:
     if counts["tokens"] == 0:
         raise InputError(f"the {name} part of the corpus is empty; give more text or another data.validation")
     array = np.memmap(path, dtype=meta["dtype"], mode="c", shape=(counts["tokens"],))
-    return TokenSplit(torch.from_numpy(array), counts["characters"], counts["bytes"])
+    return TokenSplit(torch.from_numpy(array), counts["characters"], counts["bytes"], counts["words"])
 
 
 def _storage(vocabulary_size: int) -> np.dtype[Any]:

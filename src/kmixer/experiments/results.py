@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
-from kmixer.experiments.compare import compare, read_arms
+from kmixer.experiments.compare import Arm, compare, read_arms
 from kmixer.experiments.sweep import SWEEP, Sweep, run_path
 from kmixer.experiments.tables import cells, describe, head, markdown_table, with_deviation
 from kmixer.files import read_json, read_text, write_json, write_text
@@ -97,7 +97,16 @@ def _measure(folder: Path) -> dict[str, Any]:
         "commit": environment["commit"],
         "tables": {part: compare(arms, part) for part in parts},  # type: ignore[arg-type]
         "protocols": [_protocols(arm.name, arm.results) for arm in arms],
+        "words": {arm.name: found for arm in arms if (found := _per_word(arm))},
     }
+
+
+def _per_word(arm: Arm) -> float | None:
+    """Mean perplexity a word of an arm whose tokens are pieces of words."""
+    if arm.protocol.get("tokenizer", {}).get("kind") not in ("bpe", "sentencepiece"):
+        return None
+    figures = arm.figures("perplexity_per_word", "best", "validation").values()
+    return sum(figures) / len(figures) if figures else None
 
 
 def _protocols(name: str, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -120,6 +129,9 @@ def _sweep_section(found: dict[str, Any]) -> list[str]:
         body = [(row["arm"], *(f"{row[key]:.4f}" if key in row else "" for key in keys)) for row in found["protocols"]]
         lines += ["The same weights by other protocols, validation part, nats a token:"]
         lines += [markdown_table(("arm", *keys), body)]
+    if found.get("words"):
+        said = ", ".join(f"{name} {value:,.1f}" for name, value in found["words"].items())
+        lines.append(f"Perplexity a word, which a perplexity a piece is not: {said}.")
     minutes = sum(row["seconds"] * row["n"] for row in rows) / 60
     lines.append(
         f"`{found['command']}`; {found['machine']}, {found['threads']} thread(s) a run, {minutes:,.0f} minutes "

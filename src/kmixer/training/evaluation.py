@@ -30,6 +30,7 @@ class Evaluation:
     tokens: int  # scored
     loss: float  # mean cross-entropy, nats a token
     perplexity: float  # exp(loss), a token
+    perplexity_per_word: float  # exp(loss times tokens a word); words stand between white space
     bits_per_character: float
     bits_per_byte: float
 
@@ -46,7 +47,7 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
 
     "windows": windows of `window` tokens that do not overlap, state reset at each, every position
     counted, tail dropped. "stream": all tokens in one sequence, state carried.
-    Bits a character and a byte use the tokens, characters and bytes of the whole split.
+    Bits a character and a byte, and perplexity a word, use the counts of the whole split.
 
     Raises:
         InputError: text shorter than a window, or a stream asked of a model that has none.
@@ -70,10 +71,15 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
         window=window if protocol == "windows" else None,
         tokens=count,
         loss=loss,
-        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        perplexity=_exp(loss),
+        perplexity_per_word=_exp(loss * split.tokens_per_word),
         bits_per_character=bits * split.tokens_per_character,
         bits_per_byte=bits * split.tokens_per_byte,
     )
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
 
 
 @torch.no_grad()
