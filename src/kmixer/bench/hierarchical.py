@@ -61,10 +61,9 @@ def bench_backends(t: int, causal: bool, repeats: int) -> list[dict[str, Any]]:
 def bench_layers(width: int, t: int, causal: bool, repeats: int) -> list[dict[str, Any]]:
     """Both layers, forward and backward, relative to softmax attention."""
     torch.manual_seed(0)
-    heads = max(1, width // HEAD_WIDTH)
     layers = {
-        "softmax layer": SoftmaxAttention(width, heads, causal=causal),
-        "hierarchical layer": HierarchicalAttention(width, heads, levels=LEVELS, causal=causal),
+        "softmax layer": SoftmaxAttention(width, HEADS, causal=causal),
+        "hierarchical layer": HierarchicalAttention(width, HEADS, levels=LEVELS, causal=causal),
     }
     x = torch.randn(BATCH, t, width, requires_grad=True)
     rows: list[dict[str, Any]] = []

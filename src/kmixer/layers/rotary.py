@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -42,5 +44,21 @@ def rotate(x: Float[Tensor, "*batch t e"], positions: Int[Tensor, " t"]) -> Floa
     exponent = torch.arange(half, device=x.device, dtype=dtype) / half
     angle = positions[:, None].to(dtype) * ROTARY_BASE**-exponent
     cosine, sine = angle.cos(), angle.sin()
-    first, second = x.to(dtype).chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(x.dtype)
+    rotated: Tensor = _Rotation.apply(x.to(dtype), cosine, sine)
+    return rotated.to(x.dtype)
+
+
+class _Rotation(torch.autograd.Function):
+    """Written by hand: the gradient is the rotation back, and nothing but the tables is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        first, second = x.chunk(2, dim=-1)
+        parts = (first * cosine).addcmul_(second, sine, value=-1), (second * cosine).addcmul_(first, sine)
+        return torch.cat(parts, dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _Rotation.apply(gradients[0], cosine, -sine), None, None
