@@ -10,22 +10,6 @@ namespace {
 
 constexpr int64_t kTile = 48;
 
-// A copy of a (rows, columns) matrix with the row stride of gemm.h, or of its transpose.
-std::vector<float> padded_copy(const float* from, int64_t rows, int64_t columns) {
-  const int64_t stride = stride_of(columns);
-  std::vector<float> to(rows * stride);
-  for (int64_t i = 0; i < rows; ++i) std::memcpy(&to[i * stride], from + i * columns, sizeof(float) * columns);
-  return to;
-}
-
-std::vector<float> padded_transpose(const float* from, int64_t rows, int64_t columns) {
-  const int64_t stride = stride_of(rows);
-  std::vector<float> to(columns * stride);
-  for (int64_t j = 0; j < columns; ++j)
-    for (int64_t i = 0; i < rows; ++i) to[j * stride + i] = from[i * columns + j];
-  return to;
-}
-
 }  // namespace
 
 extern "C" {
@@ -37,7 +21,7 @@ void feed_forward_forward(const float* h, const float* norm, const float* w1, co
                           int64_t m, float eps, uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
   const int64_t wide = stride_of(d), tall = stride_of(m);
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    const std::vector<float> up = padded_transpose(w1, m, d), down = padded_transpose(w2, d, m);
+    const Padded up = transpose_of(w1, m, d), down = transpose_of(w2, d, m);
     std::vector<float> x(kTile * wide), a(kTile * tall);
     for (int64_t first = begin; first < end; first += kTile) {
       const int64_t count = std::min(kTile, end - first);
@@ -46,13 +30,13 @@ void feed_forward_forward(const float* h, const float* norm, const float* w1, co
         inverse[first + i] = inverse_rms(row, d, eps);
         scale_row(row, norm, inverse[first + i], &x[i * wide], d);
       }
-      multiply({x.data(), wide, 1}, up.data(), tall, a.data(), tall, count, d, m, false);
+      multiply({x.data(), wide, 1}, up.row(0), tall, a.data(), tall, count, d, m, false);
       for (int64_t i = 0; i < count; ++i) {
         float* kept = hidden + (first + i) * m;
         std::memcpy(kept, &a[i * tall], sizeof(float) * m);
         gelu_row(kept, b1, &a[i * tall], m, uint32_t((first + i) * m), {seed, threshold, scale});
       }
-      multiply({a.data(), tall, 1}, down.data(), wide, x.data(), wide, count, m, d, false);
+      multiply({a.data(), tall, 1}, down.row(0), wide, x.data(), wide, count, m, d, false);
       for (int64_t i = 0; i < count; ++i)
         for (int64_t j = 0; j < d; ++j) out[(first + i) * d + j] = h[(first + i) * d + j] + (x[i * wide + j] + b2[j]);
     }
@@ -68,7 +52,7 @@ void feed_forward_backward(const float* dout, const float* h, const float* norm,
   RowSums norm_sums(threads, d), bias1_sums(threads, m), bias2_sums(threads, d);
   RowSums up_sums(threads, m * wide), down_sums(threads, d * tall);
   parallel(rows, threads, [&](int64_t begin, int64_t end, int64_t thread) {
-    const std::vector<float> up = padded_copy(w1, m, d), down = padded_copy(w2, d, m);
+    const Padded up = copy_of(w1, m, d), down = copy_of(w2, d, m);
     std::vector<float> x(kTile * wide), dx(kTile * wide), dy(kTile * wide), a(kTile * tall), da(kTile * tall),
         du(kTile * tall);
     float* bias2_sum = bias2_sums.of(thread);
@@ -82,7 +66,7 @@ void feed_forward_backward(const float* dout, const float* h, const float* norm,
           bias2_sum[j] += gradient[j];
         }
       }
-      multiply({dy.data(), wide, 1}, down.data(), tall, da.data(), tall, count, d, m, false);
+      multiply({dy.data(), wide, 1}, down.row(0), tall, da.data(), tall, count, d, m, false);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = (first + i) * m;
         gelu_backward_row<true>(hidden + at, b1, &da[i * tall], &du[i * tall], &a[i * tall], bias1_sums.of(thread), m,
@@ -90,7 +74,7 @@ void feed_forward_backward(const float* dout, const float* h, const float* norm,
       }
       multiply({dy.data(), 1, wide}, a.data(), tall, down_sums.of(thread), tall, d, count, m, true);
       multiply({du.data(), 1, tall}, x.data(), wide, up_sums.of(thread), wide, m, count, d, true);
-      multiply({du.data(), tall, 1}, up.data(), wide, dx.data(), wide, count, m, d, false);
+      multiply({du.data(), tall, 1}, up.row(0), wide, dx.data(), wide, count, m, d, false);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = (first + i) * d;
         rms_norm_backward_row<true>(h + at, norm, inverse[first + i], &dx[i * wide], &dy[i * wide], dh + at,

@@ -1,4 +1,4 @@
-// A matrix product for matrices that stay in cache: what the feed-forward and decoding kernels are made of.
+// A matrix product for matrices that stay in cache: what the feed-forward, attention and decoding kernels are made of.
 #pragma once
 
 #include "common.h"
@@ -17,6 +17,29 @@ constexpr int64_t kInner = 128;
 
 // Rows of padded matrices start a cache line further on: rows a power of two apart would share cache sets.
 INLINE int64_t stride_of(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes + kLanes; }
+
+// A (rows, columns) matrix whose rows are so far apart, zero beyond its columns.
+struct Padded {
+  std::vector<float> data;
+  int64_t stride;
+
+  Padded(int64_t rows, int64_t columns) : data(rows * stride_of(columns)), stride(stride_of(columns)) {}
+  float* row(int64_t i) { return &data[i * stride]; }
+  const float* row(int64_t i) const { return &data[i * stride]; }
+};
+
+INLINE Padded copy_of(const float* from, int64_t rows, int64_t columns) {
+  Padded to(rows, columns);
+  for (int64_t i = 0; i < rows; ++i) std::memcpy(to.row(i), from + i * columns, sizeof(float) * columns);
+  return to;
+}
+
+INLINE Padded transpose_of(const float* from, int64_t rows, int64_t columns, float factor = 1) {
+  Padded to(columns, rows);
+  for (int64_t j = 0; j < columns; ++j)
+    for (int64_t i = 0; i < rows; ++i) to.row(j)[i] = factor * from[i * columns + j];
+  return to;
+}
 
 // A matrix operand: element (i, j) is at data[i * row + j * column].
 struct Operand {

@@ -22,29 +22,6 @@ INLINE int64_t first_row(int64_t t, int64_t level) {
 
 INLINE int64_t whole_vectors(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
 
-// A (rows, columns) matrix with the row stride of gemm.h, zero beyond its columns.
-struct Padded {
-  std::vector<float> data;
-  int64_t stride;
-
-  Padded(int64_t rows, int64_t columns) : data(rows * stride_of(columns)), stride(stride_of(columns)) {}
-  float* row(int64_t i) { return &data[i * stride]; }
-  const float* row(int64_t i) const { return &data[i * stride]; }
-};
-
-Padded copy_of(const float* from, int64_t rows, int64_t columns) {
-  Padded to(rows, columns);
-  for (int64_t i = 0; i < rows; ++i) std::memcpy(to.row(i), from + i * columns, sizeof(float) * columns);
-  return to;
-}
-
-Padded transpose_of(const float* from, int64_t rows, int64_t columns, float factor) {
-  Padded to(columns, rows);
-  for (int64_t j = 0; j < columns; ++j)
-    for (int64_t i = 0; i < rows; ++i) to.row(j)[i] = factor * from[i * columns + j];
-  return to;
-}
-
 // to (columns, rows) = factor times the first columns of `from` (rows, columns), transposed; sixteen columns a time, so
 // that what is written stays in cache.
 void write_transposed(const Padded& from, int64_t columns, float factor, float* to) {
