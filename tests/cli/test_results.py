@@ -18,7 +18,7 @@ def test_the_page_is_made_from_sweeps_and_again_without_them(
     kmixer_command("train", recipe_file, "--out", run)
     entries = [
         {"name": "ranks", "title": "Two ranks", "published": "3.2 nats", "sweep": "sweep", "note": "No reason."},
-        {"name": "one", "title": "One run", "sweep": "run"},
+        {"name": "one", "title": "One run", "sweep": "run", "baseline": "sweep", "reach": 100.0},
         {"name": "denoise", "title": "Denoising", "denoise": "denoise.json"},
     ]
     answer = kmixer_command("task", "denoise", "--seeds", 2, "--steps", 1, "--json")
@@ -33,6 +33,8 @@ def test_the_page_is_made_from_sweeps_and_again_without_them(
         "Published: 3.2 nats",
         "sweep/rank=3",
         "No reason.",
+        "- sweep/rank=2: 100.0 reached by 2 of 2 runs after 0.0 M tokens",
+        "- run: 100.0 reached by 1 of 1 run after 0.0 M tokens",
         "| softmax attention | 9,456 | 2 |",
     ):
         assert part in page

@@ -107,8 +107,22 @@ def test_different_protocols_are_not_compared(kmixer_command: Run, recipe_path: 
     kmixer_command("train", recipe_path, "--out", tmp_path / "b", "--set", "evaluation.window=16")
     refused = kmixer_command("compare", tmp_path / "a", tmp_path / "b").error()
     assert "differ in window: 32 and 16" in refused
-    assert kmixer_command("compare", tmp_path / "a", tmp_path / "b", "--anyway").code == 0
+    both = kmixer_command("compare", tmp_path / "a", tmp_path / "b", "--anyway", "--reach", 0.1)
+    assert (both.code, "a: 0.1 not reached" in both.out) == (0, True)
     assert why_not_comparable(read_arms([tmp_path / "a", tmp_path / "a"])) is None
+
+
+def test_training_until_a_loss_is_counted(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
+    kmixer_command("train", recipe_path, "--out", tmp_path / "a")
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    step, loss = [(line["step"], line["validation"][0]["loss"]) for line in lines if "validation" in line][-1]
+    recipe = load_recipe(str(recipe_path))
+    answer = kmixer_command("compare", tmp_path / "a", tmp_path / "a", "--reach", loss, "--json")
+    for row in json.loads(answer.out):
+        assert row["reach"]["units"] == step * recipe.units_per_step
+        assert (row["reach"]["seeds"], row["reach"]["of"]) == (1, 1)
+    said = kmixer_command("compare", tmp_path / "a", tmp_path / "a", "--reach", loss).out
+    assert "(1.00 and 1.00 of the first)" in said
 
 
 def test_what_a_sweep_refuses(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:

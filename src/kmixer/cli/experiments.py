@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ import typer
 
 from kmixer.cli.options import Cpu, DataDir, Json, Settings
 from kmixer.errors import InputError
-from kmixer.experiments.compare import compare, read_arms, why_not_comparable
+from kmixer.experiments.compare import compare, reach, read_arms, why_not_comparable
 from kmixer.experiments.results import write_results_page
 from kmixer.experiments.sweep import (
     ABLATIONS,
@@ -21,7 +22,7 @@ from kmixer.experiments.sweep import (
     read_ablation_file,
     start_sweep,
 )
-from kmixer.experiments.tables import cells, describe, head, markdown_table, text_table
+from kmixer.experiments.tables import cells, describe, describe_reach, head, markdown_table, text_table
 from kmixer.experiments.workers import log_of, run_sweep
 from kmixer.training.recipe import load_recipe
 
@@ -83,6 +84,9 @@ def compare_runs(
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare different data or protocols.")] = False,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    target: Annotated[
+        float | None, typer.Option("--reach", help="Say too when this validation loss was reached.")
+    ] = None,
 ) -> None:
     """Compare runs and sweeps: mean and deviation over seeds, difference from the first with its 95 % interval.
 
@@ -95,12 +99,17 @@ def compare_runs(
     if reason and not anyway:
         raise InputError(f"{reason} (--anyway compares them all the same)")
     rows = compare(arms, part)
+    reached = [] if target is None else [reach(arm, target) for arm in arms]
     if as_json:
+        for row, each in zip(rows, reached, strict=False):
+            row["reach"] = asdict(each)
         print(json.dumps(rows, indent=2))
     elif markdown:
         print(markdown_table(head(rows), [cells(row) for row in rows]), describe(rows), sep="\n\n")
     else:
         print(text_table(rows))
+    for row, each in zip(rows, () if as_json else reached, strict=False):
+        print(describe_reach(row["arm"], row["unit"], each, reached[0]))
 
 
 def results(

@@ -28,6 +28,7 @@ class Arm:
     results: dict[int, dict[str, Any]]  # results.json by seed
     unfinished: int  # runs that have not ended
     protocol: dict[str, Any] = field(default_factory=dict)  # what two arms must share to be compared
+    runs: list[RunFolder] = field(default_factory=list)  # those that have ended
 
     def figures(self, name: str, weights: Weights, part: Part) -> dict[int, float]:
         """A figure by seed, "loss" or "accuracy" or another, as the recipe's first protocol measured it."""
@@ -69,11 +70,36 @@ def _read_arm(name: str, paths: list[Path]) -> Arm:
     runs = [RunFolder(path) for path in paths]
     ended = [(run, results) for run in runs if (results := run.results()) is not None]
     protocol = _protocol(ended[0][0]) if ended else {}
-    return Arm(name, {results["seed"]: results for _, results in ended}, len(runs) - len(ended), protocol)
+    by_seed = {results["seed"]: results for _, results in ended}
+    return Arm(name, by_seed, len(runs) - len(ended), protocol, [run for run, _ in ended])
 
 
 def _protocol(run: RunFolder) -> dict[str, Any]:
     return {"corpus": read_json(run.path / ENVIRONMENT)["corpus_sha256"], **run.read_recipe().measures()}
+
+
+@dataclass(frozen=True)
+class Reach:
+    """When the runs of an arm first measured a validation loss at or below a target."""
+
+    target: float  # nats
+    seeds: int  # runs that reached it
+    of: int
+    units: float | None  # trained until then, mean over those runs; None where there are none
+    seconds: float | None
+
+
+def reach(arm: Arm, target: float) -> Reach:
+    """How much training an arm needs for a validation loss."""
+    found = []
+    for run in arm.runs:
+        per_step = run.read_recipe().units_per_step
+        evaluated = (line for line in run.read_metrics() if "validation" in line)
+        first = next((line for line in evaluated if line["validation"][0]["loss"] <= target), None)
+        if first is not None:
+            found.append((first["step"] * per_step, first["seconds"]))
+    units, seconds = (summarize([pair[i] for pair in found]).mean if found else None for i in (0, 1))
+    return Reach(target, len(found), len(arm.runs), units, seconds)
 
 
 def why_not_comparable(arms: list[Arm]) -> str | None:

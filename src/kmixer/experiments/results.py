@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
-from kmixer.experiments.compare import Arm, compare, read_arms
+from kmixer.experiments.compare import Arm, compare, reach, read_arms, why_not_comparable
 from kmixer.experiments.sweep import SWEEP, Sweep, run_path
-from kmixer.experiments.tables import cells, describe, head, markdown_table, with_deviation
+from kmixer.experiments.tables import cells, describe, describe_reach, head, markdown_table, with_deviation
 from kmixer.files import read_json, read_text, write_json, write_text
 from kmixer.training.run_folder import ENVIRONMENT
 
@@ -28,6 +28,8 @@ class ResultEntry(StrictConfig):
     title: str
     published: str = ""  # what was published, by which protocol
     sweep: str | None = None  # folder of the sweep or the run, relative to the .toml file
+    baseline: str | None = None  # another by the same protocol, whose rows come first
+    reach: float | None = None  # a validation loss: when each arm had it
     denoise: str | None = None  # or what `kmixer task denoise --json` printed
     note: str = ""  # what does not reproduce, and why
 
@@ -61,8 +63,8 @@ def write_results_page(file: Path, out: Path) -> list[str]:
     missing, sections = [], [f"# {config.title}", config.introduction]
     for entry in config.result:
         source = file.parent / (entry.sweep or entry.denoise or "")
-        if source.exists():
-            kept[entry.name] = _measure(source) if entry.sweep else read_json(source)
+        if source.exists() and (entry.baseline is None or (file.parent / entry.baseline).exists()):
+            kept[entry.name] = _measure(entry, file.parent) if entry.sweep else read_json(source)
         elif entry.name in kept:
             missing.append(entry.name)
         else:
@@ -76,9 +78,13 @@ def write_results_page(file: Path, out: Path) -> list[str]:
     return missing
 
 
-def _measure(folder: Path) -> dict[str, Any]:
+def _measure(entry: ResultEntry, parent: Path) -> dict[str, Any]:
     """All that the page says about one sweep or run."""
-    arms = read_arms([folder])
+    assert entry.sweep is not None
+    folder = parent / entry.sweep
+    arms = read_arms([*([parent / entry.baseline] if entry.baseline else []), folder])
+    if entry.baseline and (reason := why_not_comparable(arms)):
+        raise InputError(f"{entry.name}: {reason}")
     if (folder / SWEEP).is_file():
         sweep = Sweep.read(folder)
         first = run_path(folder, next(iter(sweep.arms)), sweep.seeds[0])
@@ -97,8 +103,16 @@ def _measure(folder: Path) -> dict[str, Any]:
         "commit": environment["commit"],
         "tables": {part: compare(arms, part) for part in parts},  # type: ignore[arg-type]
         "protocols": [_protocols(arm.name, arm.results) for arm in arms],
+        "reach": [] if entry.reach is None else _reached(arms, entry.reach),
         "words": {arm.name: found for arm in arms if (found := _per_word(arm))},
     }
+
+
+def _reached(arms: list[Arm], target: float) -> list[str]:
+    """A line an arm: when it reached a loss."""
+    found = [reach(arm, target) for arm in arms]
+    unit = "tokens" if arms[0].figures("perplexity", "best", "validation") else "examples"
+    return [describe_reach(arm.name, unit, each, found[0]) for arm, each in zip(arms, found, strict=True)]
 
 
 def _per_word(arm: Arm) -> float | None:
@@ -129,6 +143,7 @@ def _sweep_section(found: dict[str, Any]) -> list[str]:
         body = [(row["arm"], *(f"{row[key]:.4f}" if key in row else "" for key in keys)) for row in found["protocols"]]
         lines += ["The same weights by other protocols, validation part, nats a token:"]
         lines += [markdown_table(("arm", *keys), body)]
+    lines += ["\n".join(f"- {line}" for line in found["reach"])] if found.get("reach") else []
     if found.get("words"):
         said = ", ".join(f"{name} {value:,.1f}" for name, value in found["words"].items())
         lines.append(f"Perplexity a word, which a perplexity a piece is not: {said}.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kmixer.experiments.compare import Reach
+
 # Of the columns between arm and cost, by metric: heading, key of the row, digits.
 FIGURES = {
     "loss": (("loss", "loss", 4), ("perplexity", "perplexity", 3), ("bits/byte", "bits_per_byte", 4)),
@@ -81,6 +83,18 @@ def describe(rows: list[dict[str, Any]]) -> str:
         f"Weights with the lowest validation loss, so chosen {chosen}; last: {first['metric']} of the last step. "
         "Differences are from the first row, over the seeds both have; minutes of one run."
     )
+
+
+def describe_reach(name: str, unit: str, found: Reach, baseline: Reach) -> str:
+    """When an arm reached a loss, and what that is of the training of the first arm."""
+    if found.units is None or found.seconds is None:
+        return f"{name}: {found.target} not reached"
+    runs = f"{found.seeds} of {found.of} run{'s' * (found.of > 1)}"
+    text = f"{name}: {found.target} reached by {runs} after {found.units / 1e6:,.1f} M {unit}"
+    text += f", {found.seconds / 60:,.1f} minutes"
+    if found is not baseline and baseline.units and baseline.seconds:
+        text += f" ({found.units / baseline.units:.2f} and {found.seconds / baseline.seconds:.2f} of the first)"
+    return text
 
 
 def with_deviation(mean: float, deviation: float | None, digits: int) -> str:
