@@ -5,25 +5,33 @@ A process of its own, since the annotation checks of the test run are opaque to 
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import Any
 
 import torch
 import torch._dynamo
 
-from kmixer.models import KStack, ModelConfig
+from kmixer.models import KStack, ModelConfig, TransformerConfig
+from kmixer.models.transformer import Transformer
 
 
-def results(stack: KStack, inputs: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+def results(stack: Any, inputs: list[torch.Tensor]) -> list[list[torch.Tensor]]:
     found = []
     for h in inputs:
         y, _ = stack(h)
-        found.append([y.detach(), *torch.autograd.grad(y.sin().sum(), list(stack.parameters()))])
+        parameters = [p for p in stack.parameters() if p.requires_grad]
+        found.append([y.detach(), *torch.autograd.grad(y.sin().sum(), parameters)])
     return found
 
 
-def main(kind: str) -> None:
-    kernel = {"kind": kind} if kind == "none" else {"kind": kind, "size": 8 if kind == "conv" else 100, "shared": True}
-    stack = KStack(ModelConfig.parse({"width": 16, "layers": 3, "rank": 4, "base_kernel": kernel}, source="test"))
+def main(kind: str, settings: dict[str, Any]) -> None:
+    values = {"width": 16, "layers": 3, **settings}
+    stack: Any
+    if kind == "k-stack":
+        stack = KStack(ModelConfig.parse(values, source="test"))
+    else:
+        stack = Transformer(TransformerConfig.parse({"heads": 2, **values}, source="test"))
     inputs = [torch.randn(b, t, 16, requires_grad=True) for b, t in ((2, 20), (3, 33), (2, 64), (5, 71))]
     expected = results(stack, inputs)
     torch._dynamo.utils.counters.clear()
@@ -35,4 +43,4 @@ def main(kind: str) -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    main(sys.argv[1])
+    main(sys.argv[1], json.loads(sys.argv[2]))

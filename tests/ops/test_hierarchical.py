@@ -14,7 +14,8 @@ from torch import Tensor
 from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops import hierarchical_attention
-from kmixer.ops.hierarchical import BACKENDS, BLOCK, MAX_NATIVE_LEVELS, hierarchical_scores
+from kmixer.ops.hierarchical import BACKENDS, MAX_NATIVE_LEVELS, hierarchical_scores
+from kmixer.ops.hierarchical_blocked import BLOCK
 
 B, H, E = 2, 2, 4
 # The compiled kernel computes in float32 and has a test of its own.

@@ -51,9 +51,11 @@ def sdpa_attention(
     if reach is not None and reach < s:
         if t == s and s > 2 * reach:
             return _in_blocks(queries, keys, values, reach, scale)
-    elif t == s or t == 1:
+    elif t == 1:
+        return F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+    elif t == s:
         # is_causal aligns its triangle to the upper left, which is right for as many keys as queries.
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=t > 1, scale=scale)
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
     mask = causal_mask(t, s, reach, queries.device)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
 
@@ -61,18 +63,21 @@ def sdpa_attention(
 def _in_blocks(queries: Tensor, keys: Tensor, values: Tensor, reach: int, scale: float | None) -> Tensor:
     """A window in O(t reach): blocks of `reach` queries, each against its own block of keys and the one before."""
     b, h, t, _ = queries.shape
-    spare = -t % reach
+    count = -(-t // reach)
 
     def blocks(tensor: Tensor) -> Tensor:
         """(b, h, t, e) to (b h, n, reach, e); positions past the end are zero, and no real query sees them."""
-        return F.pad(tensor, (0, 0, 0, spare)).unflatten(2, (-1, reach)).flatten(0, 1)
+        padded = tensor.new_zeros(b, h, count * reach, tensor.shape[-1])
+        padded[:, :, :t] = tensor
+        return padded.view(b * h, count, reach, -1)
 
     q, k, v = blocks(queries), blocks(keys), blocks(values)
-    first = F.scaled_dot_product_attention(q[:, :1], k[:, :1], v[:, :1], is_causal=reach > 1, scale=scale)
+    y = values.new_empty(b * h, count, reach, values.shape[-1])
+    y[:, :1] = F.scaled_dot_product_attention(q[:, :1], k[:, :1], v[:, :1], is_causal=reach > 1, scale=scale)
     two_keys, two_values = (torch.cat([tensor[:, :-1], tensor[:, 1:]], dim=2) for tensor in (k, v))
     mask = causal_mask(reach, 2 * reach, reach, queries.device)
-    rest = F.scaled_dot_product_attention(q[:, 1:], two_keys, two_values, attn_mask=mask, scale=scale)
-    return torch.cat([first, rest], dim=1).reshape(b, h, t + spare, -1)[:, :, :t]
+    y[:, 1:] = F.scaled_dot_product_attention(q[:, 1:], two_keys, two_values, attn_mask=mask, scale=scale)
+    return y.view(b, h, count * reach, -1)[:, :, :t]
 
 
 def flex_attention(

@@ -26,14 +26,13 @@ from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.attention import causal_mask
 from kmixer.ops.gradients import first_order
+from kmixer.ops.hierarchical_blocked import blocked_hierarchical_attention
 
 Backend = Literal["auto", "naive", "blocked", "native"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # The compiled kernel's blocks are whole cells of so many levels (kBlock in native/hierarchical.cpp).
 MAX_NATIVE_LEVELS = 6
-# Queries of a block: its scores stay in the second cache level for a thousand keys.
-BLOCK = 128
 
 
 def hierarchical_attention(
@@ -88,7 +87,7 @@ def hierarchical_attention(
             )
             return attended.to(values.dtype)
         if backend == "blocked" and t == s:
-            y: Tensor = _Blocked.apply(weights.to(dtype), values.to(dtype), causal, *queries, *keys)
+            y = blocked_hierarchical_attention(queries, keys, values.to(dtype), weights.to(dtype), causal)
             return y.to(values.dtype)
         scores = hierarchical_scores(queries, keys, weights.to(dtype), s=s, t=t)
         if causal:
@@ -132,53 +131,6 @@ def _check(queries: list[Tensor], keys: list[Tensor], weights: Tensor, s: int, t
             )
 
 
-class _Blocked(torch.autograd.Function):
-    """All positions as queries, a block of them at a time; the backward makes each block's weights again."""
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, values: Tensor, causal: bool, *levels: Tensor) -> Tensor:
-        queries, keys = levels[: len(levels) // 2], levels[len(levels) // 2 :]
-        y = torch.empty_like(values)
-        normaliser = values.new_empty(*values.shape[:3], 1)
-        for start, stop, seen in _blocks(values.shape[2], len(queries), causal):
-            scores = _block_scores(weights, queries, keys, start, stop, seen, causal)
-            normaliser[:, :, start:stop] = torch.logsumexp(scores, dim=-1, keepdim=True)
-            attended = scores.sub_(normaliser[:, :, start:stop]).exp_()
-            torch.matmul(attended, values[:, :, :seen], out=y[:, :, start:stop])
-        ctx.save_for_backward(weights, values, y, normaliser, *levels)
-        ctx.causal = causal
-        return y
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = gradients
-        weights, values, y, normaliser, *levels = ctx.saved_tensors
-        queries, keys = levels[: len(levels) // 2], levels[len(levels) // 2 :]
-        scale = queries[0].shape[-1] ** -0.5
-        grad_weights, grad_values = torch.zeros_like(weights), torch.zeros_like(values)
-        grad_queries = [torch.zeros_like(q) for q in queries]
-        grad_keys = [torch.zeros_like(k) for k in keys]
-        carried = (grad * y).sum(-1, keepdim=True)
-        for start, stop, seen in _blocks(values.shape[2], len(queries), ctx.causal):
-            scores = _block_scores(weights, queries, keys, start, stop, seen, ctx.causal)
-            attended = scores.sub_(normaliser[:, :, start:stop]).exp_()
-            here = grad[:, :, start:stop]
-            grad_values[:, :, :seen] += attended.mT @ here
-            inner = here @ values[:, :, :seen].mT
-            inner.sub_(carried[:, :, start:stop]).mul_(attended)  # gradient of the scores
-            for level in range(len(queries)):
-                rows, columns = slice(start >> level, -(-stop >> level)), slice(0, -(-seen >> level))
-                q, k = queries[level][:, :, rows], keys[level][:, :, columns]
-                gathered = _gather(inner, level)
-                alpha = weights[:, level, None, None] * scale
-                grad_queries[level][:, :, rows] += alpha * (gathered @ k)
-                grad_keys[level][:, :, columns] += alpha * (gathered.mT @ q)
-                # sum over the block of gathered * (q k^T), through what is already there
-                grad_weights[:, level] += scale * ((gathered @ k) * q).sum((0, 2, 3))
-        return grad_weights, grad_values, None, *grad_queries, *grad_keys
-
-
 class _Native(torch.autograd.Function):
     """The compiled kernel, float32; queries and keys of all levels one after the other (b, h, rows, e)."""
 
@@ -201,51 +153,3 @@ class _Native(torch.autograd.Function):
         inputs = (queries, keys, values, weights, y, normaliser, gradients[0].contiguous())
         native.call("hierarchical_backward", *inputs, *made, by_row, *ctx.shape)
         return by_row.sum(0), made[2], None, made[0], made[1]
-
-
-def _blocks(t: int, levels: int, causal: bool) -> list[tuple[int, int, int]]:
-    """(first query, end of the queries, number of keys) of every block; blocks begin at whole cells of every level."""
-    size = max(BLOCK, 1 << (levels - 1))
-    return [(start, min(start + size, t), min(start + size, t) if causal else t) for start in range(0, t, size)]
-
-
-def _block_scores(weights: Tensor, queries: Any, keys: Any, start: int, stop: int, seen: int, causal: bool) -> Tensor:
-    """Scores (b, h, stop - start, seen) of a block of queries, those of later keys at -inf."""
-    scale = queries[0].shape[-1] ** -0.5
-    scores: Tensor | None = None
-    for level, (q, k) in enumerate(zip(queries, keys, strict=True)):
-        rows, columns = slice(start >> level, -(-stop >> level)), slice(0, -(-seen >> level))
-        small = (weights[:, level, None, None] * scale * q[:, :, rows]) @ k[:, :, columns].mT
-        if scores is None:
-            scores = small
-        else:
-            _spread_add(scores, small, level)
-    assert scores is not None
-    if causal:
-        later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=scores.device).triu(1)
-        scores[..., start:].masked_fill_(later, -torch.inf)
-    return scores
-
-
-def _spread_add(scores: Tensor, small: Tensor, level: int) -> None:
-    """scores[..., i, j] += small[..., i >> level, j >> level], for any number of rows and columns."""
-    cell = 1 << level
-    rows, columns = scores.shape[-2] // cell * cell, scores.shape[-1] // cell * cell
-    whole = scores[..., :rows, :columns].unflatten(-1, (-1, cell)).unflatten(-3, (-1, cell))
-    whole += small[..., : rows // cell, None, : columns // cell, None]
-    if columns < scores.shape[-1]:  # the last, cut column of cells
-        part = scores[..., :rows, columns:].unflatten(-2, (-1, cell))
-        part += small[..., : rows // cell, None, -1:]
-    if rows < scores.shape[-2]:  # the last, cut row of cells
-        spread = small[..., -1:, :].repeat_interleave(cell, dim=-1)[..., : scores.shape[-1]]
-        scores[..., rows:, :] += spread
-
-
-def _gather(scores: Tensor, level: int) -> Tensor:
-    """The sums over cells of 2^level rows and columns; cut cells at the end count what they have."""
-    if level == 0:
-        return scores
-    cell = 1 << level
-    spare = (0, -scores.shape[-1] % cell, 0, -scores.shape[-2] % cell)
-    padded = torch.nn.functional.pad(scores, spare) if any(spare) else scores
-    return padded.unflatten(-1, (-1, cell)).sum(-1).unflatten(-2, (-1, cell)).sum(-2)

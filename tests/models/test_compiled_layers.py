@@ -1,0 +1,40 @@
+"""Stacks under torch.compile: one program for each kind of layer, whatever the batch size and length."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+
+def unique_graphs(kind: str, settings: dict[str, Any]) -> int:
+    command = [sys.executable, "-m", "tests.models.compiled_layers", kind, json.dumps(settings)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    return int(answer.stdout)
+
+
+@pytest.mark.parametrize(
+    "base", [{"kind": "conv", "size": 8}, {"kind": "dense", "size": 100}, {"kind": "none"}], ids=str
+)
+def test_both_k1_layers_share_a_program_and_so_do_all_k2_layers(base: dict[str, Any]) -> None:
+    assert unique_graphs("k-stack", {"rank": 4, "base_kernel": {"shared": True, **base}}) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "programs"),
+    [
+        ({"mixers": "softmax", "softmax": {"convolution": 4}}, 1),
+        # Windows have one for lengths of whole blocks, and one for the others.
+        ({"mixers": "softmax", "windows": "SSL", "window": 8}, 3),
+        ({"mixers": "gaussian", "blocks": "nanochat"}, 1),
+        ({"mixers": "hierarchical"}, 1),
+        ({"mixers": "k2"}, 1),
+    ],
+    ids=str,
+)
+def test_blocks_of_a_kind_share_a_program(settings: dict[str, Any], programs: int) -> None:
+    assert unique_graphs("transformer", settings) == programs
