@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kmixer.layers import GaussianAttention, SoftmaxAttention
+from kmixer.layers.heads import split_heads
 from kmixer.models import CausalLM, TransformerConfig
 from kmixer.training.dynamics import measure_dynamics
 from kmixer.training.locality import attention_rollout, attention_weights, measure_locality
@@ -37,7 +38,10 @@ def test_the_weights_of_a_layer_make_its_output(layer: Any) -> None:
     x = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(0))
     y, _ = layer(x)
     weights = layer.weights(x)
-    values = layer._heads_of(x, 0)[0] if isinstance(layer, GaussianAttention) else layer._project(x, 0)[2]
+    if isinstance(layer, GaussianAttention):
+        values = layer._heads_of(x, 0)[0]
+    else:
+        values = split_heads(layer.query_key_value(x).chunk(3, -1)[2], 2)
     torch.testing.assert_close(layer.out((weights @ values).transpose(1, 2).flatten(2)), y)
     assert bool((weights[:, :, 8, :5] == 0).all())
 
