@@ -27,3 +27,4 @@ def test_its_gradients_are_right() -> None:
         x = torch.randn(2, n, 3, dtype=torch.float64, requires_grad=True)
         weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(filter_and_halve, (x, weight))
+        assert torch.autograd.gradgradcheck(filter_and_halve, (x, weight))

@@ -12,7 +12,7 @@ import typer
 
 from kmixer.cli.options import Cpu, DataDir, Json, Settings
 from kmixer.errors import InputError
-from kmixer.experiments.compare import compare, reach, read_arms, why_not_comparable
+from kmixer.experiments.compare import compare, reach_of, read_arms, why_not_comparable
 from kmixer.experiments.results import write_results_page
 from kmixer.experiments.sweep import (
     ABLATIONS,
@@ -99,17 +99,17 @@ def compare_runs(
     if reason and not anyway:
         raise InputError(f"{reason} (--anyway compares them all the same)")
     rows = compare(arms, part)
-    reached = [] if target is None else [reach(arm, target) for arm in arms]
+    reached = None if target is None else reach_of(arms, target)
     if as_json:
-        for row, each in zip(rows, reached, strict=False):
+        for row, each in zip(rows, reached or (), strict=False):
             row["reach"] = asdict(each)
         print(json.dumps(rows, indent=2))
     elif markdown:
         print(markdown_table(head(rows), [cells(row) for row in rows]), describe(rows), sep="\n\n")
     else:
         print(text_table(rows))
-    for row, each in zip(rows, () if as_json else reached, strict=False):
-        print(describe_reach(row["arm"], row["unit"], each, reached[0]))
+    if reached is not None and not as_json:
+        print("\n".join(describe_reach(rows, reached)))
 
 
 def results(

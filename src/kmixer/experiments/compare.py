@@ -89,8 +89,12 @@ class Reach:
     seconds: float | None
 
 
-def reach(arm: Arm, target: float) -> Reach:
-    """How much training an arm needs for a validation loss."""
+def reach_of(arms: list[Arm], target: float) -> list[Reach]:
+    """How much training each arm needs for a validation loss."""
+    return [_reach(arm, target) for arm in arms]
+
+
+def _reach(arm: Arm, target: float) -> Reach:
     found = []
     for run in arm.runs:
         per_step = run.read_recipe().units_per_step

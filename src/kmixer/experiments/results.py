@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
-from kmixer.experiments.compare import Arm, compare, reach, read_arms, why_not_comparable
+from kmixer.experiments.compare import Arm, compare, reach_of, read_arms, why_not_comparable
 from kmixer.experiments.sweep import SWEEP, Sweep, run_path
 from kmixer.experiments.tables import cells, describe, describe_reach, head, markdown_table, with_deviation
 from kmixer.files import read_json, read_text, write_json, write_text
@@ -101,18 +101,11 @@ def _measure(entry: ResultEntry, parent: Path) -> dict[str, Any]:
         "machine": environment["device"],
         "threads": environment["threads"],
         "commit": environment["commit"],
-        "tables": {part: compare(arms, part) for part in parts},  # type: ignore[arg-type]
+        "tables": (tables := {part: compare(arms, part) for part in parts}),  # type: ignore[arg-type]
         "protocols": [_protocols(arm.name, arm.results) for arm in arms],
-        "reach": [] if entry.reach is None else _reached(arms, entry.reach),
+        "reach": [] if entry.reach is None else describe_reach(tables["validation"], reach_of(arms, entry.reach)),
         "words": {arm.name: found for arm in arms if (found := _per_word(arm))},
     }
-
-
-def _reached(arms: list[Arm], target: float) -> list[str]:
-    """A line an arm: when it reached a loss."""
-    found = [reach(arm, target) for arm in arms]
-    unit = "tokens" if arms[0].figures("perplexity", "best", "validation") else "examples"
-    return [describe_reach(arm.name, unit, each, found[0]) for arm, each in zip(arms, found, strict=True)]
 
 
 def _per_word(arm: Arm) -> float | None:

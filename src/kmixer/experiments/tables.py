@@ -85,8 +85,12 @@ def describe(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def describe_reach(name: str, unit: str, found: Reach, baseline: Reach) -> str:
-    """When an arm reached a loss, and what that is of the training of the first arm."""
+def describe_reach(rows: list[dict[str, Any]], found: list[Reach]) -> list[str]:
+    """A line an arm: when it reached a loss, and what that is of the training of the first arm."""
+    return [_reached(row["arm"], row["unit"], each, found[0]) for row, each in zip(rows, found, strict=True)]
+
+
+def _reached(name: str, unit: str, found: Reach, baseline: Reach) -> str:
     if found.units is None or found.seconds is None:
         return f"{name}: {found.target} not reached"
     runs = f"{found.seeds} of {found.of} run{'s' * (found.of > 1)}"

@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kmixer.ops.gradients import first_order
-
 
 def lag(x: Float[Tensor, "b n d"], taps: int, r: int) -> Float[Tensor, "b m d"]:
     """The rows x[2k + K - 1 - r], k = 0 to (n - K) / 2: a view."""
@@ -44,13 +42,13 @@ class _FilterAndHalve(torch.autograd.Function):
         return y
 
     @staticmethod
-    @first_order
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
         (grad,) = gradients
         x, weight = ctx.saved_tensors
         taps = weight.shape[1]
-        grad_x, grad_weight = torch.zeros_like(x), torch.empty_like(weight)
+        grad_x = torch.zeros_like(x)
         for r in range(taps):
             lag(grad_x, taps, r).addcmul_(grad, weight[:, r])
-            grad_weight[:, r] = (grad * lag(x, taps, r)).sum((0, 1))
-        return grad_x, grad_weight
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None
+        return grad_x, torch.stack([(grad * lag(x, taps, r)).sum((0, 1)) for r in range(taps)], dim=1)
