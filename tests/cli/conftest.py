@@ -53,3 +53,13 @@ def recipe_file(text_file: Path, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(tomli_w.dumps(tiny_recipe_values(text_file)), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def recipe_path(text_file: Path, tmp_path: Path) -> Path:
+    """A recipe that holds out a test part."""
+    values = tiny_recipe_values(text_file)
+    values["data"]["test"] = 0.1
+    path = tmp_path / "tiny.toml"
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    return path

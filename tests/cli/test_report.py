@@ -48,6 +48,17 @@ def test_a_run_that_is_not_finished_has_a_page_too(kmixer_command: Run, recipe_f
     assert "holds no run" in kmixer_command("report", tmp_path / "nothing").error()
 
 
+def test_pieces_of_words_and_dense_kernels_have_a_page(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> None:
+    run, page = tmp_path / "run", tmp_path / "page.html"
+    settings = ["tokenizer.kind=sentencepiece", "tokenizer.vocabulary_size=120", "model.base_kernel.kind=dense"]
+    settings += ["model.base_kernel.size=64", "training.evaluate_every=2"]
+    kmixer_command("train", recipe_file, "--out", run, *(part for s in settings for part in ("--set", s)))
+    answer = kmixer_command("report", run, "--out", page)
+    assert answer.code == 0, answer
+    for part in ("What was learned", "base share", 'id="base-kernel-matrix"', 'id="positions-over-training"'):
+        assert part in page.read_text(), part
+
+
 def test_analyze_prints_what_training_recorded(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     kmixer_command("train", recipe_file, "--out", run, *REFINED, "--set", "training.evaluate_every=8")
@@ -56,6 +67,7 @@ def test_analyze_prints_what_training_recorded(kmixer_command: Run, recipe_file:
     recorded = {line["step"]: line["dynamics"] for line in lines if "dynamics" in line}
     best = json.loads((run / "results.json").read_text())["best"]
     assert found["decay"] == recorded[best["step"]]["decay"]
+    assert found["effective_window"][0][0] == pytest.approx(1 / (1 - found["decay"][0][0]))
     assert found["eta"] == pytest.approx(recorded[best["step"]]["eta"])
     assert found["loss_by_position"] == pytest.approx(best["loss_by_position"], rel=1e-6)
     evaluated = [line for line in lines if line.get("gradient_norms")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -33,12 +34,15 @@ def test_the_page_is_made_from_sweeps_and_again_without_them(
         "Published: 3.2 nats",
         "sweep/rank=3",
         "No reason.",
-        "- sweep/rank=2: 100.0 reached by 2 of 2 runs after 0.0 M tokens",
-        "- run: 100.0 reached by 1 of 1 run after 0.0 M tokens",
+        "- sweep/rank=2: 100.0 reached by 2 of 2 runs after 0 tokens",
+        "- run: 100.0 reached by 1 of 1 run after 0 tokens",
         "| softmax attention | 9,456 | 2 |",
     ):
         assert part in page
-    assert "window 32 | window 256 | window 1024 | stream" in page
+    assert "windows of 32 | windows of 256 | windows of 1,024 | one stream" in page
+    assert "| arm | gate | base share | alpha | decay |" in page
+    command = re.search(r"`(kmixer sweep \S+ --seeds 42,43 --grid model.rank=2,3)`; cpu", page)
+    assert command, page
 
     shutil.rmtree(sweep)
     answer = kmixer_command("results", file, "--out", out)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,25 +14,25 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from kmixer.cli.experiments import plan
 from kmixer.cli.inspect import account_of
 from kmixer.errors import InputError
-from kmixer.experiments.compare import compare, read_arms, why_not_comparable
-from kmixer.experiments.sweep import Sweep, arms_of_grid, load_ablation, packaged_ablations, start_sweep, sweep_runs
+from kmixer.experiments.compare import compare, read_arms
+from kmixer.experiments.sweep import (
+    SWEEP,
+    Sweep,
+    arms_of_grid,
+    check_sweep,
+    command_of,
+    load_ablation,
+    packaged_ablations,
+    sweep_runs,
+)
+from kmixer.files import write_json
 from kmixer.training.recipe import load_recipe
-from kmixer.training.run_folder import RunFolder
 from tests.cli.conftest import Run
-from tests.conftest import tiny_recipe_values
 
 GRID = "model.rank=2,3"
-
-
-@pytest.fixture
-def recipe_path(text_file: Path, tmp_path: Path) -> Path:
-    values = tiny_recipe_values(text_file)
-    values["data"]["test"] = 0.1
-    path = tmp_path / "tiny.toml"
-    path.write_text(tomli_w.dumps(values), encoding="utf-8")
-    return path
 
 
 def arguments(recipe: Path, out: Path, *more: object) -> list[str]:
@@ -42,6 +44,29 @@ def table(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in compare(read_arms([folder]))]
 
 
+def start(words: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "kmixer", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def checkpoints(folder: Path) -> dict[Path, int]:
+    """When each run last saved."""
+    found: dict[Path, int] = {}
+    for path in folder.glob("*/seed-*/checkpoints/last.safetensors"):
+        with contextlib.suppress(FileNotFoundError):  # replaced between the two looks
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def finish(kmixer_command: Run, words: list[str]) -> None:
+    """Run a sweep to its end, once the processes that a killed one left behind have saved and ended."""
+    deadline = time.monotonic() + 60
+    while (answer := kmixer_command(*words)).code != 0:
+        assert "is being run by another process" in answer.err
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_sweep_killed_twice_ends_with_the_same_table(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     answer = kmixer_command(*arguments(recipe_path, whole))
@@ -49,80 +74,22 @@ def test_a_sweep_killed_twice_ends_with_the_same_table(kmixer_command: Run, reci
     assert "rank=3" in answer.out
 
     for number in (signal.SIGKILL, signal.SIGINT):
-        command = [sys.executable, "-m", "kmixer", *arguments(recipe_path, killed, "--workers", 2)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = checkpoints(killed)
+        process = start(arguments(recipe_path, killed, "--workers", 2))
         deadline = time.monotonic() + 60
-        while process.poll() is None and not any(killed.glob("rank=*/seed-*/checkpoints/last.safetensors")):
+        while process.poll() is None and checkpoints(killed) == before:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(number)
         process.wait()
-    deadline = time.monotonic() + 60
-    while True:  # processes that a killed sweep left behind save and end
-        answer = kmixer_command(*arguments(recipe_path, killed))
-        if answer.code == 0:
-            break
-        assert "is being run by another process" in answer.err
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert table(killed) == [{**row, "arm": str(row["arm"]).replace("whole", "killed")} for row in table(whole)]
+    finish(kmixer_command, arguments(recipe_path, killed))
+    assert table(killed) == table(whole)
 
     # Nothing is done again.
     times = {path: path.stat().st_mtime_ns for path in whole.glob("*/*/results.json")}
     assert len(times) == 4
     assert kmixer_command(*arguments(recipe_path, whole)).code == 0
     assert {path: path.stat().st_mtime_ns for path in whole.glob("*/*/results.json")} == times
-
-
-def test_results_are_of_the_best_and_of_the_last_weights(
-    kmixer_command: Run, recipe_path: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    kmixer_command("train", recipe_path, "--out", out)
-    results = RunFolder(out).results()
-    assert results is not None
-    losses = [line["validation"][0]["loss"] for line in RunFolder(out).read_metrics() if "validation" in line]
-    assert results["best"]["validation"][0]["loss"] == pytest.approx(min(losses), rel=1e-6)
-    assert results["last"]["validation"][0]["loss"] == pytest.approx(losses[-1], rel=1e-6)
-    assert results["best"]["test"][0]["tokens"] > 1000
-    assert results["tokens"] == 8 * 4 * 32
-    measured = [(each["protocol"], each["window"]) for each in results["best"]["validation"]]
-    assert measured == [("windows", 32), ("windows", 256), ("windows", 1024), ("stream", None)]
-    by_position = results["best"]["loss_by_position"]
-    assert len(by_position) == 32
-    assert sum(by_position) / 32 == pytest.approx(results["best"]["validation"][0]["loss"], rel=1e-6)
-    rows = json.loads(kmixer_command("compare", out, "--part", "test", "--json").out)
-    assert rows[0]["loss"] == results["best"]["test"][0]["loss"]
-    assert kmixer_command("compare", out, "--markdown").out.startswith("| arm |")
-
-    kmixer_command("train", recipe_path, "--out", tmp_path / "choosing", "--set", "evaluation.test=false")
-    assert (
-        "has no test part that was measured"
-        in kmixer_command("compare", tmp_path / "choosing", "--part", "test").error()
-    )
-
-
-def test_different_protocols_are_not_compared(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
-    kmixer_command("train", recipe_path, "--out", tmp_path / "a")
-    kmixer_command("train", recipe_path, "--out", tmp_path / "b", "--set", "evaluation.window=16")
-    refused = kmixer_command("compare", tmp_path / "a", tmp_path / "b").error()
-    assert "differ in window: 32 and 16" in refused
-    both = kmixer_command("compare", tmp_path / "a", tmp_path / "b", "--anyway", "--reach", 0.1)
-    assert (both.code, "a: 0.1 not reached" in both.out) == (0, True)
-    assert why_not_comparable(read_arms([tmp_path / "a", tmp_path / "a"])) is None
-
-
-def test_training_until_a_loss_is_counted(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
-    kmixer_command("train", recipe_path, "--out", tmp_path / "a")
-    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
-    step, loss = [(line["step"], line["validation"][0]["loss"]) for line in lines if "validation" in line][-1]
-    recipe = load_recipe(str(recipe_path))
-    answer = kmixer_command("compare", tmp_path / "a", tmp_path / "a", "--reach", loss, "--json")
-    for row in json.loads(answer.out):
-        assert row["reach"]["units"] == step * recipe.units_per_step
-        assert (row["reach"]["seeds"], row["reach"]["of"]) == (1, 1)
-    said = kmixer_command("compare", tmp_path / "a", tmp_path / "a", "--reach", loss).out
-    assert "(1.00 and 1.00 of the first)" in said
 
 
 def test_what_a_sweep_refuses(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
@@ -137,11 +104,11 @@ def test_what_a_sweep_refuses(kmixer_command: Run, recipe_path: Path, tmp_path: 
     ):
         assert said in kmixer_command("sweep", recipe_path, "--out", out, *wrong).error()
         assert not out.exists()
-    start_sweep(out, Sweep(recipe=str(recipe_path), settings=[], arms={"base": []}, seeds=[1]))
-    start_sweep(out, Sweep(recipe=str(recipe_path), settings=[], arms={"base": []}, seeds=[2]))
-    assert Sweep.read(out).seeds == [1, 2]
+    there = Sweep(description="as it was", recipe=str(recipe_path), settings=[], arms={"base": []}, seeds=[1])
+    write_json(out / SWEEP, there.model_dump())
+    assert check_sweep(out, there.model_copy(update={"seeds": [2], "description": "reworded"})).seeds == [1, 2]
     with pytest.raises(InputError, match="holds another sweep"):
-        start_sweep(out, Sweep(recipe=str(recipe_path), settings=["model.rank=3"], arms={"base": []}, seeds=[1]))
+        check_sweep(out, there.model_copy(update={"settings": ["model.rank=3"]}))
     assert "none of its runs has ended" in kmixer_command("compare", out).error()
     assert "is not a sweep" in kmixer_command("sweep", recipe_path, "--out", tmp_path).error()
 
@@ -178,14 +145,72 @@ def test_an_ablation_file(kmixer_command: Run, recipe_path: Path, tmp_path: Path
     out = tmp_path / "sweep"
     answer = kmixer_command("sweep", path, "--out", out, "--threads", 1, "--set", "training.steps=2")
     assert answer.code == 0, answer
-    assert [row["arm"] for row in compare(read_arms([out]))] == ["sweep/plain", "sweep/narrow"]
+    assert [row["arm"] for row in compare(read_arms([out]))] == ["plain", "narrow"]
     assert "the arms of" in kmixer_command("sweep", path, "--grid", "model.rank=2,3", "--out", out).error()
     assert "no such ablation" in kmixer_command("sweep", "ablations/nothing").error()
 
 
 def test_a_diverged_run_does_not_stop_the_others(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
-    grid = ["--grid", "training.learning_rate=0.01,1e30"]
-    answer = kmixer_command("sweep", recipe_path, *grid, "--out", tmp_path / "sweep", "--threads", 1)
-    assert answer.code == 0
-    assert "learning_rate=1e30, seed 42: diverged" in answer.out
-    assert [row["arm"] for row in compare(read_arms([tmp_path / "sweep"]))] == ["sweep/learning_rate=0.01"]
+    grid = ["--grid", "training.learning_rate=1e30,0.01", "--threads", 1]
+    for _ in range(2):  # what diverged is not tried again, and is still said
+        answer = kmixer_command("sweep", recipe_path, *grid, "--out", tmp_path / "sweep")
+        assert answer.code == 0
+        assert "learning_rate=1e30, seed 42: diverged" in answer.out
+        assert "learning_rate=1e30 has no result: of 1 runs 1 diverged" in answer.out
+    log = (tmp_path / "sweep/learning_rate=1e30/seed-42.log").read_text()
+    assert log.count("training stopped") == 1
+    (row,) = json.loads(kmixer_command("compare", tmp_path / "sweep", "--json").out)
+    # The first arm is the baseline; without it there are no differences, rather than those from another.
+    assert (row["arm"], row["difference"]) == ("learning_rate=0.01", None)
+    assert kmixer_command("report", tmp_path / "sweep").code == 0
+    assert "1 diverged" in (tmp_path / "sweep/report.html").read_text()
+
+
+def test_a_sweep_does_not_mix_recipes(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    assert kmixer_command("sweep", recipe_path, "--out", out, "--threads", 1).code == 0
+    before = (out / SWEEP).read_text()
+    recipe_path.write_text(recipe_path.read_text().replace("rank = 2", "rank = 3"))
+    answer = kmixer_command("sweep", recipe_path, "--seeds", 2, "--out", out, "--threads", 1)
+    assert "model.rank is 2 in the run and 3 now" in answer.error()
+    assert (out / SWEEP).read_text() == before
+
+
+def test_two_processes_do_not_run_one_sweep(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    process = start(arguments(recipe_path, out))
+    deadline = time.monotonic() + 60
+    while not (out / SWEEP).is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    before = (out / SWEEP).read_text()
+    answer = kmixer_command("sweep", recipe_path, "--grid", GRID, "--seeds", 3, "--out", out)
+    assert "is being run by another process" in answer.error()
+    assert (out / SWEEP).read_text() == before
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    finish(kmixer_command, arguments(recipe_path, out))
+
+
+def test_the_command_of_a_sweep_makes_it_again(recipe_path: Path) -> None:
+    recipe = str(recipe_path)
+    grid = {"model.rank": ["2", "3"], "model.decay.range": ["[0.05, 0.9]", "[0.15, 0.9]"]}
+    settings = ["training.steps=5"]
+    sweep = Sweep(recipe=recipe, settings=settings, arms=arms_of_grid(grid), seeds=[1, 7])
+    for made in (sweep, sweep.model_copy(update={"arms": {"base": []}})):
+        assert plan_of(shlex.split(command_of(made))) == made
+    ablation = load_ablation("ablations/rank")
+    more = ablation.model_copy(update={"seeds": [5], "settings": [*ablation.settings, "training.steps=5"]})
+    assert command_of(ablation) == "kmixer sweep ablations/rank"
+    assert plan_of(shlex.split(command_of(more))) == more
+    own = Sweep(recipe=recipe, arms={"a": [], "b": ["model.rank=2"]}, seeds=[1])
+    assert command_of(own) == "kmixer sweep FILE.toml"
+
+
+def plan_of(words: list[str]) -> Sweep:
+    """What a command line `kmixer sweep RECIPE --option value ...` plans."""
+    options: dict[str, list[str]] = {}
+    for option, value in zip(words[3::2], words[4::2], strict=True):
+        options.setdefault(option, []).append(value)
+    (seeds,) = options.get("--seeds", [None])
+    return plan(words[2], seeds, options.get("--grid", []), options.get("--set", []))

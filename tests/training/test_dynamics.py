@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -85,14 +84,20 @@ def test_compiled_layers_are_measured_as_they_are() -> None:
     assert measure_dynamics(model, tokens()) == expected
 
 
-def test_weights_by_lag() -> None:
-    for kernel in KERNELS[:3]:
-        model = make(base_kernel=kernel)
-        layer = model.stack.mixers[0]
-        module = model.stack.shared_kernel or layer.base_kernel
-        weights = weights_by_lag(module)
-        assert len(weights) == kernel["size"]
-        assert all(a >= b for a, b in itertools.pairwise(weights[:4]))  # as it was initialised
+@pytest.mark.parametrize("kernel", [*KERNELS[:3], {"kind": "toeplitz", "size": 40}], ids=lambda kernel: kernel["kind"])
+def test_weights_by_lag_are_means_over_the_positions_that_have_it(kernel: dict[str, Any]) -> None:
+    model = make(base_kernel=kernel)
+    layer = model.stack.mixers[0]
+    assert isinstance(layer, K2)
+    module = model.stack.shared_kernel or layer.base_kernel
+    assert module is not None
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for weights in module.weights:
+            weights.copy_(torch.randn_like(weights))
+        applied = module(torch.eye(kernel["size"])[None])[0][0]  # row i: what position i takes of each other
+    expected = [float(torch.diagonal(applied, -lag).mean()) for lag in range(kernel["size"])]
+    assert weights_by_lag(module) == pytest.approx(expected, abs=1e-5)
 
 
 def test_norms_by_group_add_up_to_the_whole() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import kmixer
 from kmixer.data.token_files import prepare_dataset
 from kmixer.errors import DivergedError, InputError
 from kmixer.tensor_files import load_tensors
-from kmixer.training.evaluation import evaluate
+from kmixer.training.evaluation import evaluate, loss_by_position
 from kmixer.training.loop import Reporter, train
 from kmixer.training.recipe import Recipe
 from kmixer.training.run_folder import RunFolder
@@ -96,6 +97,8 @@ def test_an_interrupted_run_is_saved_at_once_and_resumes_bit_for_bit(
     result = train(recipe, tmp_path / "parts", reporter=InterruptAfter(step))
     assert (result.step, result.finished) == (step, False)
     assert train(recipe, tmp_path / "parts", resume=True).finished
+    resumed = json.loads((tmp_path / "parts/environment.json").read_text())["resumed"]
+    assert [again["step"] for again in resumed] == [step]
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -168,10 +171,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
         train(recipe, run)
     tensors, metadata = load_tensors(run / "checkpoints/last.safetensors")
     assert metadata["step"] == 3
+    assert json.loads((run / "diverged.json").read_text())["step"] == 4
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert train(recipe, run, resume=True).finished
+    assert not RunFolder(run).diverged()
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_with_another_recipe(text_file: Path, tmp_path: Path) -> None:
@@ -317,6 +322,11 @@ def test_an_evaluation_counts_every_position_once(text_file: Path, tmp_path: Pat
             total += model(x, targets=y).losses.sum().item()
     assert window.tokens == (len(tokens) - 1) // 100 * 100
     assert window.loss == pytest.approx(total / window.tokens, abs=1e-10)
+    by_position = loss_by_position(model, split, 100)
+    edges = [0, 1, 2, 4, 8, 16, 32, 64, 100]
+    means = [sum(by_position[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    assert window.stretches == pytest.approx(means, abs=1e-10)
+    assert stream.stretches is None
 
 
 def test_a_run_folder_holds_what_it_should(text_file: Path, tmp_path: Path) -> None:

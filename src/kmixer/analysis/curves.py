@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kmixer.errors import InputError
-from kmixer.experiments.sweep import SWEEP, Sweep, run_path
+from kmixer.experiments.sweep import runs_by_arm
 from kmixer.training.recipe import ImageRecipe, Recipe
 from kmixer.training.run_folder import RunFolder
 
@@ -26,18 +26,20 @@ class ArmRuns:
 
     @property
     def unit(self) -> str:
-        """What training counts: tokens or images."""
+        """What training counts: tokens, images or sequences."""
         recipe = self.runs[0].read_recipe()
         return "tokens" if isinstance(recipe, Recipe) else "images" if isinstance(recipe, ImageRecipe) else "sequences"
 
     def losses(self) -> Curve | None:
-        """Validation loss: mean, smallest and largest over the runs, at the evaluations that all runs have."""
+        """Validation loss: mean, smallest and largest over the runs that have ended, or over all where none has."""
+        ended = [lines for lines, result in zip(self.metrics, self.results, strict=True) if result is not None]
+        runs = ended or self.metrics
         by_step: dict[int, list[tuple[float, float]]] = defaultdict(list)
-        for lines in self.metrics:
+        for lines in runs:
             for line in lines:
                 if "validation" in line:
                     by_step[line["step"]].append((line["validation"][0]["loss"], line["seconds"]))
-        steps = sorted(step for step, found in by_step.items() if len(found) == len(self.metrics))
+        steps = sorted(step for step, found in by_step.items() if len(found) == len(runs))
         if not steps:
             return None
         losses, seconds = np.moveaxis(np.array([by_step[step] for step in steps]), -1, 0)
@@ -65,17 +67,7 @@ def read_arm_runs(paths: list[Path]) -> list[ArmRuns]:
 
     Raises InputError where a path is neither, or nothing has begun.
     """
-    arms = []
-    for path in paths:
-        if (path / SWEEP).is_file():
-            sweep = Sweep.read(path)
-            for name in sweep.arms:
-                runs = [RunFolder(run_path(path, name, seed)) for seed in sweep.seeds]
-                arms.append((name if len(paths) == 1 else f"{path.name}/{name}", [run for run in runs if run.exists()]))
-        else:
-            run = RunFolder(path)
-            run.read_recipe()
-            arms.append((path.name, [run]))
+    arms = [(name, [run for run in map(RunFolder, folders) if run.exists()]) for name, folders in runs_by_arm(paths)]
     begun = [
         ArmRuns(name, runs, [run.read_metrics() for run in runs], [run.results() for run in runs])
         for name, runs in arms

@@ -5,12 +5,17 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from kmixer.analysis.curves import ArmRuns
+from kmixer.language_model import load
+from kmixer.layers import BaseKernel
+from kmixer.training.recipe import Recipe
 
 WIDTH, HEIGHT = 6.4, 3.6
 # Of the many curves of a figure, the legend names as many as one can tell apart.
@@ -46,9 +51,8 @@ def _number_heads(axes: Axes, image: np.ndarray[Any, Any]) -> None:
 def loss_curves(arms: list[ArmRuns]) -> Figure | None:
     """Validation loss against what was trained and against wall time, mean and band over the seeds."""
     unit = arms[0].unit
-    figure, both = _figure(
-        "Validation loss over training", "", f"nats {'a token' if unit == 'tokens' else 'an image'}", 2
-    )
+    one = {"tokens": "a token", "images": "an image", "sequences": "a sequence"}[unit]
+    figure, both = _figure("Validation loss over training", "", f"nats {one}", 2)
     lowest, highest = [], []
     for arm in arms:
         curve = arm.losses()
@@ -77,7 +81,7 @@ def final_losses(arms: list[ArmRuns]) -> Figure | None:
     found = [(name, losses) for name, losses in found if losses]
     if len(found) < 2:
         return None
-    unit = "nats a token" if metric == "loss" else "part of the images"
+    unit = "nats a token" if metric == "loss" else f"part of the {arms[0].unit}"
     figure, (axes,) = _figure(f"Best validation {metric} of every seed", unit, "")
     for row, (_, losses) in enumerate(found):
         axes.plot(losses, [row] * len(losses), "o", alpha=0.7, markersize=5)
@@ -268,6 +272,40 @@ def loss_by_position(arms: list[ArmRuns]) -> Figure | None:
     return figure if drawn else None
 
 
+def positions_over_training(arm: ArmRuns) -> Figure | None:
+    """Validation loss of stretches of positions inside a window, over training."""
+    recorded = [
+        (line["step"], line["validation"][0]["stretches"])
+        for line in arm.metrics[0]
+        if "validation" in line and line["validation"][0].get("stretches")
+    ]
+    if len(recorded) < 3:
+        return None
+    figure, (axes,) = _figure(f"Loss by position in {arm.name}", "step", "nats a token")
+    steps = [step for step, _ in recorded[1:]]
+    for i, losses in enumerate(zip(*(found for _, found in recorded[1:]), strict=True)):
+        name = f"positions {(1 << i - 1) + 1}-{1 << i}" if i > 1 else f"position {i + 1}"
+        axes.plot(steps, losses, label=name, linewidth=1.2, color=mpl.colormaps["viridis"](i / len(recorded[0][1])))
+    _legend(axes)
+    return figure
+
+
+def base_kernel_matrix(arm: ArmRuns) -> Figure | None:
+    """The whole base kernel of the best weights where it differs from position to position, i by j."""
+    recipe = arm.runs[0].read_recipe()
+    if not isinstance(recipe, Recipe) or recipe.model.max_positions is None:
+        return None
+    model = load(arm.runs[0].path)
+    kernel = next(part for part in model.modules() if isinstance(part, BaseKernel))
+    with torch.no_grad():
+        matrix = kernel(torch.eye(recipe.model.max_positions)[None])[0][0].numpy()
+    figure, (axes,) = _figure(f"Base kernel of {arm.name}, best weights", "position j that is read", "position i")
+    bound = float(np.quantile(np.abs(matrix), 0.999))
+    axes.grid(visible=False)
+    figure.colorbar(axes.imshow(matrix, cmap="RdBu", vmin=-bound, vmax=bound), ax=axes)
+    return figure
+
+
 def norms(arm: ArmRuns) -> Figure | None:
     """Norms of the gradient and of the update of each group of parameters over training."""
     recorded = [line for line in arm.metrics[0] if "gradient_norms" in line]
@@ -298,6 +336,8 @@ def all_figures(arms: list[ArmRuns]) -> dict[str, Figure]:
             "base-share": base_shares,
             "decays": decay_spectra,
             "base-kernel": base_kernels,
+            "base-kernel-matrix": base_kernel_matrix,
+            "positions-over-training": positions_over_training,
             "bandwidths": bandwidths,
             "locality": locality,
             "levels": level_weights,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import matplotlib as mpl
+import numpy as np
+import torch
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from kmixer.analysis.curves import ArmRuns, read_arm_runs
 from kmixer.analysis.figures import all_figures
-from kmixer.experiments.compare import arms_of, compare, why_not_comparable
-from kmixer.experiments.sweep import SWEEP
+from kmixer.experiments.compare import arms_of, compare, why_not_comparable, without_results
+from kmixer.experiments.learned import LEARNED, learned_table
+from kmixer.experiments.sweep import SWEEP, Sweep, command_of
 from kmixer.experiments.tables import cells, describe, headline, is_better
 from kmixer.experiments.tables import head as head_of
 from kmixer.files import atomic_write, read_json, read_text
@@ -34,7 +38,9 @@ CAPTIONS = {
     "base-share": "Measured on validation text: |base| / (|base| + |decay|) in norm, first seed. The gate alone does "
     "not say it, since the kernel's own scale is free.",
     "decays": "A stroke a channel, first seed: how many positions back its memory reaches.",
+    "base-kernel-matrix": "First seed: row i is what position i takes of the positions before it.",
     "base-kernel": "First seed.",
+    "positions-over-training": "First seed: whether training goes on to use the text further back.",
     "bandwidths": "Gaussian attention, first seed: a small sigma keeps a token to itself and its like, a large one "
     "averages.",
     "class-token": "Validation images above; below, the weights of the class token on each patch, rolled out through "
@@ -52,21 +58,29 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
     """Write the page, and each figure as SVG and PNG where a folder for them is given."""
     arms = read_arm_runs(paths)
     drawn = all_figures(arms)
-    ended = [arm for path in paths for arm in arms_of(path) if arm.results]
-    rows = compare(ended) if ended else []
+    all_arms = arms_of(paths)
+    ended = [arm for arm in all_arms if arm.results]
+    warning = why_not_comparable(ended) if ended else None
+    has_test = ended and all("test" in result["best"] for arm in ended for result in arm.results.values())
+    tables = [compare(all_arms, part) for part in (("validation", "test") if has_test else ("validation",)) if ended]
+    learned_head, learned = learned_table(all_arms)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (resources.files("kmixer.analysis") / "report.html").read_text(encoding="utf-8")
     )
     page = template.render(
         title=" · ".join(path.name for path in paths),
-        rows=rows,
-        headline=headline(rows) if rows else "",
-        warning=why_not_comparable(ended),
-        head=head_of(rows) if rows else (),
+        tables=tables,
+        headline=headline(tables[0]) if tables else "",
+        warning=warning,
+        head=head_of,
         cells=cells,
         is_better=is_better,
         describe=describe,
-        unfinished=sum(result is None for arm in arms for result in arm.results),
+        without_results=without_results(all_arms) if ended else [],
+        unfinished=sum(arm.unfinished - arm.diverged for arm in all_arms),
+        learned_head=learned_head,
+        learned=learned,
+        about_learned=LEARNED,
         figures=[(name, _svg(figure), _caption(name)) for name, figure in drawn.items()],
         samples=[(arm.name, _sample(arm)) for arm in arms if arm.unit == "tokens"],
         recipe=read_text(arms[0].runs[0].path / RECIPE),
@@ -96,23 +110,29 @@ def _caption(name: str) -> str:
 
 
 def _sample(arm: ArmRuns) -> str:
-    """Text by the best weights of the arm's first run, as far as its window goes."""
+    """Text by the best weights of the arm's first run, after a line break or a full stop, as far as its window goes."""
     model = load(arm.runs[0].path)
-    limit = SAMPLE_TOKENS if model.config.max_positions is None else model.config.max_positions - 1
-    text = model.generate("\n", max_new_tokens=min(SAMPLE_TOKENS, limit), temperature=0.8, seed=SAMPLE_SEED)
-    assert isinstance(text, str)
-    return text
+    assert model.tokenizer is not None
+    starts = [model.tokenizer.encode(text) for text in "\n." if not model.tokenizer.unknown(text)]
+    # Pieces of words know no line break; a vocabulary without either begins with its first token.
+    start = next((tokens for tokens in starts if len(tokens)), np.zeros(1, dtype=np.int64))
+    prompt = torch.from_numpy(start)[None]
+    limit = SAMPLE_TOKENS if model.config.max_positions is None else model.config.max_positions - prompt.shape[1]
+    tokens = model.generate(prompt, max_new_tokens=min(SAMPLE_TOKENS, limit), temperature=0.8, seed=SAMPLE_SEED)
+    return model.tokenizer.decode(tokens[0, prompt.shape[1] :].tolist())
 
 
 def _environment(arms: list[ArmRuns]) -> list[tuple[str, str]]:
     found: dict[str, Any] = read_json(arms[0].runs[0].path / ENVIRONMENT)
     packages = ", ".join(f"{name} {version}" for name, version in found.pop("packages").items())
-    found.pop("command", None)
+    for key in ("command", "resumed", "commit"):
+        found.pop(key, None)
+    found["commits"] = ", ".join(dict.fromkeys(commit for arm in arms for run in arm.runs for commit in run.commits()))
     return [*((key, str(value)) for key, value in found.items()), ("packages", packages)]
 
 
 def _command(path: Path) -> str:
-    """The command line of a run, or the content of sweep.json, which is all that a sweep is."""
+    """The command line of a run, or that of a sweep and its sweep.json."""
     if (path / SWEEP).is_file():
-        return read_text(path / SWEEP)
-    return " ".join(read_json(path / ENVIRONMENT)["command"])
+        return f"{command_of(Sweep.read(path))}\n{read_text(path / SWEEP)}"
+    return shlex.join(read_json(path / ENVIRONMENT)["command"])

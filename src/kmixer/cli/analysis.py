@@ -19,6 +19,9 @@ from kmixer.training.evaluation import loss_by_position
 from kmixer.training.recipe import ClassificationRecipe, Recipe, as_language
 from kmixer.training.run_folder import RunFolder
 
+# A decay of 1 has no window; float32 knows no decay nearer to it than this.
+LEAST = 1e-7
+
 
 def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
     """Measure what a run's best weights learned: decays and shares, bandwidths and locality, loss by position.
@@ -30,6 +33,8 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
         found = open_classification(recipe, data_dir).dynamics(load_classifier(run)[0])
     else:
         found = _analyze_language(run, as_language(recipe), data_dir)
+    if "decay" in found:
+        found["effective_window"] = [[1 / max(1 - decay, LEAST) for decay in decays] for decays in found["decay"]]
     if as_json:
         print(json.dumps(found))
         return
@@ -58,9 +63,9 @@ def _analyze_language(run: Path, recipe: Recipe, data_dir: Path | None) -> dict[
 def _print_k2(found: dict[str, Any]) -> None:
     shares, gates = found.get("base_share"), found.get("gate")
     print("layer   gate  base share   alpha                effective windows 1 / (1 - decay), positions")
-    for layer, (decays, alpha) in enumerate(zip(found["decay"], found["alpha"], strict=True)):
+    for layer, alpha in enumerate(found["alpha"]):
         share = f"{gates[layer]:6.3f}  {shares[layer]:10.3f}" if shares and gates else f"{'-':>6}  {'-':>10}"
-        windows = sorted(1 / max(1 - decay, 1e-7) for decay in decays)
+        windows = sorted(found["effective_window"][layer])
         shown = windows if len(windows) <= 6 else [windows[i * (len(windows) - 1) // 5] for i in range(6)]
         span = f"{min(alpha):.3f}" if len(alpha) == 1 else f"{min(alpha):.3f} to {max(alpha):.3f}"
         print(f"{layer + 1:>5}  {share}   {span:18}   " + "  ".join(f"{value:,.1f}" for value in shown))
@@ -88,9 +93,8 @@ def _print_levels(found: dict[str, Any]) -> None:
             print("       " + "  ".join(f"{value:8.3f}" for value in head))
         for name in ("reciprocity", "smallest_eigenvalue", "kurtosis", "fit_error", "remainder"):
             for level, heads in enumerate(levels[name]):
-                print(
-                    f"       {name.replace('_', ' ')}, level {level}: " + "  ".join(f"{value:.3f}" for value in heads)
-                )
+                what = f"levels 0 to {level}" if name in ("fit_error", "remainder") else f"level {level}"
+                print(f"       {name.replace('_', ' ')}, {what}: " + "  ".join(f"{value:.3f}" for value in heads))
 
 
 def report(

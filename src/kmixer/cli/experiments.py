@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,8 @@ import typer
 
 from kmixer.cli.options import Cpu, DataDir, Json, Settings
 from kmixer.errors import InputError
-from kmixer.experiments.compare import compare, reach_of, read_arms, why_not_comparable
+from kmixer.experiments.compare import Protocol, compare, reach_of, read_arms, why_not_comparable, without_results
+from kmixer.experiments.learned import LEARNED, learned_table
 from kmixer.experiments.results import write_results_page
 from kmixer.experiments.sweep import (
     ABLATIONS,
@@ -20,7 +22,6 @@ from kmixer.experiments.sweep import (
     arms_of_grid,
     load_ablation,
     read_ablation_file,
-    start_sweep,
 )
 from kmixer.experiments.tables import cells, describe, describe_reach, head, markdown_table, text_table
 from kmixer.experiments.workers import log_of, run_sweep
@@ -48,22 +49,20 @@ def sweep(
     """
     from kmixer.cli.progress import SweepReporter
 
-    plan = _plan(recipe, seeds, grid or [], settings or [])
+    planned = plan(recipe, seeds, grid or [], settings or [])
     name = Path(recipe).stem if recipe.endswith(".toml") else recipe.rpartition("/")[2]
     folder = out or Path("runs") / f"{name}-sweep"
-    runs = start_sweep(folder, plan)
     options = [*(("--data-dir", str(data_dir)) if data_dir else ()), *(("--cpu",) if cpu else ())]
     with SweepReporter(folder) as reporter:
-        ended = run_sweep(
+        runs = run_sweep(
             folder,
-            plan,
-            runs,
+            planned,
             workers=workers,
             threads=threads or max(1, torch.get_num_threads() // workers),
             options=options,
             report=reporter.report,
         )
-    if not ended:
+    if any(run.status == "waiting" for run in runs):
         print("interrupted; saved. The same command goes on")
         raise typer.Exit(130)
     for run in runs:
@@ -71,9 +70,8 @@ def sweep(
             print(f"{run.arm}, seed {run.seed}: {run.status}; see {log_of(run)}")
     if any(run.status == "finished" for run in runs):
         arms = read_arms([folder])
-        print(text_table(compare(arms)))
-        if reason := why_not_comparable(arms):
-            print(f"note: {reason}")
+        rows = compare(arms)
+        print("\n".join([text_table(head(rows), [cells(row) for row in rows]), describe(rows), *without_results(arms)]))
     if any(run.status == "failed" for run in runs):
         raise typer.Exit(1)
 
@@ -81,12 +79,17 @@ def sweep(
 def compare_runs(
     paths: Annotated[list[Path], typer.Argument(help="Run folders and sweeps; the first is the baseline.")],
     part: Annotated[Literal["validation", "test"], typer.Option(help="The held-out part.")] = "validation",
+    protocol: Annotated[
+        Literal["stream"] | None, typer.Option(help="Losses of one stream instead of the recipe's protocol.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Losses at this window: the recipe's, 256 or 1024.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare different data or protocols.")] = False,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     target: Annotated[
         float | None, typer.Option("--reach", help="Say too when this validation loss was reached.")
     ] = None,
+    learned: Annotated[bool, typer.Option("--learned", help="Say too what was learned: shares, decays, eta.")] = False,
 ) -> None:
     """Compare runs and sweeps: mean and deviation over seeds, difference from the first with its 95 % interval.
 
@@ -94,22 +97,35 @@ def compare_runs(
     """
     if as_json and markdown:
         raise InputError("--json and --markdown are two forms of output; give one of them")
+    if protocol and window:
+        raise InputError("--window goes with windows, and --protocol stream has none; give one of them")
+    chosen: Protocol = protocol or window
     arms = read_arms(paths)
-    reason = why_not_comparable(arms)
+    reason = why_not_comparable(arms, chosen)
     if reason and not anyway:
         raise InputError(f"{reason} (--anyway compares them all the same)")
-    rows = compare(arms, part)
-    reached = None if target is None else reach_of(arms, target)
+    rows = compare(arms, part, chosen)
+    ended = [arm for arm in arms if arm.results]
+    reached = None if target is None else reach_of(ended, target)
+    heading, body = learned_table(arms) if learned else ((), [])
     if as_json:
         for row, each in zip(rows, reached or (), strict=False):
             row["reach"] = asdict(each)
+        for row, line in zip(rows, body, strict=False):
+            row["learned"] = dict(zip(heading[1:], line[1:], strict=True))
         print(json.dumps(rows, indent=2))
-    elif markdown:
-        print(markdown_table(head(rows), [cells(row) for row in rows]), describe(rows), sep="\n\n")
-    else:
-        print(text_table(rows))
-    if reached is not None and not as_json:
-        print("\n".join(describe_reach(rows, reached)))
+        return
+    notes = [*([f"not comparable: {reason}"] if reason else []), *without_results(arms)]
+    notes += describe_reach(rows, reached) if reached is not None else []
+    if markdown:
+        parts = [markdown_table(head(rows), [cells(row) for row in rows]), describe(rows)]
+        parts += [f"- {note}" for note in notes]
+        parts += [markdown_table(heading, body), LEARNED] if learned else []
+        print("\n\n".join(parts))
+        return
+    print("\n".join([text_table(head(rows), [cells(row) for row in rows]), describe(rows), *notes]))
+    if learned:
+        print(text_table(heading, body), LEARNED, sep="\n")
 
 
 def results(
@@ -125,7 +141,8 @@ def results(
     print(out)
 
 
-def _plan(recipe: str, seeds: str | None, grid: list[str], settings: list[str]) -> Sweep:
+def plan(recipe: str, seeds: str | None, grid: list[str], settings: list[str]) -> Sweep:
+    """The sweep that a command line asks for."""
     ablation = None
     if recipe.startswith(ABLATIONS):
         ablation = load_ablation(recipe)
@@ -135,18 +152,18 @@ def _plan(recipe: str, seeds: str | None, grid: list[str], settings: list[str]) 
         first = load_recipe(recipe, settings).training.seed
         chosen = _parse_seeds(seeds or "1", first)
         arms = arms_of_grid(dict(_parse_grid(text) for text in grid))
-        plan = {"recipe": recipe, "settings": settings, "arms": arms, "seeds": chosen}
-        return Sweep.parse(plan, source="kmixer sweep")
+        values = {"recipe": recipe, "settings": settings, "arms": arms, "seeds": chosen}
+        return Sweep.parse(values, source="kmixer sweep")
     if grid:
         raise InputError(f"--grid: the arms of {recipe} are fixed; give --grid with a recipe")
     chosen = _parse_seeds(seeds, ablation.seeds[0]) if seeds else ablation.seeds
-    plan = ablation.model_dump() | {"settings": ablation.settings + settings, "seeds": chosen}
-    return Sweep.parse(plan, source="kmixer sweep")
+    values = ablation.model_dump() | {"settings": ablation.settings + settings, "seeds": chosen}
+    return Sweep.parse(values, source="kmixer sweep")
 
 
 def _parse_seeds(text: str, first: int) -> list[int]:
     try:
-        seeds = [int(part) for part in text.split(",")]
+        seeds = [int(part) for part in text.removesuffix(",").split(",")]  # "5," is the list of one
     except ValueError:
         raise InputError(f"--seeds: got {text!r}; allowed: a number of seeds, or a list such as 42,69,420") from None
     if len(seeds) == 1 and "," not in text:
@@ -158,7 +175,7 @@ def _parse_seeds(text: str, first: int) -> list[int]:
 
 def _parse_grid(text: str) -> tuple[str, list[str]]:
     key, equals, values = text.partition("=")
-    parts = [value.strip() for value in values.split(",")]
+    parts = [value.strip() for value in re.split(r",(?![^\[]*\])", values)]  # commas inside brackets separate nothing
     if not equals or not all(parts):
         raise InputError(f"--grid {text}: write it as key=a,b, for example model.rank=2,8")
     return key.strip(), parts

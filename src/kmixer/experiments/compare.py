@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 from kmixer.errors import InputError
 from kmixer.experiments.statistics import paired_difference, summarize
-from kmixer.experiments.sweep import SWEEP, Sweep, run_path
+from kmixer.experiments.sweep import runs_by_arm
 from kmixer.files import read_json
 from kmixer.training.run_folder import ENVIRONMENT, RunFolder
 
 Weights = Literal["best", "last"]
 Part = Literal["validation", "test"]
-Metric = Literal["loss", "accuracy"]
+Metric = Literal["loss", "bits_per_byte", "accuracy"]
+# A window length, or "stream"; None is what the recipe chooses its weights by.
+Protocol = int | Literal["stream"] | None
 UNITS = ("tokens", "images", "sequences")
 # What is summarised over the seeds, of what was measured.
 FIGURES = ("loss", "perplexity", "bits_per_byte", "accuracy")
@@ -27,54 +29,68 @@ class Arm:
     name: str
     results: dict[int, dict[str, Any]]  # results.json by seed
     unfinished: int  # runs that have not ended
-    protocol: dict[str, Any] = field(default_factory=dict)  # what two arms must share to be compared
+    diverged: int = 0  # of these, the ones whose loss was not finite
+    measures: dict[str, Any] = field(default_factory=dict)  # what two arms must share to be compared
     runs: list[RunFolder] = field(default_factory=list)  # those that have ended
 
-    def figures(self, name: str, weights: Weights, part: Part) -> dict[int, float]:
-        """A figure by seed, "loss" or "accuracy" or another, as the recipe's first protocol measured it."""
-        return {
-            seed: result[weights][part][0][name]
-            for seed, result in self.results.items()
-            if part in result[weights] and name in result[weights][part][0]
-        }
+    def entries(self, weights: Weights, part: Part, protocol: Protocol = None) -> dict[int, dict[str, Any]]:
+        """What was measured of a part, by seed: by a protocol, or by the one that the recipe chooses weights by."""
+        found = {}
+        for seed, result in self.results.items():
+            entry = next((each for each in result[weights].get(part, []) if _is_of(each, protocol)), None)
+            if entry is not None:
+                found[seed] = entry
+        return found
+
+    def figures(self, name: str, weights: Weights, part: Part, protocol: Protocol = None) -> dict[int, float]:
+        """A figure of these, "loss" or "accuracy" or another, by seed."""
+        return {seed: entry[name] for seed, entry in self.entries(weights, part, protocol).items() if name in entry}
+
+    @property
+    def unit(self) -> str:
+        """What its training counts: tokens, images or sequences."""
+        return next(key for key in UNITS if key in next(iter(self.results.values())))
+
+
+def _is_of(entry: dict[str, Any], protocol: Protocol) -> bool:
+    if protocol is None:
+        return True
+    return bool(entry["protocol"] == "stream" if protocol == "stream" else entry.get("window") == protocol)
 
 
 def read_arms(paths: list[Path]) -> list[Arm]:
-    """The arms of run folders and sweeps that have ended runs, in the order given.
+    """The arms of run folders and sweeps, in the order given.
 
     Raises InputError where a path is neither, or none of its runs has ended.
     """
-    arms = []
     for path in paths:
-        ended = [arm for arm in arms_of(path) if arm.results]
-        if not ended:
+        if not any(arm.results for arm in arms_of([path])):
             raise InputError(
                 f"{path}: none of its runs has ended; go on with kmixer train --resume, or the same kmixer sweep"
             )
-        arms += ended
+    return arms_of(paths)
+
+
+def arms_of(paths: list[Path]) -> list[Arm]:
+    """Every arm of run folders and sweeps, ended or not. Raises InputError where a path is neither."""
+    arms = []
+    for name, folders in runs_by_arm(paths):
+        runs = [RunFolder(folder) for folder in folders]
+        ended = [(run, results) for run in runs if (results := run.results()) is not None]
+        arms.append(
+            Arm(
+                name,
+                {results["seed"]: results for _, results in ended},
+                unfinished=len(runs) - len(ended),
+                diverged=sum(run.diverged() for run in runs),
+                measures=_measures(ended[0][0]) if ended else {},
+                runs=[run for run, _ in ended],
+            )
+        )
     return arms
 
 
-def arms_of(path: Path) -> list[Arm]:
-    """Every arm of a sweep, or a run as an arm of its own. Raises InputError where the path is neither."""
-    if not (path / SWEEP).is_file():
-        RunFolder(path).read_recipe()
-        return [_read_arm(path.name, [path])]
-    sweep = Sweep.read(path)
-    return [
-        _read_arm(f"{path.name}/{name}", [run_path(path, name, seed) for seed in sweep.seeds]) for name in sweep.arms
-    ]
-
-
-def _read_arm(name: str, paths: list[Path]) -> Arm:
-    runs = [RunFolder(path) for path in paths]
-    ended = [(run, results) for run in runs if (results := run.results()) is not None]
-    protocol = _protocol(ended[0][0]) if ended else {}
-    by_seed = {results["seed"]: results for _, results in ended}
-    return Arm(name, by_seed, len(runs) - len(ended), protocol, [run for run, _ in ended])
-
-
-def _protocol(run: RunFolder) -> dict[str, Any]:
+def _measures(run: RunFolder) -> dict[str, Any]:
     return {"corpus": read_json(run.path / ENVIRONMENT)["corpus_sha256"], **run.read_recipe().measures()}
 
 
@@ -106,38 +122,74 @@ def _reach(arm: Arm, target: float) -> Reach:
     return Reach(target, len(found), len(arm.runs), units, seconds)
 
 
-def why_not_comparable(arms: list[Arm]) -> str | None:
-    """What two arms do not share of text, split, tokenizer, protocol and window; None where all is shared."""
-    for arm in arms[1:]:
-        first, other = arms[0].protocol, arm.protocol
+def why_not_comparable(arms: list[Arm], protocol: Protocol = None) -> str | None:
+    """What two arms do not share of text, split, protocol and window; None where all is shared.
+
+    Tokenizers may differ, since bits a byte are compared then. A protocol that is named is that of all arms.
+    Raises InputError for arms of different tasks, which share no figure.
+    """
+    ended = [arm for arm in arms if arm.results]
+    aside = {"tokenizer"} | ({"protocol", "window"} if protocol is not None else set())
+    for arm in ended[1:]:
+        first, other = ended[0].measures, arm.measures
+        if ended[0].unit != arm.unit:
+            raise InputError(
+                f"{ended[0].name} counts {ended[0].unit} and {arm.name} {arm.unit}: they share no figure to compare"
+            )
         for key in first:
-            if first[key] != other[key]:
+            if key not in aside and first[key] != other[key]:
                 return (
-                    f"{arms[0].name} and {arm.name} differ in {key}: {first[key]!r} and {other[key]!r}; "
+                    f"{ended[0].name} and {arm.name} differ in {key}: {first[key]!r} and {other[key]!r}; "
                     "their losses do not measure the same thing"
                 )
     return None
 
 
-def compare(arms: list[Arm], part: Part = "validation") -> list[dict[str, Any]]:
-    """A row an arm: its figures over the seeds, difference from the first arm, size and cost.
+def without_results(arms: list[Arm]) -> list[str]:
+    """A line for every arm that has no run that ended."""
+    lines = []
+    for arm in arms:
+        if not arm.results:
+            left = arm.unfinished - arm.diverged
+            said = [f"{arm.diverged} diverged"] * bool(arm.diverged) + [f"{left} not ended"] * bool(left)
+            lines.append(f"{arm.name} has no result: of {arm.unfinished} runs {', '.join(said)}")
+    if lines and not arms[0].results:
+        lines.append(f"differences would be from {arms[0].name}, so there are none")
+    return lines
 
-    The metric is the accuracy of classifiers and the loss of language models. Figures are of the weights chosen
-    by validation loss, "last" is the metric of the last ones; "difference" pairs the seeds that an arm shares
-    with the first.
+
+def metric_of(arms: list[Arm]) -> Metric:
+    """Accuracy for classifiers, loss for language models; bits a byte where their tokens are not the same."""
+    if arms[0].unit != "tokens":
+        return "accuracy"
+    tokenizers = [arm.measures["tokenizer"] for arm in arms]
+    return "loss" if all(each == tokenizers[0] for each in tokenizers) else "bits_per_byte"
+
+
+def compare(arms: list[Arm], part: Part = "validation", protocol: Protocol = None) -> list[dict[str, Any]]:
+    """A row for each arm with results: its figures over the seeds, difference from the first arm, size and cost.
+
+    The metric is that of `metric_of`. Figures are of the weights chosen by validation loss, "last" is the metric
+    of the last ones; "difference" pairs the seeds that an arm shares with the first.
+
+    Raises InputError where an arm was not measured on this part, or by this protocol.
     """
     rows = []
-    metric: Metric = "accuracy" if arms[0].figures("accuracy", "best", part) else "loss"
-    baseline = arms[0].figures(metric, "best", part)
-    for index, arm in enumerate(arms):
-        best, last = arm.figures(metric, "best", part), arm.figures(metric, "last", part)
+    first, ended = arms[0], [arm for arm in arms if arm.results]
+    metric = metric_of(ended)
+    baseline = first.figures(metric, "best", part, protocol)
+    for arm in ended:
+        best, last = (arm.figures(metric, weights, part, protocol) for weights in ("best", "last"))
         if not best:
+            if arm.figures(metric, "best", part):
+                raise InputError(f"{arm.name} was not measured by this protocol; its results.json says by which it was")
             raise InputError(f"{arm.name} has no {part} part that was measured; see data.test and evaluation.test")
+        entry = next(iter(arm.entries("best", part, protocol).values()))
         one = next(iter(arm.results.values()))
-        difference = paired_difference(best, baseline) if index else None
+        difference = paired_difference(best, baseline) if arm is not first else None
         figures: dict[str, float | None] = {}
         for name in FIGURES:
-            if found := list(arm.figures(name, "best", part).values()):
+            if found := list(arm.figures(name, "best", part, protocol).values()):
                 summary = summarize(found)
                 figures |= {name: summary.mean, f"{name}_deviation": summary.deviation}
         rows.append(
@@ -153,13 +205,13 @@ def compare(arms: list[Arm], part: Part = "validation") -> list[dict[str, Any]]:
                 "interval": None if difference is None else difference.interval,
                 "pairs": None if difference is None else difference.n,
                 "parameters": one["parameters"],
-                "unit": (unit := next(key for key in UNITS if key in one)),
-                "units": one[unit],
+                "unit": arm.unit,
+                "units": one[arm.unit],
                 "flops": one["flops"],
                 "seconds": summarize([result["seconds"] for result in arm.results.values()]).mean,
                 "part": part,
-                "protocol": arm.protocol.get("protocol"),
-                "window": arm.protocol.get("window"),
+                "protocol": entry["protocol"],
+                "window": entry.get("window"),
             }
         )
     return rows

@@ -6,6 +6,7 @@ and their tables kept in a JSON file beside the page, so that the page can be ma
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,8 +15,18 @@ from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
-from kmixer.experiments.compare import Arm, compare, reach_of, read_arms, why_not_comparable
-from kmixer.experiments.sweep import SWEEP, Sweep, run_path
+from kmixer.experiments.compare import (
+    Arm,
+    arms_of,
+    compare,
+    reach_of,
+    read_arms,
+    why_not_comparable,
+    without_results,
+)
+from kmixer.experiments.learned import LEARNED, learned_table
+from kmixer.experiments.statistics import summarize
+from kmixer.experiments.sweep import SWEEP, Sweep, command_of
 from kmixer.experiments.tables import cells, describe, describe_reach, head, markdown_table, with_deviation
 from kmixer.files import read_json, read_text, write_json, write_text
 from kmixer.training.run_folder import ENVIRONMENT
@@ -83,26 +94,29 @@ def _measure(entry: ResultEntry, parent: Path) -> dict[str, Any]:
     assert entry.sweep is not None
     folder = parent / entry.sweep
     arms = read_arms([*([parent / entry.baseline] if entry.baseline else []), folder])
-    if entry.baseline and (reason := why_not_comparable(arms)):
+    if reason := why_not_comparable(arms):
         raise InputError(f"{entry.name}: {reason}")
+    ours = arms_of([folder])
+    runs = [run for arm in ours for run in arm.runs]
     if (folder / SWEEP).is_file():
         sweep = Sweep.read(folder)
-        first = run_path(folder, next(iter(sweep.arms)), sweep.seeds[0])
-        said = [f"--set {setting}" for setting in sweep.settings]
-        command = " ".join(["kmixer sweep", sweep.recipe, "--seeds", ",".join(map(str, sweep.seeds)), *said])
-        arm_settings = sweep.arms
+        command, arm_settings = command_of(sweep), sweep.arms
     else:
-        first, command, arm_settings = folder, " ".join(read_json(folder / ENVIRONMENT)["command"]), {}
-    environment = read_json(first / ENVIRONMENT)
+        command, arm_settings = shlex.join(read_json(folder / ENVIRONMENT)["command"]), {}
+    environment = read_json(runs[0].path / ENVIRONMENT)
     parts = ["validation", *(["test"] if all("test" in r["best"] for a in arms for r in a.results.values()) else [])]
+    tables = {part: compare(arms, part) for part in parts}  # type: ignore[arg-type]
     return {
         "command": command,
         "arms": arm_settings,
         "machine": environment["device"],
         "threads": environment["threads"],
-        "commit": environment["commit"],
-        "tables": (tables := {part: compare(arms, part) for part in parts}),  # type: ignore[arg-type]
-        "protocols": [_protocols(arm.name, arm.results) for arm in arms],
+        "minutes": sum(result["seconds"] for arm in ours for result in arm.results.values()) / 60,
+        "commits": list(dict.fromkeys(commit[:10] for run in runs for commit in run.commits())),
+        "tables": tables,
+        "without_results": without_results(arms),
+        "protocols": [{"arm": arm.name, **_protocols(arm)} for arm in arms if arm.results],
+        "learned": learned_table(arms),
         "reach": [] if entry.reach is None else describe_reach(tables["validation"], reach_of(arms, entry.reach)),
         "words": {arm.name: found for arm in arms if (found := _per_word(arm))},
     }
@@ -110,40 +124,44 @@ def _measure(entry: ResultEntry, parent: Path) -> dict[str, Any]:
 
 def _per_word(arm: Arm) -> float | None:
     """Mean perplexity a word of an arm whose tokens are pieces of words."""
-    if arm.protocol.get("tokenizer", {}).get("kind") not in ("bpe", "sentencepiece"):
+    if arm.measures.get("tokenizer", {}).get("kind") not in ("bpe", "sentencepiece"):
         return None
     figures = arm.figures("perplexity_per_word", "best", "validation").values()
     return sum(figures) / len(figures) if figures else None
 
 
-def _protocols(name: str, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Mean losses of an arm's best weights by every protocol they were measured by."""
+def _protocols(arm: Arm) -> dict[str, str]:
+    """Losses of an arm's best weights by every protocol they were measured by: mean and deviation over seeds."""
     measured: dict[str, list[float]] = {}
-    for result in results.values():
+    for result in arm.results.values():
         for each in result["best"]["validation"]:
-            key = "stream" if each["window"] is None else f"window {each['window']}"
+            key = "one stream" if each["window"] is None else f"windows of {each['window']:,}"
             measured.setdefault(key, []).append(each["loss"])
-    return {"arm": name, **{key: sum(losses) / len(losses) for key, losses in measured.items()}}
+    summaries = {key: summarize(losses) for key, losses in measured.items()}
+    return {key: with_deviation(found.mean, found.deviation, 4) for key, found in summaries.items()}
 
 
 def _sweep_section(found: dict[str, Any]) -> list[str]:
-    rows = found["tables"]["validation"]
     lines = []
     for table in found["tables"].values():
         lines += [markdown_table(head(table), [cells(row) for row in table]), describe(table)]
-    keys = [key for key in found["protocols"][0] if key != "arm"]
-    if len(keys) > 1:
-        body = [(row["arm"], *(f"{row[key]:.4f}" if key in row else "" for key in keys)) for row in found["protocols"]]
-        lines += ["The same weights by other protocols, validation part, nats a token:"]
+    lines += [f"- {line}" for line in found["without_results"]]
+    keys = list(dict.fromkeys(key for row in found["protocols"] for key in row if key != "arm"))
+    if len(keys) > 1 and found["tables"]["validation"][0]["metric"] != "accuracy":
+        body = [(row["arm"], *(row.get(key, "") for key in keys)) for row in found["protocols"]]
+        lines += ["The same weights by each protocol, validation part, nats a token:"]
         lines += [markdown_table(("arm", *keys), body)]
-    lines += ["\n".join(f"- {line}" for line in found["reach"])] if found.get("reach") else []
-    if found.get("words"):
+    if len(found["learned"][0]) > 1:
+        heading, body = found["learned"]
+        lines += [f"What was learned. {LEARNED}", markdown_table(tuple(heading), [tuple(line) for line in body])]
+    lines += ["\n".join(f"- {line}" for line in found["reach"])] if found["reach"] else []
+    if found["words"]:
         said = ", ".join(f"{name} {value:,.1f}" for name, value in found["words"].items())
         lines.append(f"Perplexity a word, which a perplexity a piece is not: {said}.")
-    minutes = sum(row["seconds"] * row["n"] for row in rows) / 60
+    commits = ", ".join(found["commits"])
     lines.append(
-        f"`{found['command']}`; {found['machine']}, {found['threads']} thread(s) a run, {minutes:,.0f} minutes "
-        f"in all; commit {str(found['commit'])[:10]}."
+        f"`{found['command']}`; {found['machine']}, {found['threads']} thread(s) a run, {found['minutes']:,.0f} "
+        f"minutes in all; commit{'s' * (len(found['commits']) > 1)} {commits}."
     )
     changed = {name: settings for name, settings in found["arms"].items() if settings}
     if changed:

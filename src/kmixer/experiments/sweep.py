@@ -10,6 +10,7 @@ interrupted goes on from its last checkpoint: a sweep that was killed ends with 
 from __future__ import annotations
 
 import itertools
+import shlex
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -20,11 +21,12 @@ from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
-from kmixer.files import read_json, read_text, write_json
+from kmixer.files import read_json, read_text
 from kmixer.training.recipe import load_recipe
 from kmixer.training.run_folder import RunFolder
 
 SWEEP = "sweep.json"
+LOCK = ".lock"
 ABLATIONS = "ablations/"
 
 Status = Literal["waiting", "running", "finished", "diverged", "failed"]
@@ -82,6 +84,26 @@ def run_path(folder: Path, arm: str, seed: int) -> Path:
     return folder / arm / f"seed-{seed}"
 
 
+def runs_by_arm(paths: list[Path]) -> list[tuple[str, list[Path]]]:
+    """The runs of run folders and sweeps, begun or not, by arm; of several paths, the path stands in the name.
+
+    Raises InputError where a path is neither.
+    """
+    names = [path.name for path in paths]
+    arms: list[tuple[str, list[Path]]] = []
+    for path in paths:
+        place = path.name if names.count(path.name) == 1 else str(path)
+        if not (path / SWEEP).is_file():
+            RunFolder(path).read_recipe()
+            arms.append((place, [path]))
+            continue
+        sweep = Sweep.read(path)
+        for name in sweep.arms:
+            full = name if len(paths) == 1 else f"{place}/{name}"
+            arms.append((full, [run_path(path, name, seed) for seed in sweep.seeds]))
+    return arms
+
+
 def packaged_ablations() -> list[str]:
     """Names of the ablations inside the package, as `kmixer sweep` takes them."""
     folder = resources.files("kmixer") / "recipes" / ABLATIONS
@@ -125,35 +147,61 @@ def arms_of_grid(grid: dict[str, list[str]]) -> dict[str, list[str]]:
 def sweep_runs(folder: Path, sweep: Sweep) -> list[SweepRun]:
     """All runs of a sweep in the order they are made: every arm of the first seed, then of the next.
 
-    Raises InputError where an arm's settings are not a recipe.
+    Raises InputError where an arm's settings are not a recipe, or a run that is there was made by another.
     """
     runs = []
     for seed in sweep.seeds:
         for name, changed in sweep.arms.items():
             settings = [*sweep.settings, *changed, f"training.seed={seed}"]
-            steps = load_recipe(sweep.recipe, settings).training.steps
-            run = SweepRun(name, seed, run_path(folder, name, seed), settings, steps)
-            run.status = "finished" if RunFolder(run.path).results() else "waiting"
+            recipe = load_recipe(sweep.recipe, settings)
+            run = SweepRun(name, seed, run_path(folder, name, seed), settings, recipe.training.steps)
+            there = RunFolder(run.path)
+            if there.exists():
+                there.check_recipe(recipe, but_for=("tokenizer.vocabulary_size",))  # known with the data only
+                run.status = "finished" if there.results() else "diverged" if there.diverged() else "waiting"
             runs.append(run)
     return runs
 
 
-def start_sweep(folder: Path, sweep: Sweep) -> list[SweepRun]:
-    """Make the sweep's folder and list its runs; a sweep that is there goes on, and may get more seeds.
+def check_sweep(folder: Path, sweep: Sweep) -> Sweep:
+    """The sweep as its folder is to hold it: one that is there goes on, and may get more seeds.
 
     Raises InputError where the folder holds anything else.
     """
-    runs = sweep_runs(folder, sweep)
     if (folder / SWEEP).is_file():
         there = Sweep.read(folder)
-        if there.model_copy(update={"seeds": sweep.seeds}) != sweep:
+        if there.model_copy(update={"seeds": sweep.seeds, "description": sweep.description}) != sweep:
             raise InputError(
                 f"{folder} holds another sweep: {there.recipe} with {there.settings} in the arms {there.arms}; "
                 "choose another --out"
             )
         more = [seed for seed in sweep.seeds if seed not in there.seeds]
-        sweep = sweep.model_copy(update={"seeds": there.seeds + more})
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return sweep.model_copy(update={"seeds": there.seeds + more})
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise InputError(f"{folder} exists and is not a sweep; choose another --out")
-    write_json(folder / SWEEP, sweep.model_dump())
-    return runs
+    return sweep
+
+
+def command_of(sweep: Sweep) -> str:
+    """The command line that makes a sweep, without where it is written and how many processes make it."""
+    words = ["kmixer", "sweep"]
+    seeds = ["--seeds", ",".join(map(str, sweep.seeds)) + "," * (len(sweep.seeds) == 1)]
+    for name in packaged_ablations():
+        packaged = load_ablation(name)
+        common = len(packaged.settings)
+        if (packaged.recipe, packaged.arms, packaged.settings) == (sweep.recipe, sweep.arms, sweep.settings[:common]):
+            words += [name, *(seeds if sweep.seeds != packaged.seeds else [])]
+            return shlex.join([*words, *_options("--set", sweep.settings[common:])])
+    grid: dict[str, list[str]] = {}
+    for setting in itertools.chain.from_iterable(sweep.arms.values()):
+        key, _, value = setting.partition("=")
+        if value not in grid.setdefault(key, []):
+            grid[key].append(value)
+    if arms_of_grid(grid) != sweep.arms:
+        return "kmixer sweep FILE.toml"  # an ablation of its own: its arms stand beside its table
+    values = [f"{key}={','.join(found)}" for key, found in grid.items()]
+    return shlex.join([*words, sweep.recipe, *seeds, *_options("--grid", values), *_options("--set", sweep.settings)])
+
+
+def _options(option: str, values: list[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]

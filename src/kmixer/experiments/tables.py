@@ -10,8 +10,11 @@ from kmixer.experiments.compare import Reach
 # Of the columns between arm and cost, by metric: heading, key of the row, digits.
 FIGURES = {
     "loss": (("loss", "loss", 4), ("perplexity", "perplexity", 3), ("bits/byte", "bits_per_byte", 4)),
+    "bits_per_byte": (("bits/byte", "bits_per_byte", 4), ("loss", "loss", 4)),
     "accuracy": (("accuracy", "accuracy", 4), ("loss", "loss", 4)),
 }
+# Training of less than this is counted in full.
+MANY = 10_000_000
 
 
 def head(rows: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -42,7 +45,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         "" if row["difference"] is None else f"{row['difference']:+.4f}",
         "" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}",
         f"{row['parameters']:,}",
-        f"{row['units'] / 1e6:,.1f} M",
+        amount(row["units"]),
         f"{row['flops']:.2e}",
         f"{row['seconds'] / 60:.1f}",
     )
@@ -58,14 +61,17 @@ def is_better(row: dict[str, Any]) -> bool | None:
 def headline(rows: list[dict[str, Any]]) -> str:
     """The best arm and how it stands to the first, in a sentence or two."""
     metric = rows[0]["metric"]
+    name_of = metric.replace("_", " ")
     best = max(rows, key=lambda row: row[metric] if metric == "accuracy" else -row[metric])
     said = "; ".join(
         f"{name} {with_deviation(best[key], best[f'{key}_deviation'], digits)}" for name, key, digits in FIGURES[metric]
     )
-    text = f"{best['arm']} has the best {best['part']} {metric}: {said}, over {best['n']} seed{'s' * (best['n'] > 1)}."
+    text = f"{best['arm']} has the best {best['part']} {name_of}: {said}, over {best['n']} seed{'s' * (best['n'] > 1)}."
     if best["interval"] is not None:
         low, high = best["interval"]
         text += f" Against {rows[0]['arm']}: {best['difference']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}."
+    elif best["n"] == 1 and len(rows) > 1:
+        text += " One seed says nothing about the spread."
     return text
 
 
@@ -73,16 +79,26 @@ def describe(rows: list[dict[str, Any]]) -> str:
     """What the figures of a table are: part, protocol, and which weights."""
     first = rows[0]
     chosen = "on the part they are reported on" if first["part"] == "validation" else "on the validation part"
+    protocols = list(dict.fromkeys((row["protocol"], row["window"]) for row in rows))
     if first["metric"] == "accuracy":
         measured = f"Accuracy and cross-entropy in nats on the {first['part']} part"
     else:
-        protocol = f"windows of {first['window']}, state reset" if first["protocol"] == "windows" else "one stream"
-        measured = f"Cross-entropy in nats a token on the {first['part']} part, {protocol}"
+        what = "Cross-entropy in nats a token"
+        if first["metric"] == "bits_per_byte":
+            what = "Bits a byte, because the tokenizers differ, and cross-entropy in nats a token"
+        said = " and ".join(_protocol(*each) for each in protocols)
+        measured = f"{what} on the {first['part']} part, {said}"
+        measured += " (not the same for all rows)" if len(protocols) > 1 else ""
+    last = first["metric"].replace("_", " ")
     return (
         f"{measured}; mean +- deviation over n seeds. "
-        f"Weights with the lowest validation loss, so chosen {chosen}; last: {first['metric']} of the last step. "
+        f"Weights with the lowest validation loss, so chosen {chosen}; last: {last} of the last step. "
         "Differences are from the first row, over the seeds both have; minutes of one run."
     )
+
+
+def _protocol(protocol: str, window: int | None) -> str:
+    return f"windows of {window:,}, state reset" if protocol == "windows" else "one stream, state carried"
 
 
 def describe_reach(rows: list[dict[str, Any]], found: list[Reach]) -> list[str]:
@@ -94,23 +110,27 @@ def _reached(name: str, unit: str, found: Reach, baseline: Reach) -> str:
     if found.units is None or found.seconds is None:
         return f"{name}: {found.target} not reached"
     runs = f"{found.seeds} of {found.of} run{'s' * (found.of > 1)}"
-    text = f"{name}: {found.target} reached by {runs} after {found.units / 1e6:,.1f} M {unit}"
+    text = f"{name}: {found.target} reached by {runs} after {amount(found.units)} {unit}"
     text += f", {found.seconds / 60:,.1f} minutes"
     if found is not baseline and baseline.units and baseline.seconds:
         text += f" ({found.units / baseline.units:.2f} and {found.seconds / baseline.seconds:.2f} of the first)"
     return text
 
 
+def amount(units: float) -> str:
+    """Tokens, images or sequences."""
+    return f"{units / 1e6:,.1f} M" if units >= MANY else f"{units:,.0f}"
+
+
 def with_deviation(mean: float, deviation: float | None, digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if deviation is None else f" +- {deviation:.{digits}f}")
 
 
-def text_table(rows: list[dict[str, Any]]) -> str:
-    """Aligned columns, and what they are."""
-    lines = [head(rows), *(cells(row) for row in rows)]
+def text_table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
+    """A table of texts in aligned columns."""
+    lines = [head, *body]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join([*text, describe(rows)])
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
 def markdown_table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:

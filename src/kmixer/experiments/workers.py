@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kmixer.errors import InputError
-from kmixer.experiments.sweep import Status, Sweep, SweepRun
+from kmixer.experiments.sweep import LOCK, SWEEP, Status, Sweep, SweepRun, check_sweep, sweep_runs
+from kmixer.files import write_json
 from kmixer.training.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
-LOCK = ".lock"
 PR_SET_PDEATHSIG = 1
 # Exit codes of `kmixer train` that are an end; anything else is a failure.
 ENDS: dict[int, Status] = {0: "finished", 3: "diverged", 130: "waiting"}
@@ -26,26 +26,29 @@ ENDS: dict[int, Status] = {0: "finished", 3: "diverged", 130: "waiting"}
 def run_sweep(
     folder: Path,
     sweep: Sweep,
-    runs: list[SweepRun],
     *,
     workers: int,
     threads: int,
     options: list[str],
     report: Callable[[list[SweepRun]], None],
-) -> bool:
-    """Train every run that waits, `workers` at a time with `threads` threads each.
+) -> list[SweepRun]:
+    """Train every run of a sweep that has not ended, `workers` at a time with `threads` threads each.
 
     Args:
+        folder: of the sweep; made, or the same sweep goes on in it.
         options: further options of `kmixer train`, for every run.
         report: called after every change and twice a second.
 
     Returns:
-        Whether it came to its end; False where it was asked to stop (Ctrl-C, SIGTERM), all saved.
+        The runs as they stand at the end. Some wait where the sweep was asked to stop (Ctrl-C, SIGTERM), all saved.
 
     Raises:
-        InputError: the sweep is being run by another process.
+        InputError: the folder holds anything else, or the sweep is being run by another process.
     """
+    check_sweep(folder, sweep)
+    runs = sweep_runs(folder, sweep)
     lock = _lock(folder)
+    write_json(folder / SWEEP, check_sweep(folder, sweep).model_dump())
     stopped: list[int] = []
     before = {
         number: signal.signal(number, lambda n, _: stopped.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
@@ -71,7 +74,7 @@ def run_sweep(
                     run.status = ENDS.get(process.returncode, "failed")
                     del running[slot]
         report(runs)
-        return not stopped
+        return runs
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -87,6 +90,7 @@ def _lock(folder: Path) -> int:
     """Hold the sweep for this process and the ones it starts."""
     import fcntl
 
+    folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

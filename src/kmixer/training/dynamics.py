@@ -20,9 +20,8 @@ from kmixer.training.levels import measure_levels
 from kmixer.training.locality import attention_weights, inputs_of, measure_locality
 from kmixer.training.optimizers import author_group
 
-# Tokens the shares and residuals are measured on, and lags of a base kernel that are recorded.
+# Tokens the shares and residuals are measured on.
 MEASURED_TOKENS = 16384
-RECORDED_LAGS = 64
 # Windows and positions on which all attention weights are looked at.
 LOCALITY_WINDOWS, LOCALITY_POSITIONS = 4, 256
 
@@ -82,7 +81,7 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
     if kernels:
         found["gate"] = [float(torch.sigmoid(layer.gate_logit)) for layer in k2_layers if layer.gate_logit is not None]
         found["base_share"] = recorder.base_shares()
-        found["base_kernel"] = [weights_by_lag(kernel)[:RECORDED_LAGS] for kernel in kernels]
+        found["base_kernel"] = [weights_by_lag(kernel) for kernel in kernels]
     gaussian_layers = [part for part in model.modules() if isinstance(part, GaussianAttention)]
     if gaussian_layers:
         found["sigma"] = [layer.sigma().tolist() for layer in gaussian_layers]

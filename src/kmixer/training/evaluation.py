@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ class Evaluation:
     perplexity_per_word: float  # exp(loss times tokens a word); words stand between white space
     bits_per_character: float
     bits_per_byte: float
+    stretches: list[float] | None  # mean loss of the positions 1, 2, 3-4, 5-8, ... of a window; None of a stream
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,13 +60,15 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
     was_training = model.training
     model.eval()
     try:
-        total, count = 0.0, 0
+        sums: Tensor | float = 0.0  # by position, of windows
+        count = 0
         for block in losses:
-            total += block.double().sum().item()
+            sums = sums + (block.double().sum(0) if protocol == "windows" else block.double().sum())
             count += block.numel()
     finally:
         model.train(was_training)
-    loss = total / count
+    assert isinstance(sums, Tensor)
+    loss = float(sums.sum()) / count
     bits = loss / math.log(2)
     return Evaluation(
         protocol=protocol,
@@ -75,7 +79,14 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
         perplexity_per_word=_exp(loss * split.tokens_per_word),
         bits_per_character=bits * split.tokens_per_character,
         bits_per_byte=bits * split.tokens_per_byte,
+        stretches=_stretches(sums * window / count) if protocol == "windows" else None,
     )
+
+
+def _stretches(losses: Tensor) -> list[float]:
+    """Means over stretches that double in length: the losses of the positions 1, 2, 3-4, 5-8, ..."""
+    edges = [0, *(1 << i for i in range((len(losses) - 1).bit_length())), len(losses)]
+    return [float(losses[a:b].mean()) for a, b in itertools.pairwise(edges)]
 
 
 def _exp(x: float) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kmixer.errors import DivergedError, InputError
+from kmixer.files import write_json
 from kmixer.models.model_folder import Model, load_weights
 from kmixer.training.averaging import WeightAverage
 from kmixer.training.checkpoint import Progress, load_checkpoint, save_checkpoint, seed_of, seed_step
@@ -29,7 +30,7 @@ from kmixer.training.matmul_precision import fast_exact_matmuls
 from kmixer.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates
 from kmixer.training.recipe import AnyRecipe, ClassificationRecipe, Recipe
 from kmixer.training.results import write_results
-from kmixer.training.run_folder import RunFolder
+from kmixer.training.run_folder import DIVERGED, RunFolder
 from kmixer.training.task import Measured, Task
 
 
@@ -117,6 +118,8 @@ def train(
         if accelerator.is_main_process:
             run.remove_leftovers()
             run.rewind_metrics(progress.metrics)
+            if progress.step < recipe.training.steps:
+                run.note_resumption(accelerator.device, accelerator.num_processes, progress.step)
     else:
         if accelerator.is_main_process:
             run = place.staged()
@@ -126,7 +129,12 @@ def train(
     accelerator.wait_for_everyone()
     reporter = reporter or Reporter()
     trainer = _Trainer(task, run, place, model, optimizers, average, progress, accelerator, reporter)
-    return trainer.run_to_the_end()
+    try:
+        return trainer.run_to_the_end()
+    except DivergedError as error:
+        if accelerator.is_main_process and place.exists():
+            write_json(place.path / DIVERGED, {"step": progress.step, "why": str(error)})
+        raise
 
 
 class _Trainer:

@@ -7,6 +7,7 @@ model.safetensors         weights with the lowest validation loss so far
 metrics.jsonl             one JSON object a line: training losses and evaluations
 environment.json          versions, device, commit, sha256 of the corpus
 results.json              when the run has ended: losses of the best and of the last weights, size and cost
+diverged.json             instead of it, when a loss or gradient was not finite: at which step
 checkpoints/last.safetensors    weights and optimiser state of the last checkpoint
 """
 
@@ -32,14 +33,15 @@ from kmixer.files import describe_write_error, read_json, read_text, write_json,
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
 from kmixer.training.recipe import AnyRecipe, parse_recipe
 
-RECIPE, METRICS, ENVIRONMENT, RESULTS, CHECKPOINT = (
+RECIPE, METRICS, ENVIRONMENT, RESULTS, DIVERGED, CHECKPOINT = (
     "recipe.toml",
     "metrics.jsonl",
     "environment.json",
     "results.json",
+    "diverged.json",
     "checkpoints/last.safetensors",
 )
-FILES = (RECIPE, CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, RESULTS, CHECKPOINT)
+FILES = (RECIPE, CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, RESULTS, DIVERGED, CHECKPOINT)
 NAMES = {Path(file).parts[0] for file in FILES}
 
 
@@ -87,7 +89,8 @@ class RunFolder:
             raise describe_write_error(error, place.path) from error
 
     def remove_leftovers(self) -> None:
-        """Remove what writes of a killed process left behind."""
+        """Remove what writes of a killed process left behind, and the word of a divergence."""
+        (self.path / DIVERGED).unlink(missing_ok=True)
         for folder in (self.path, self.checkpoint.parent):
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
@@ -105,10 +108,11 @@ class RunFolder:
             raise InputError(f"{path} is not valid TOML: {error}") from None
         return parse_recipe(values, str(path))
 
-    def check_recipe(self, recipe: AnyRecipe) -> None:
-        """Raises InputError naming the keys in which a run's recipe differs from this one."""
+    def check_recipe(self, recipe: AnyRecipe, but_for: tuple[str, ...] = ()) -> None:
+        """Raises InputError naming the keys, but for these, in which a run's recipe differs from this one."""
         ours, theirs = _flat(self.read_recipe().model_dump()), _flat(recipe.model_dump())
-        changed = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+        keys = (ours.keys() | theirs.keys()) - {"description", *but_for}
+        changed = [key for key in sorted(keys) if ours.get(key) != theirs.get(key)]
         if changed:
             said = "; ".join(f"{key} is {ours.get(key)!r} in the run and {theirs.get(key)!r} now" for key in changed)
             raise InputError(f"cannot resume {self.path} with another recipe: {said}")
@@ -130,6 +134,10 @@ class RunFolder:
             return None
         answer: dict[str, Any] = read_json(path)
         return answer
+
+    def diverged(self) -> bool:
+        """Whether training ended with a loss or gradient that was not finite."""
+        return (self.path / DIVERGED).is_file()
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         try:
@@ -160,6 +168,17 @@ class RunFolder:
 
     def write_environment(self, device: torch.device, processes: int, corpus_sha256: str) -> None:
         write_json(self.path / ENVIRONMENT, environment(device, processes) | {"corpus_sha256": corpus_sha256})
+
+    def note_resumption(self, device: torch.device, processes: int, step: int) -> None:
+        """Add to environment.json what continues the run after so many steps."""
+        there = read_json(self.path / ENVIRONMENT)
+        again = {"step": step, **environment(device, processes)}
+        write_json(self.path / ENVIRONMENT, there | {"resumed": [*there.get("resumed", []), again]})
+
+    def commits(self) -> list[str]:
+        """The commits that made this run, the first one first."""
+        there = read_json(self.path / ENVIRONMENT)
+        return list(dict.fromkeys(str(each["commit"]) for each in (there, *there.get("resumed", []))))
 
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
