@@ -16,6 +16,7 @@ from kmixer.training.task import Measured, Task
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_SWEEP_LINES = 60.0
+SECONDS_BETWEEN_LOOKS = 3.0
 
 
 class TerminalReporter(Reporter):
@@ -109,11 +110,15 @@ class SweepReporter:
 
     def report(self, runs: list[SweepRun]) -> None:
         ended = sum(run.status not in ("waiting", "running") for run in runs)
+        # Looking reads the metrics of every run that has not ended, so it is not done twice a second.
+        pause = SECONDS_BETWEEN_LOOKS if self.live else SECONDS_BETWEEN_SWEEP_LINES
+        if ended == self.ended and time.monotonic() - self.last_line < pause:
+            return
+        self.ended, self.last_line = ended, time.monotonic()
         steps = {run.name: run.steps if run.status not in ("waiting", "running") else run.step() for run in runs}
         if self.live:
             self._draw(runs, steps, ended)
-        elif ended != self.ended or time.monotonic() - self.last_line >= SECONDS_BETWEEN_SWEEP_LINES:
-            self.ended, self.last_line = ended, time.monotonic()
+        else:
             running = ", ".join(f"{run.name} {steps[run.name]}/{run.steps}" for run in runs if run.status == "running")
             print(f"{self.folder}: {ended} of {len(runs)} runs ended; {self._left(runs, steps)}; {running}", flush=True)
 

@@ -15,7 +15,7 @@ from kmixer.cli.options import Cpu, DataDir, Json, Settings
 from kmixer.data.denoising import Denoising
 from kmixer.errors import InputError
 from kmixer.experiments.denoise import Budget, run_denoising
-from kmixer.experiments.tables import with_deviation
+from kmixer.experiments.tables import DENOISE_HEAD, denoise_cells, text_table
 
 app = typer.Typer(help="Tasks that set mixers side by side.", no_args_is_help=True)
 
@@ -47,11 +47,11 @@ def denoise(
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'mixer':24}{'parameters':>11}{'n':>4}{'loss, nats':>20}{'accuracy':>20}")
-    for row in rows:
-        loss, accuracy = (with_deviation(row[key], row[f"{key}_deviation"], 3) for key in ("loss", "accuracy"))
-        print(f"{row['mixer']:24}{row['parameters']:>11,}{row['n']:>4}{loss:>20}{accuracy:>20}")
-    print("On corrupted positions of 1,024 validation sequences; the lowest loss of each run's evaluations.")
+    print(text_table(DENOISE_HEAD, [denoise_cells(row) for row in rows]))
+    print(
+        "On corrupted positions of 1,024 validation sequences; the lowest loss of each run's evaluations. "
+        "Differences in loss are from the first row, paired by seed."
+    )
 
 
 def _classification(name: str, description: str) -> Callable[..., None]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kmixer.data.denoising import Denoising, Samples, make_samples
-from kmixer.experiments.statistics import summarize
+from kmixer.experiments.statistics import paired_difference, summarize
 from kmixer.layers import K2, BaseKernel, FeedForward, SoftmaxAttention
 from kmixer.layers.feed_forward import RMSNorm, linear
 
@@ -107,13 +107,14 @@ class Denoiser(nn.Module):
 def run_denoising(
     seeds: list[int], task: Denoising, budget: Budget, report: Callable[[str, int, dict[str, float]], None]
 ) -> list[dict[str, Any]]:
-    """Train every mixer with every seed; a row a mixer.
+    """Train every mixer with every seed; a row a mixer, its difference in loss from the first paired by seed.
 
     Validation data are the same for all; a seed gives training data, weights and order, the same
     for every mixer. The reported loss is the lowest of the run's evaluations, and its accuracy.
     """
     validation = make_samples(task, budget.validation, VALIDATION_SEED)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    baseline: dict[int, float] = {}
     for name, make_block in BLOCKS.items():
         found, parameters = [], 0
         for seed in seeds:
@@ -124,6 +125,9 @@ def run_denoising(
             report(name, seed, best)
             found.append(best)
         losses, accuracies = (summarize([best[key] for best in found]) for key in ("loss", "accuracy"))
+        by_seed = {seed: best["loss"] for seed, best in zip(seeds, found, strict=True)}
+        baseline = baseline or by_seed
+        difference = paired_difference(by_seed, baseline) if rows else None
         rows.append(
             {
                 "mixer": name,
@@ -134,6 +138,8 @@ def run_denoising(
                 "loss_deviation": losses.deviation,
                 "accuracy": accuracies.mean,
                 "accuracy_deviation": accuracies.deviation,
+                "difference": None if difference is None else difference.mean,
+                "interval": None if difference is None else difference.interval,
             }
         )
     return rows

@@ -27,7 +27,16 @@ from kmixer.experiments.compare import (
 from kmixer.experiments.learned import LEARNED, learned_table
 from kmixer.experiments.statistics import summarize
 from kmixer.experiments.sweep import SWEEP, Sweep, command_of
-from kmixer.experiments.tables import cells, describe, describe_reach, head, markdown_table, with_deviation
+from kmixer.experiments.tables import (
+    DENOISE_HEAD,
+    cells,
+    denoise_cells,
+    describe,
+    describe_reach,
+    head,
+    markdown_table,
+    with_deviation,
+)
 from kmixer.files import read_json, read_text, write_json, write_text
 from kmixer.training.run_folder import ENVIRONMENT
 
@@ -172,19 +181,9 @@ def _sweep_section(found: dict[str, Any]) -> list[str]:
 
 
 def _denoise_section(rows: list[dict[str, Any]]) -> list[str]:
-    body = [
-        (
-            row["mixer"],
-            f"{row['parameters']:,}",
-            str(row["n"]),
-            with_deviation(row["loss"], row["loss_deviation"], 3),
-            with_deviation(row["accuracy"], row["accuracy_deviation"], 3),
-        )
-        for row in rows
-    ]
     seeds = ", ".join(map(str, rows[0]["seeds"]))
     return [
-        markdown_table(("mixer", "parameters", "n", "loss, nats", "accuracy"), body),
-        f"`kmixer task denoise`, seeds {seeds}: corrupted positions of 1,024 validation sequences, the lowest loss of "
-        "each run's evaluations.",
+        markdown_table(DENOISE_HEAD, [denoise_cells(row) for row in rows]),
+        f"`kmixer task denoise --seeds {rows[0]['n']}`, seeds {seeds}: corrupted positions of 1,024 validation "
+        "sequences, the lowest loss of each run's evaluations. Differences in loss are from the first row, by seed.",
     ]

@@ -36,18 +36,25 @@ def head(rows: list[dict[str, Any]]) -> tuple[str, ...]:
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """One row, a text for every column."""
-    interval = row["interval"]
     return (
         row["arm"],
         f"{row['n']}" + (f" of {row['n'] + row['unfinished']}" if row["unfinished"] else ""),
         *(with_deviation(row[key], row[f"{key}_deviation"], digits) for _, key, digits in FIGURES[row["metric"]]),
         f"{row['last']:.4f}",
-        "" if row["difference"] is None else f"{row['difference']:+.4f}",
-        "" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}",
+        *difference_cells(row),
         f"{row['parameters']:,}",
         amount(row["units"]),
         f"{row['flops']:.2e}",
         f"{row['seconds'] / 60:.1f}",
+    )
+
+
+def difference_cells(row: dict[str, Any]) -> tuple[str, str]:
+    """The difference from the first row and its interval."""
+    difference, interval = row["difference"], row["interval"]
+    return (
+        "" if difference is None else f"{difference:+.4f}",
+        "" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}",
     )
 
 
@@ -115,6 +122,22 @@ def _reached(name: str, unit: str, found: Reach, baseline: Reach) -> str:
     if found is not baseline and baseline.units and baseline.seconds:
         text += f" ({found.units / baseline.units:.2f} and {found.seconds / baseline.seconds:.2f} of the first)"
     return text
+
+
+# Headings of `denoise_cells`.
+DENOISE_HEAD = ("mixer", "parameters", "n", "loss, nats", "accuracy", "difference", "95 % interval")
+
+
+def denoise_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """One mixer of the denoising task."""
+    return (
+        row["mixer"],
+        f"{row['parameters']:,}",
+        str(row["n"]),
+        with_deviation(row["loss"], row["loss_deviation"], 3),
+        with_deviation(row["accuracy"], row["accuracy_deviation"], 3),
+        *difference_cells(row),
+    )
 
 
 def amount(units: float) -> str:
