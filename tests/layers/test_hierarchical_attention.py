@@ -41,8 +41,8 @@ def test_it_starts_as_the_average_of_what_came_before(kind: Any, t: int) -> None
 def test_the_identity_keeps_every_second_row() -> None:
     module = Downsample(WIDTH, 4, "depthwise").double()
     with torch.no_grad():
-        assert module.weight is not None
-        module.weight.copy_(torch.eye(4)[0].expand(WIDTH, 4))
+        assert module.filter is not None
+        module.filter.copy_(torch.eye(4)[0].expand(WIDTH, 4))
     torch.testing.assert_close(module(inputs(9), tail(4), 0), inputs(9)[:, ::2])
 
 
@@ -95,12 +95,12 @@ def test_the_convolution_head_goes_from_attention_to_a_causal_convolution() -> N
     with torch.no_grad():
         assert layer.convolution_logit is not None
         assert layer.convolution is not None
-        layer.convolution.weight.normal_()
+        layer.convolution.filter.normal_()
         layer.convolution_logit.fill_(100.0)
         torch.testing.assert_close(layer(x)[0], plain(x)[0])
         layer.convolution_logit.fill_(-100.0)
         padded = torch.cat([tail(4), x], dim=1)
-        filtered = sum(layer.convolution.weight[:, r] * padded[:, 3 - r : 3 - r + 11] for r in range(4))
+        filtered = sum(layer.convolution.filter[:, r] * padded[:, 3 - r : 3 - r + 11] for r in range(4))
         torch.testing.assert_close(layer(x)[0], layer.out(filtered))
 
 

@@ -58,7 +58,7 @@ class Downsample(nn.Module):
     def __init__(self, width: int, taps: int, kind: Downsampling) -> None:
         super().__init__()
         self.taps = taps
-        self.weight = nn.Parameter(torch.full((width, taps), 1 / taps)) if kind == "depthwise" else None
+        self.filter = nn.Parameter(torch.full((width, taps), 1 / taps)) if kind == "depthwise" else None
         self.mixing = nn.Parameter(torch.eye(width)) if kind == "depthwise" else None
         self.matrices = nn.Parameter(torch.eye(width).repeat(taps, 1, 1) / taps) if kind == "dense" else None
 
@@ -71,9 +71,9 @@ class Downsample(nn.Module):
         if self.matrices is not None:
             terms = (lag(whole, self.taps, r) @ matrix.to(x.dtype) for r, matrix in enumerate(self.matrices))
             return functools.reduce(torch.add, terms)
-        if self.weight is None or self.mixing is None:
+        if self.filter is None or self.mixing is None:
             return filter_and_halve(whole, whole.new_full((whole.shape[-1], self.taps), 1 / self.taps))
-        return filter_and_halve(whole, self.weight.to(x.dtype)) @ self.mixing.to(x.dtype)
+        return filter_and_halve(whole, self.filter.to(x.dtype)) @ self.mixing.to(x.dtype)
 
 
 def _logits_of(weights: tuple[float, ...], levels: int) -> Tensor:

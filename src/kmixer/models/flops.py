@@ -70,7 +70,7 @@ def _hierarchical_flops(layer: HierarchicalAttention, window: int, every_key: bo
     for level, module in enumerate(layer.downsample):
         flops += 0.5 ** (level + 1) * 2 * sum(p.numel() for p in module.parameters())
     if layer.convolution is not None:
-        flops += 2 * layer.convolution.weight.numel()
+        flops += 2 * layer.convolution.filter.numel()
     return flops
 
 
@@ -89,7 +89,7 @@ def mixing_flops(module: nn.Module, window: int, *, every_key: bool = False) -> 
             keys = reach if every_key or not part.causal else _mean_reach(reach, window)
             flops += 4 * keys * part.heads * part.head_width
             if isinstance(part, SoftmaxAttention) and part.convolution is not None:
-                flops += 2 * part.convolution.weight.numel()
+                flops += 2 * part.convolution.filter.numel()
     return flops
 
 
