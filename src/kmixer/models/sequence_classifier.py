@@ -27,8 +27,9 @@ class SequenceClassifier(nn.Module):
     """Tokens (b, t), padded with 0 at the end, to logits of the classes (b, k).
 
     In evaluation the rows of a padded batch are computed one by one, each at its own length: nothing is spent on
-    padding, and a sequence gets the same answer, to the bit, whatever it is in a batch with. So they are in training
-    where positions see all others, because the mixers know no padding.
+    padding, and a sequence gets the answer that it gets alone, to the bit. A batch in which all rows fill all positions
+    is computed at once, and agrees with its rows alone to rounding. In training rows go one by one where positions see
+    all others, because the mixers know no padding.
 
     Raises InputError for sequences longer than the positions, or of padding alone.
     """
