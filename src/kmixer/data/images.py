@@ -113,7 +113,7 @@ def shift_and_flip(pixels: UInt8[Tensor, "n c h w"], generator: torch.Generator)
 
 
 def deit(pixels: UInt8[Tensor, "n c h w"], generator: torch.Generator) -> UInt8[Tensor, "n c h w"]:
-    """`shift_and_flip`, then RandAugment (2 operations of magnitude 9) and random erasing (of a quarter), by torchvision.
+    """`shift_and_flip`, then torchvision's RandAugment (2 operations of magnitude 9) and random erasing (of a quarter).
 
     Not the whole recipe of DeiT: it has random resized crops in the place of shifts, and mixup, CutMix and label
     smoothing, which mix examples and change targets.
