@@ -82,7 +82,8 @@ class SequenceClassifier(nn.Module):
         self.stack.compile_layers(backend)
 
 
-def count_sequence_flops(model: SequenceClassifier, length: int) -> float:
+def count_sequence_flops(model: SequenceClassifier, length: int, *, every_key: bool = False) -> float:
     """Operations of the forward pass of one sequence; see `count_flops`."""
     length += model.class_token is not None
-    return length * (linear_flops(model.stack) + mixing_flops(model.stack, length)) + linear_flops(model.head)
+    mixing = mixing_flops(model.stack, length, every_key=every_key)
+    return length * (linear_flops(model.stack) + mixing) + linear_flops(model.head)
