@@ -48,7 +48,12 @@ def test_it_trains_resumes_loads_and_generates(hybrid: Recipe, tmp_path: Path) -
 
 def test_bandwidths_and_scalars_take_no_decay_and_no_matrix_optimiser(hybrid: Recipe) -> None:
     values = hybrid.model.model_dump() | {"layers": 4, "mixers": ["gaussian", "k2", "softmax", "hierarchical"]}
-    values |= {"windows": "L", "window": None, "softmax": {"convolution": 3}, "hierarchical": {"convolution_head": True}}
+    values |= {
+        "windows": "L",
+        "window": None,
+        "softmax": {"convolution": 3},
+        "hierarchical": {"convolution_head": True},
+    }
     model = kmixer.LanguageModel(TransformerConfig.parse(values, source="test"), 300)
     parameters = dict(model.named_parameters())
     special = [name for name in parameters if name.endswith(("log_sigma", "_scale", "_logit"))]
