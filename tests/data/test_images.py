@@ -83,6 +83,17 @@ def test_variations_are_repeatable_and_move_pixels_only(kind: str) -> None:
     assert not torch.equal(first, pixels)
 
 
+def test_deit_variations_are_repeatable_and_leave_the_global_generator() -> None:
+    pytest.importorskip("torchvision")
+    pixels = torch.randint(1, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    before = torch.get_rng_state()
+    first, second, other = (AUGMENTATIONS["deit"](pixels, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))  # type: ignore[misc]
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert (first.shape, first.dtype) == (pixels.shape, torch.uint8)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_shift_is_one_of_nine() -> None:
     pixels = torch.randint(1, 256, (300, 1, 8, 8), dtype=torch.uint8)
     moved = shift(pixels, torch.Generator().manual_seed(0))

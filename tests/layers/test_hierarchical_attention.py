@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kmixer import native
 from kmixer.errors import InputError
 from kmixer.layers import HierarchicalAttention, SoftmaxAttention
 from kmixer.layers.heads import split_heads
@@ -15,6 +16,7 @@ from kmixer.layers.hierarchical_attention import Downsample
 from kmixer.models.config import MixersConfig
 from kmixer.models.flops import mixing_flops
 from kmixer.models.mixers import Place, build_mixer
+from kmixer.ops import hierarchical_attention
 
 WIDTH = 8
 
@@ -41,9 +43,21 @@ def test_it_starts_as_the_average_of_what_came_before(kind: Any, t: int) -> None
 def test_the_identity_keeps_every_second_row() -> None:
     module = Downsample(WIDTH, 4, "depthwise").double()
     with torch.no_grad():
-        assert module.weight is not None
-        module.weight.copy_(torch.eye(4)[0].expand(WIDTH, 4))
+        assert module.filter is not None
+        module.filter.copy_(torch.eye(4)[0].expand(WIDTH, 4))
     torch.testing.assert_close(module(inputs(9), tail(4), 0), inputs(9)[:, ::2])
+
+
+def test_dense_downsampling_is_its_formula() -> None:
+    torch.manual_seed(0)
+    x, taps = inputs(9), 3
+    module = Downsample(WIDTH, taps, "dense").double()
+    assert module.matrices is not None
+    torch.nn.init.normal_(module.matrices)
+    found = module(x, tail(taps), 0)
+    for k in range(5):
+        expected = sum(x[:, 2 * k - r] @ module.matrices[r] for r in range(taps) if 2 * k - r >= 0)
+        torch.testing.assert_close(found[:, k], expected)
 
 
 def test_its_gradient_is_right() -> None:
@@ -95,12 +109,12 @@ def test_the_convolution_head_goes_from_attention_to_a_causal_convolution() -> N
     with torch.no_grad():
         assert layer.convolution_logit is not None
         assert layer.convolution is not None
-        layer.convolution.weight.normal_()
+        layer.convolution.filter.normal_()
         layer.convolution_logit.fill_(100.0)
         torch.testing.assert_close(layer(x)[0], plain(x)[0])
         layer.convolution_logit.fill_(-100.0)
         padded = torch.cat([tail(4), x], dim=1)
-        filtered = sum(layer.convolution.weight[:, r] * padded[:, 3 - r : 3 - r + 11] for r in range(4))
+        filtered = sum(layer.convolution.filter[:, r] * padded[:, 3 - r : 3 - r + 11] for r in range(4))
         torch.testing.assert_close(layer(x)[0], layer.out(filtered))
 
 
@@ -130,6 +144,66 @@ def test_its_weights_make_its_output() -> None:
     x = inputs(10)
     y = (layer.weights(x) @ split_heads(layer.value[0](x), 2)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(layer.out(y), layer(x)[0])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("t", [1, 8, 11])
+def test_output_fusion_is_its_formula(causal: bool, t: int) -> None:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"levels": 3, "fusion": "output", "causal": causal, "rotary": False}
+    layer, x = HierarchicalAttention(WIDTH, 2, **settings).double(), inputs(t)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    alpha, rows = torch.softmax(layer.level_logit, -1), x
+    y = torch.zeros(2, 2, t, WIDTH // 2, dtype=torch.float64)
+    for level in range(3):
+        if level:
+            rows = layer.downsample[level - 1](rows, tail(4), 0)
+        n = rows.shape[1]
+        q, k = (split_heads(part, 2) for part in layer.query_key[level](rows).chunk(2, -1))
+        scores = q @ k.mT / (WIDTH // 2) ** 0.5
+        if causal:
+            scores = scores.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
+        attended = torch.softmax(scores, -1) @ split_heads(layer.value[level](rows), 2)
+        y = y + alpha[:, level, None, None] * attended.repeat_interleave(2**level, dim=2)[:, :, :t]
+    torch.testing.assert_close(layer(x)[0], layer.out(y.transpose(1, 2).flatten(2)))
+
+
+def test_under_autocast_the_weights_of_the_levels_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Tensor] = []
+
+    def noting(queries: Any, keys: Any, values: Tensor, weights: Tensor, **options: Any) -> Tensor:
+        given.append(weights)
+        return hierarchical_attention(queries, keys, values, weights, **options)
+
+    monkeypatch.setattr("kmixer.layers.hierarchical_attention.hierarchical_attention", noting)
+    layer = HierarchicalAttention(WIDTH, 2)
+    torch.nn.init.normal_(layer.level_logit)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(inputs(9).float())
+    assert given[0].dtype == torch.float32
+    torch.testing.assert_close(given[0].sum(-1), torch.ones(2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["naive", "blocked", "native"])
+def test_a_layer_decodes_whatever_its_backend(backend: Any) -> None:
+    if backend == "native" and native.kernels() is None:
+        pytest.skip("the compiled kernels were not built")
+    torch.manual_seed(0)
+    layer, x = HierarchicalAttention(WIDTH, 2, backend=backend), inputs(11).float()
+    whole, _ = layer(x)
+    first, state = layer(x[:, :6])
+    second, _ = layer(x[:, 6:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+
+
+def test_names_that_are_not_known_are_named() -> None:
+    with pytest.raises(InputError, match="downsampling: got 'max'; allowed: depthwise, dense, average"):
+        Downsample.__init__.__wrapped__(Downsample.__new__(Downsample), WIDTH, 3, "max")
+    with pytest.raises(InputError, match="fusion: got 'sum'; allowed: score, output"):
+        HierarchicalAttention.__init__.__wrapped__(
+            HierarchicalAttention.__new__(HierarchicalAttention), WIDTH, 2, fusion="sum"
+        )
 
 
 @pytest.mark.parametrize(("fusion", "part"), [("score", (1.3125 + 1) / 2), ("output", 1.3125)])

@@ -117,8 +117,8 @@ def test_a_convolution_filters_what_queries_and_keys_are_made_of() -> None:
     assert layer.convolution is not None
     plain.load_state_dict({name: p for name, p in layer.state_dict().items() if "convolution" not in name})
     torch.testing.assert_close(layer(x)[0], plain(x)[0])  # it starts as the identity
-    torch.nn.init.normal_(layer.convolution.weight)
-    weights = layer.convolution.weight
+    torch.nn.init.normal_(layer.convolution.filter)
+    weights = layer.convolution.filter
     filtered = sum(weights[:, r] * torch.nn.functional.pad(x, (0, 0, r, 0))[:, :7] for r in range(taps))
     q, k, _ = plain.query_key_value(filtered).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
     v = plain.query_key_value(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)[2]

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
+from torch import Tensor
 
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig, count_flops
+from kmixer.models.accounting import account_classifier
+from kmixer.models.config import SequenceClassifierConfig
+from kmixer.models.flops import cache_size
 
 D, R, V, T = 16, 4, 20, 32
 K1 = 2 * D * D + 2 * 2 * D * 2 * D
@@ -33,3 +40,46 @@ def test_refinement_repeats_the_stack_and_not_the_head() -> None:
 def test_a_transformer_grows_with_the_window() -> None:
     model = CausalLM(TransformerConfig(width=D, layers=2, heads=2), V)
     assert count_flops(model, 2 * T) - count_flops(model, T) == 2 * 4 * D * T / 2
+
+
+def numbers(state: Any) -> int:
+    """Elements of all tensors of a state."""
+    if isinstance(state, Tensor):
+        return state.numel()
+    return sum(numbers(each) for each in state) if isinstance(state, tuple) else 0
+
+
+@pytest.mark.parametrize(
+    ("mixer", "settings"),
+    [
+        ("softmax", {}),
+        ("softmax", {"convolution": 4}),
+        ("gaussian", {}),
+        ("gaussian", {"value_source": "pre_rope"}),
+        ("hierarchical", {}),
+        ("hierarchical", {"levels": 4, "fusion": "output", "convolution_head": True}),
+        ("hierarchical", {"levels": 2, "taps": 3, "downsampling": "average"}),
+        ("k2", {}),
+        ("k2", {"base_kernel": {"kind": "toeplitz", "size": 5, "shared": False}}),
+        ("k2", {"base_kernel": {"kind": "none", "shared": False}}),
+    ],
+    ids=str,
+)
+def test_the_state_is_as_large_as_counted(mixer: str, settings: dict[str, Any]) -> None:
+    values = {"width": D, "layers": 2, "heads": 2, "mixers": mixer, mixer: settings}
+    model = CausalLM(TransformerConfig.parse(values, source="test"), V)
+    a_token, constant = cache_size(model)
+    tokens = torch.zeros(1, 2 * T, dtype=torch.long)
+    for t in (T, 2 * T):
+        assert numbers(model(tokens[:, :t]).state) == constant + t * a_token
+
+
+def test_training_of_a_classifier_is_counted_as_papers_do() -> None:
+    sizes = {"width": D, "layers": 2, "heads": 2}
+    config = SequenceClassifierConfig(vocabulary=V, length=T, classes=3, **sizes)
+    found = account_classifier(config, examples=10)
+    seen_less = 2 * 4 * D * T * (T - (T + 1) / 2)  # two layers, scores and values: all keys against those before
+    assert found.training_flops == pytest.approx(3 * (found.forward_flops + seen_less))
+    both_ways = account_classifier(config.model_copy(update={"causal": False}), examples=10)
+    assert both_ways.training_flops == pytest.approx(3 * both_ways.forward_flops)
+    assert both_ways.training_flops == found.training_flops

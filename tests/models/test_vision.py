@@ -11,7 +11,7 @@ from kmixer.errors import InputError
 from kmixer.models.vision import DropPath, VisionConfig, VisionTransformer
 
 VALUES = {"image_size": 8, "channels": 3, "patch_size": 4, "classes": 5, "width": 12, "layers": 2, "heads": 3}
-mixers = pytest.mark.parametrize("mixer", ["softmax", "gaussian"])
+mixers = pytest.mark.parametrize("mixer", ["softmax", "gaussian", "hierarchical"])
 
 
 def make_model(mixer: str = "softmax", **values: Any) -> VisionTransformer:

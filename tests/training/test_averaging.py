@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 import kmixer
+from kmixer.layers import HierarchicalAttention
 from kmixer.tensor_files import load_tensors
 from kmixer.training.averaging import WeightAverage
 from kmixer.training.loop import train
 from kmixer.training.recipe import Recipe
 from tests.conftest import tiny_recipe_values
+from tests.training.test_classification import CrashError, StopAfter
 
 
 def test_the_average_is_its_recursion() -> None:
@@ -33,6 +35,33 @@ def test_the_average_is_its_recursion() -> None:
     with pytest.raises(KeyError), average.applied():
         raise KeyError
     assert model.weight.item() == 19.0
+
+
+def test_what_does_not_train_is_left_alone() -> None:
+    model = HierarchicalAttention(8, 2, levels=2, fixed_weights=(1.0, 0.0))  # a logit of minus infinity
+    fixed = model.level_logit.clone()
+    average = WeightAverage(model, 0.5)
+    average.update(1)
+    assert "level_logit" not in average.tensors
+    assert all(bool(tensor.isfinite().all()) for tensor in average.tensors.values())
+    with average.applied():
+        assert torch.equal(model.level_logit, fixed)
+
+
+def test_an_averaged_run_with_fixed_weights_resumes(text_file: Path, tmp_path: Path) -> None:
+    values = tiny_recipe_values(text_file)
+    hierarchical = {"levels": 2, "fixed_weights": [1.0, 0.0]}
+    values["model"] = {"kind": "transformer", "width": 16, "layers": 1, "heads": 2, "mixers": ["hierarchical"]}
+    values["model"]["hierarchical"] = hierarchical
+    values["training"] |= {"average": 0.9}
+    recipe = Recipe.parse(values, source="test")
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(CrashError):
+        train(recipe, tmp_path / "broken", reporter=StopAfter(5))
+    train(recipe, tmp_path / "broken", resume=True)
+    whole, broken = (kmixer.load(tmp_path / name).state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert not any(bool(tensor.isnan().any()) for tensor in whole.values())
 
 
 def test_a_run_keeps_the_average_and_trains_the_weights(text_file: Path, tmp_path: Path) -> None:

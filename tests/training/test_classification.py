@@ -62,6 +62,16 @@ def test_a_run_that_crashed_ends_like_one_that_did_not(recipe: ImageRecipe, tmp_
     assert "sigma" in losses[0]["dynamics"]
 
 
+def test_a_layer_without_weights_leaves_the_class_token_out(recipe: ImageRecipe, tmp_path: Path) -> None:
+    fused = {"mixers": ["gaussian", "hierarchical"], "hierarchical": {"fusion": "output"}, "layers": 2}
+    values = recipe.model_dump(exclude_none=True)
+    values["model"] |= fused
+    results = train(ImageRecipe.parse(values, source="test"), tmp_path / "run").run / "results.json"
+    best = json.loads(results.read_text())["best"]
+    assert "class_token" not in best
+    assert best["test"][0]["examples"] == 10
+
+
 def test_loss_and_accuracy_are_those_of_the_logits(recipe: ImageRecipe, tmp_path: Path) -> None:
     train(recipe, tmp_path / "run")
     model, about = load_classifier(tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from kmixer.layers import GaussianAttention, SoftmaxAttention
 from kmixer.layers.heads import split_heads
 from kmixer.models import CausalLM, TransformerConfig
+from kmixer.models.vision import VisionConfig, VisionTransformer
 from kmixer.training.dynamics import measure_dynamics
 from kmixer.training.locality import attention_rollout, attention_weights, measure_locality
 
@@ -22,6 +24,19 @@ def test_one_key_and_all_keys() -> None:
     assert found["effective_keys"] == [pytest.approx([1, t])]
     assert found["distance"] == [pytest.approx([0, distances])]
     assert found["self_weight"] == [pytest.approx([1, 1 / t])]
+
+
+def test_distances_of_patches_are_those_of_the_grid() -> None:
+    config = VisionConfig(image_size=6, channels=1, patch_size=2, classes=2, width=4, layers=1)
+    places = VisionTransformer(config).patch_places()
+    assert places.tolist() == [[row, column] for row in range(3) for column in range(3)]
+    # The class token takes half; of the rest, all is on the patch in the lower right corner.
+    w = torch.zeros(1, 1, 10, 10)
+    w[..., 0], w[..., 9] = 0.5, 0.5
+    found = measure_locality([w], places)
+    expected = sum(math.hypot(2 - row, 2 - column) for row in range(3) for column in range(3)) / 9
+    assert found["distance"] == [pytest.approx([expected])]
+    assert found["effective_keys"] == [pytest.approx([2])]
 
 
 def test_rollout_keeps_rows_and_order() -> None:

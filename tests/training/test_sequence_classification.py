@@ -51,6 +51,8 @@ def test_a_padded_batch_gives_what_each_sequence_gives_alone(mixer: str, pooling
     batch = padded(rows, 20).long()
     alone = torch.cat([model(torch.tensor([row])) for row in rows])
     assert torch.equal(model(batch), alone)
+    full = batch[:1].repeat(3, 1)  # no padding: computed at once
+    torch.testing.assert_close(model(full), alone[:1].repeat(3, 1), rtol=1e-12, atol=1e-12)
     # In training a causal model takes the batch with its padding at once; other products round otherwise.
     torch.testing.assert_close(model.train()(batch), alone, rtol=1e-12, atol=1e-12)
 
@@ -120,6 +122,12 @@ def test_reviews_become_bytes(tmp_path: Path) -> None:
     assert bytes(int(token) - 1 for token in row if token) == ("test review 12 " + "é" * 12).encode()[:24]
     with pytest.raises(InputError, match=r"imdb_train.jsonl.xz is not in"):
         load_sequences(SequenceDataConfig(dataset="imdb", length=24), tmp_path / "nowhere")
+
+
+def test_runs_that_see_the_past_only_measure_another_thing() -> None:
+    past, both = (load_recipe("scifar", [f"model.causal={causal}"]).measures() for causal in ("true", "false"))
+    assert past != both
+    assert past == load_recipe("scifar", ["model.mixers=hierarchical"]).measures()
 
 
 @mixers

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import kmixer
+from kmixer.models import TransformerConfig
 from kmixer.training.loop import train
 from kmixer.training.optimizers import author_group, build_optimizers, is_stack_matrix
 from kmixer.training.recipe import Recipe, load_language_recipe
@@ -46,15 +47,26 @@ def test_it_trains_resumes_loads_and_generates(hybrid: Recipe, tmp_path: Path) -
 
 
 def test_bandwidths_and_scalars_take_no_decay_and_no_matrix_optimiser(hybrid: Recipe) -> None:
-    model = kmixer.LanguageModel(hybrid.model, 300)
+    values = hybrid.model.model_dump() | {"layers": 4, "mixers": ["gaussian", "k2", "softmax", "hierarchical"]}
+    values |= {
+        "windows": "L",
+        "window": None,
+        "softmax": {"convolution": 3},
+        "hierarchical": {"convolution_head": True},
+    }
+    model = kmixer.LanguageModel(TransformerConfig.parse(values, source="test"), 300)
     parameters = dict(model.named_parameters())
     special = [name for name in parameters if name.endswith(("log_sigma", "_scale", "_logit"))]
-    assert len(special) == 6
+    assert len(special) == 8
+    filters = [name for name in parameters if name.endswith(".filter")]
+    assert len(filters) == 4  # of softmax, of two levels, of the convolution head
     muon, adam = build_optimizers(model, hybrid.training)
     in_muon = {id(p) for group in muon.param_groups for p in group["params"]}
-    for name in [*special, *(name for name in parameters if "embedding" in name or name.startswith("head."))]:
+    outside = [name for name in parameters if "embedding" in name or name.startswith("head.")]
+    for name in [*special, *filters, *outside]:
         assert id(parameters[name]) not in in_muon, name
         assert not is_stack_matrix(name, parameters[name])
+    assert is_stack_matrix("mixing", parameters["stack.blocks.3.mixer.downsample.0.mixing"])
     undecayed = {id(p) for group in adam.param_groups if group["weight_decay"] == 0 for p in group["params"]}
     for name in special:
         assert id(parameters[name]) in undecayed, name

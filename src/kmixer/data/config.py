@@ -82,6 +82,8 @@ class SequenceDataConfig(StrictConfig):
 
     dataset: Literal["listops", "listops-short", "scifar", "imdb"]
     length: Annotated[int, Field(ge=1)]  # longer sequences are cut
-    examples: Annotated[int, Field(ge=1)] | None = None  # of the training part; None is all
+    # ListOps: of the training part, which is as large as asked for. scifar, imdb: what is kept of the training file,
+    # its first images or reviews drawn by `seed`; `validation` is cut from it. None is all; test parts stay whole.
+    examples: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0  # of what is generated or drawn
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of scifar and imdb; ListOps brings its own

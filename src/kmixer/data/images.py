@@ -113,7 +113,11 @@ def shift_and_flip(pixels: UInt8[Tensor, "n c h w"], generator: torch.Generator)
 
 
 def deit(pixels: UInt8[Tensor, "n c h w"], generator: torch.Generator) -> UInt8[Tensor, "n c h w"]:
-    """`shift_and_flip`, then RandAugment and random erasing as DeiT has them, by torchvision."""
+    """`shift_and_flip`, then torchvision's RandAugment (2 operations of magnitude 9) and random erasing (of a quarter).
+
+    Not the whole recipe of DeiT: it has random resized crops in the place of shifts, and mixup, CutMix and label
+    smoothing, which mix examples and change targets.
+    """
     try:
         from torchvision.transforms import v2
     except ImportError:

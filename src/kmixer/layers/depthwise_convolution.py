@@ -22,16 +22,16 @@ class DepthwiseConvolution(nn.Module):
     def __init__(self, width: int, taps: int, initial: Float[Tensor, " k"]) -> None:
         super().__init__()
         self.taps = taps
-        self.weight = nn.Parameter(initial.repeat(width, 1))
+        self.filter = nn.Parameter(initial.repeat(width, 1))
 
     def initial_tail(self, batch_size: int) -> Float[Tensor, "b p d"]:
         """What stands before the first position."""
-        return self.weight.new_zeros(batch_size, self.taps - 1, len(self.weight))
+        return self.filter.new_zeros(batch_size, self.taps - 1, len(self.filter))
 
     def forward(
         self, x: Float[Tensor, "b t d"], tail: Float[Tensor, "b p d"]
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b p d"]]:
         whole = torch.cat([tail.to(x.dtype), x], dim=1)
-        kernel = self.weight.flip(-1)[:, None].to(x.dtype)  # weight r is of lag r
+        kernel = self.filter.flip(-1)[:, None].to(x.dtype)  # weight r is of lag r
         y = F.conv1d(whole.mT, kernel, groups=x.shape[-1]).mT
         return y, whole[:, whole.shape[1] - self.taps + 1 :]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kmixer.errors import InputError
 from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, identity_values, kept, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
@@ -50,7 +51,8 @@ class GaussianAttention(nn.Module):
         backend: of `gaussian_attention`.
 
     Shapes: x (b, t, d) to (b, t, d), and a `GaussianCache` of at most window - 1 positions, or all.
-    Raises InputError where heads does not divide width, and for a state without causal.
+    Raises InputError where heads does not divide width, for another value_source, for an initial_sigma that is not
+    positive, and for a state without causal.
 
     Parameters: d^2 + h (+ d). `log_sigma` takes no weight decay and no matrix optimiser.
     Source: Kundu et al. 2026 (arXiv 2605.02144).
@@ -74,6 +76,10 @@ class GaussianAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(width, heads, rotary=rotary)
+        if value_source not in get_args(ValueSource):
+            raise InputError(f"value_source: got {value_source!r}; allowed: {', '.join(get_args(ValueSource))}")
+        if initial_sigma is not None and not initial_sigma > 0:
+            raise InputError(f"initial_sigma: got {initial_sigma}; allowed: more than 0")
         self.heads, self.head_width = heads, width // heads
         self.causal, self.window, self.window_inclusive = causal, window, window_inclusive
         self.reach = None if window is None else window + window_inclusive

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -52,13 +52,17 @@ class Downsample(nn.Module):
         width: d.
         taps: K.
         kind: "depthwise" has K weights a channel and then a (d, d) matrix; "dense" K matrices; "average" nothing
-            that is trained.
+            that is trained. Matrices are kept as they multiply rows from the right: x W.
+
+    Raises InputError for another kind.
     """
 
     def __init__(self, width: int, taps: int, kind: Downsampling) -> None:
         super().__init__()
+        if kind not in get_args(Downsampling):
+            raise InputError(f"downsampling: got {kind!r}; allowed: {', '.join(get_args(Downsampling))}")
         self.taps = taps
-        self.weight = nn.Parameter(torch.full((width, taps), 1 / taps)) if kind == "depthwise" else None
+        self.filter = nn.Parameter(torch.full((width, taps), 1 / taps)) if kind == "depthwise" else None
         self.mixing = nn.Parameter(torch.eye(width)) if kind == "depthwise" else None
         self.matrices = nn.Parameter(torch.eye(width).repeat(taps, 1, 1) / taps) if kind == "dense" else None
 
@@ -71,9 +75,9 @@ class Downsample(nn.Module):
         if self.matrices is not None:
             terms = (lag(whole, self.taps, r) @ matrix.to(x.dtype) for r, matrix in enumerate(self.matrices))
             return functools.reduce(torch.add, terms)
-        if self.weight is None or self.mixing is None:
+        if self.filter is None or self.mixing is None:
             return filter_and_halve(whole, whole.new_full((whole.shape[-1], self.taps), 1 / self.taps))
-        return filter_and_halve(whole, self.weight.to(x.dtype)) @ self.mixing.to(x.dtype)
+        return filter_and_halve(whole, self.filter.to(x.dtype)) @ self.mixing.to(x.dtype)
 
 
 def _logits_of(weights: tuple[float, ...], levels: int) -> Tensor:
@@ -106,10 +110,12 @@ class HierarchicalAttention(nn.Module):
         causal: position i sees the positions up to i. Coarse levels hold no later positions in either case.
         rotary: rotate queries and keys by the first position of their cell.
         bias: of all matrices.
-        backend: of `hierarchical_attention`.
+        backend: of `hierarchical_attention` for score fusion, where all positions are computed at once. Later positions
+            after a state are fewer queries than keys, for which it is "auto".
 
     Shapes: x (b, t, d) to (b, t, d), and a `HierarchicalCache`.
-    Raises InputError where heads does not divide width into such a head width, and for a state without causal.
+    Raises InputError where heads does not divide width into such a head width, for unknown names and other settings
+    that do not fit, and for a state without causal.
 
     Source: Cirrincione 2026 (arXiv 2604.08829), abstract: levels by trained causal downsampling, level-specific
     scores, convex weights. Our reading: all indexing, the options, and where positions enter.
@@ -133,6 +139,8 @@ class HierarchicalAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(width, heads, rotary=rotary)
+        if fusion not in get_args(Fusion):
+            raise InputError(f"fusion: got {fusion!r}; allowed: {', '.join(get_args(Fusion))}")
         if levels < 1 or taps < 1:
             raise InputError(f"levels: got {levels}, taps: got {taps}; allowed: 1 or more")
         self.heads, self.head_width = heads, width // heads
@@ -199,7 +207,7 @@ class HierarchicalAttention(nn.Module):
         """What every position takes of every other, in every head; all of it in memory. For score fusion."""
         rows, _ = self._levels_of(x, self.initial_state(x.shape[0]))
         queries, keys = zip(*(self._queries_keys(level, each, 0) for level, each in enumerate(rows)), strict=True)
-        values, alpha = identity_values(keys[0]), self.level_weights().to(x.dtype)
+        values, alpha = identity_values(keys[0]), self.level_weights()
         return hierarchical_attention(list(queries), list(keys), values, alpha, t=x.shape[1], causal=self.causal)
 
     def _levels_of(self, x: Tensor, state: HierarchicalCache) -> tuple[list[Tensor], tuple[Tensor, ...]]:
@@ -225,12 +233,11 @@ class HierarchicalAttention(nn.Module):
 
     def _fuse(self, queries: list[Tensor], keys: list[Tensor], values: list[Tensor], start: int, t: int) -> Tensor:
         """y (b, h, t, e) of the last t positions."""
-        alpha = self.level_weights().to(values[0].dtype)
+        alpha = self.level_weights()
         if self.fusion == "score":
-            return hierarchical_attention(
-                queries, keys, values[0], alpha, t=t, causal=self.causal, backend=self.backend
-            )
-        y = None
+            backend: Backend = self.backend if start == 0 else "auto"
+            return hierarchical_attention(queries, keys, values[0], alpha, t=t, causal=self.causal, backend=backend)
+        alpha, y = alpha.to(values[0].dtype), None
         positions = torch.arange(start, start + t, device=alpha.device)
         for level, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
             attended = sdpa_attention(q, k, v.to(k.dtype), causal=self.causal)

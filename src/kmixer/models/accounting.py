@@ -28,7 +28,7 @@ class Account:
     forward_flops: float  # a unit; of causal attention, each position against the keys it sees
     training_flops: float  # a unit, as papers count: three forward passes, every position against all keys
     trained_units: int  # of the whole training
-    cache_bytes_per_token: int  # bfloat16, while no window is full
+    cache_bytes_per_token: int  # bfloat16, while no window is full; a mean, rounded
     constant_state_bytes: int  # bfloat16, whatever the length
 
     @property
@@ -58,7 +58,7 @@ def account_language(config: LanguageModelConfig, vocabulary_size: int, *, windo
         forward_flops=count_flops(model, window),
         training_flops=3 * count_flops(model, window, every_key=True),
         trained_units=tokens,
-        cache_bytes_per_token=CACHE_BYTES * a_token,
+        cache_bytes_per_token=round(CACHE_BYTES * a_token),
         constant_state_bytes=CACHE_BYTES * constant,
     )
 
@@ -67,14 +67,13 @@ def account_classifier(config: ClassifierConfig, *, examples: int) -> Account:
     """The costs of a classifier and a training of so many examples, sequences at their full length."""
     with torch.device("meta"):
         model = build_classifier(config)
-    flops = count_example_flops(model)
     return Account(
         unit="image" if isinstance(config, VisionConfig) else "sequence",
         parameters=count_parameters(model),
         matrix_parameters=matrix_parameters(model),
         positions=config.tokens if isinstance(config, VisionConfig) else config.length,
-        forward_flops=flops,
-        training_flops=3 * flops,
+        forward_flops=count_example_flops(model),
+        training_flops=3 * count_example_flops(model, every_key=True),
         trained_units=examples,
         cache_bytes_per_token=0,
         constant_state_bytes=0,

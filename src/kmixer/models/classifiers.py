@@ -15,8 +15,11 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
     return VisionTransformer(config) if isinstance(config, VisionConfig) else SequenceClassifier(config)
 
 
-def count_example_flops(model: Classifier) -> float:
-    """Operations of the forward pass of one example; of a sequence that fills all positions of the model."""
+def count_example_flops(model: Classifier, *, every_key: bool = False) -> float:
+    """Operations of the forward pass of one example; of a sequence that fills all positions of the model.
+
+    `every_key` counts every position against all; see `count_flops`. In images it sees all anyway.
+    """
     if isinstance(model, VisionTransformer):
         return count_image_flops(model)
-    return count_sequence_flops(model, model.config.length)
+    return count_sequence_flops(model, model.config.length, every_key=every_key)

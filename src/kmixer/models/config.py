@@ -210,10 +210,7 @@ MixerNames = Annotated[tuple[MixerName, ...], Field(min_length=1, strict=False),
 class MixersConfig(StrictConfig):
     """Which mixer each layer has, and the settings of each."""
 
-    # Of the layers in turn, repeated; one name is short for a list of it.
-    mixers: Annotated[tuple[MixerName, ...], Field(min_length=1, strict=False), BeforeValidator(_as_list)] = (
-        "softmax",
-    )
+    mixers: MixerNames = ("softmax",)  # of the layers in turn, repeated
     heads: Positive = 1  # h of every mixer but k2
     softmax: SoftmaxConfig = SoftmaxConfig()
     gaussian: GaussianConfig = GaussianConfig()

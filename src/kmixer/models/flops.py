@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kmixer.layers import BaseKernel, GaussianAttention, HierarchicalAttention, K2Mixer, SoftmaxAttention
+from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead, LinearHead
 from kmixer.models.k_stack import KStack
@@ -70,7 +71,7 @@ def _hierarchical_flops(layer: HierarchicalAttention, window: int, every_key: bo
     for level, module in enumerate(layer.downsample):
         flops += 0.5 ** (level + 1) * 2 * sum(p.numel() for p in module.parameters())
     if layer.convolution is not None:
-        flops += 2 * layer.convolution.weight.numel()
+        flops += 2 * layer.convolution.filter.numel()
     return flops
 
 
@@ -89,27 +90,33 @@ def mixing_flops(module: nn.Module, window: int, *, every_key: bool = False) -> 
             keys = reach if every_key or not part.causal else _mean_reach(reach, window)
             flops += 4 * keys * part.heads * part.head_width
             if isinstance(part, SoftmaxAttention) and part.convolution is not None:
-                flops += 2 * part.convolution.weight.numel()
+                flops += 2 * part.convolution.filter.numel()
     return flops
 
 
-def cache_size(model: CausalLM) -> tuple[int, int]:
+def cache_size(model: CausalLM) -> tuple[float, int]:
     """Numbers a sequence's state holds: (a token more, in all layers that keep it; whatever the length).
+
+    A coarse level keeps a row for several tokens, so that a token more is a mean.
 
     The layers with a window keep their tokens only for as long as the window reaches. A dense base kernel
     keeps the whole of its window as well, which is not counted.
     """
-    a_token = constant = 0
+    a_token, constant = 0.0, 0
     stack = model.stack
     shared = stack.shared_kernel if isinstance(stack, KStack) else None
     for part in stack.modules():
         if isinstance(part, SoftmaxAttention):
             a_token += 2 * part.heads * part.head_width
+            constant += _tail_numbers(part.convolution)
         elif isinstance(part, GaussianAttention):
             a_token += (1 + part.keeps_values) * part.heads * part.head_width
         elif isinstance(part, HierarchicalAttention):
-            width = part.heads * part.head_width
-            a_token += width + sum(width >> level for level in range(part.levels))  # values, keys of every level
+            width, levels = part.heads * part.head_width, range(part.levels)
+            a_token += sum(width / 2**level for level in levels)  # keys
+            a_token += sum(width / 2**level for level in levels[: len(part.value)])  # values
+            constant += part.levels * width + (part.levels - 1) * (part.taps - 1) * width  # last queries; tails
+            constant += _tail_numbers(part.convolution)
         elif isinstance(part, K2Mixer):
             with torch.device("meta"):
                 kernel = part.base_kernel or shared
@@ -121,6 +128,11 @@ def cache_size(model: CausalLM) -> tuple[int, int]:
                 constant += state.sums.numel()
     passes = stack.passes if isinstance(stack, KStack) else 1
     return passes * a_token, passes * constant
+
+
+def _tail_numbers(convolution: DepthwiseConvolution | None) -> int:
+    """Numbers of the inputs that a convolution keeps; none without one."""
+    return 0 if convolution is None else (convolution.taps - 1) * len(convolution.filter)
 
 
 def _kernel_flops(kernel: BaseKernel, window: int, width: int) -> float:

@@ -27,8 +27,9 @@ class SequenceClassifier(nn.Module):
     """Tokens (b, t), padded with 0 at the end, to logits of the classes (b, k).
 
     In evaluation the rows of a padded batch are computed one by one, each at its own length: nothing is spent on
-    padding, and a sequence gets the same answer, to the bit, whatever it is in a batch with. So they are in training
-    where positions see all others, because the mixers know no padding.
+    padding, and a sequence gets the answer that it gets alone, to the bit. A batch in which all rows fill all positions
+    is computed at once, and agrees with its rows alone to rounding. In training rows go one by one where positions see
+    all others, because the mixers know no padding.
 
     Raises InputError for sequences longer than the positions, or of padding alone.
     """
@@ -81,7 +82,8 @@ class SequenceClassifier(nn.Module):
         self.stack.compile_layers(backend)
 
 
-def count_sequence_flops(model: SequenceClassifier, length: int) -> float:
+def count_sequence_flops(model: SequenceClassifier, length: int, *, every_key: bool = False) -> float:
     """Operations of the forward pass of one sequence; see `count_flops`."""
     length += model.class_token is not None
-    return length * (linear_flops(model.stack) + mixing_flops(model.stack, length)) + linear_flops(model.head)
+    mixing = mixing_flops(model.stack, length, every_key=every_key)
+    return length * (linear_flops(model.stack) + mixing) + linear_flops(model.head)

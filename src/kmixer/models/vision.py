@@ -130,6 +130,11 @@ class VisionTransformer(nn.Module):
         logits: Tensor = self.head(self.norm(x[:, 0]))
         return logits
 
+    def patch_places(self) -> Float[Tensor, "n 2"]:
+        """Row and column of every patch, in patches: of the positions after the class token."""
+        side = torch.arange(self.config.image_size // self.config.patch_size, dtype=torch.float32)
+        return torch.cartesian_prod(side, side)
+
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of block once, for every block of it and batch size."""
         for block in self.blocks:

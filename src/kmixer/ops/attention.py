@@ -1,7 +1,8 @@
 """Fused softmax attention with windows: softmax over the allowed keys of scale q k^T, times the values.
 
-torch's own kernels, in memory linear in t. What they lack is cut to fit: fewer queries than keys, and
-windows, which go in blocks, so that the time is linear in t too.
+torch's own kernels, in memory linear in t. What they lack is cut to fit: fewer queries than keys, and windows. A window
+of a whole sequence (t = s) that is longer than twice the window goes in blocks, in time linear in t; any other is a
+mask (t, s).
 """
 
 from __future__ import annotations

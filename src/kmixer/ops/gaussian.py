@@ -6,7 +6,8 @@
 * `naive`  distances, mask, renormalisation: the definition. All (t, t) weights in memory.
 * `sdpa`   the same weights as softmax attention. |x_i|^2 is constant in a row and cancels, so with
            q' = [x / sigma^2, 1] and k' = [x, -|x|^2 / (2 sigma^2)] the weights are softmax(q' k'^T):
-           torch's fused attention computes them in memory linear in t, windows in time linear in t.
+           torch's fused attention computes them in memory linear in t; a window of a whole sequence that is
+           longer than twice the window goes in blocks, in time linear in t.
 * `flex`   the same through torch's FlexAttention; on a CPU slow, see `kmixer.ops.attention`.
 
 Source: Kundu et al. 2026 (arXiv 2605.02144) for the mixer; the d + 1 form follows from its definition.
@@ -29,7 +30,8 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # Fused attention wants head widths in multiples of this.
 WIDTH_MULTIPLE = 8
-# Keys whose mean is taken for what all tokens share: few, so that a far token later on costs no digits before it.
+# Keys whose mean is the centre of a causal sequence. Few: the queries that do not see all of them are computed another
+# way. Not the first alone, from which |x|^2 is twice what it is from the mean, and without bound where that key is far.
 CENTRE_KEYS = 16
 
 
@@ -78,7 +80,7 @@ def gaussian_attention(
         )
     reach = _reach(causal, window, window_inclusive, exclude_self)
     if x.shape[2] == 0:
-        return x
+        return x.new_empty(*x.shape[:3], values.shape[-1])
     if exclude_self:
         return _without_self(x, keys, values, log_sigma, reach, backend)
     return _attend(x, keys, values, log_sigma, causal, reach, backend)
@@ -117,12 +119,20 @@ def _attend(
     with torch.autocast(x.device.type, enabled=False):  # the dtype of x is the one that was asked for
         if backend == "naive":
             return _naive(x, keys, values, log_sigma, causal, reach).to(x.dtype)
-        queries, features = as_softmax(x, keys, log_sigma)
+        queries, features = as_softmax(x, keys, log_sigma, causal=causal)
         width = max(queries.shape[-1], values.shape[-1])  # fused attention wants one for all three
         tensors = (F.pad(z, (0, width - z.shape[-1])) for z in (queries, features, values.to(queries.dtype)))
         attention = flex_attention if backend == "flex" else sdpa_attention
-        y = attention(*tensors, causal=causal, reach=reach, scale=1.0)
-        return y[..., : values.shape[-1]].to(x.dtype)
+        y = attention(*tensors, causal=causal, reach=reach, scale=1.0)[..., : values.shape[-1]].to(x.dtype)
+        past = keys.shape[2] - x.shape[2]
+        # Queries that do not see all keys of the centre: by the definition, so that no later key rounds them otherwise.
+        early = min(x.shape[2], max(0, CENTRE_KEYS - past)) if causal and _is_centred(x.dtype) else 0
+        if early == 0:
+            return y
+        seen = keys[:, :, : past + early]
+        seen_values = seen if values is keys else values[:, :, : past + early]
+        first = _naive(x[:, :, :early], seen, seen_values, log_sigma, causal, reach)
+        return torch.cat([first.to(x.dtype), y[:, :, early:]], dim=2)
 
 
 def _naive(x: Tensor, keys: Tensor, values: Tensor, log_sigma: Tensor, causal: bool, reach: int | None) -> Tensor:
@@ -135,21 +145,31 @@ def _naive(x: Tensor, keys: Tensor, values: Tensor, log_sigma: Tensor, causal: b
     return torch.softmax(exponents, dim=-1) @ values
 
 
+def _is_centred(dtype: torch.dtype) -> bool:
+    """Whether a centre is subtracted: bfloat16 would round what is left by more than the centre saves."""
+    return dtype != torch.bfloat16
+
+
 def as_softmax(
-    x: Float[Tensor, "b h t d"], keys: Float[Tensor, "b h s d"], log_sigma: Float[Tensor, " h"]
+    x: Float[Tensor, "b h t d"],
+    keys: Float[Tensor, "b h s d"],
+    log_sigma: Float[Tensor, " h"],
+    *,
+    causal: bool = True,
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h s e"]]:
     """q' and k' whose softmax attention, with scale 1, has the weights of Gaussian kernel attention.
 
-    The kernel does not see a shift of all tokens, float numbers do: the mean of the first keys is subtracted,
-    so that what tokens share costs no digits. The key's -|x|^2 / (2 sigma^2) stands in two columns, a
-    rounded value and its remainder: in bfloat16 one column would be off by whole units. Widths are
-    padded to a multiple of 8.
+    The kernel does not see a shift of all tokens, float numbers do: the mean of the keys is subtracted, so that what
+    tokens share costs no digits. Where positions see the past only, it is the mean of the first CENTRE_KEYS: queries
+    that see all of these are rounded by nothing later, and those before them do not take this form. The key's
+    -|x|^2 / (2 sigma^2) stands in two columns, a rounded value and its remainder: in bfloat16 one column would be off
+    by whole units. Widths are padded to a multiple of 8.
     """
     dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
     accurate = torch.promote_types(dtype, torch.float32)
     precision = torch.exp(-2 * log_sigma.to(accurate))[:, None, None]
-    if dtype == accurate:
-        centre = keys[:, :, :CENTRE_KEYS].mean(2, keepdim=True).detach()
+    if _is_centred(x.dtype):
+        centre = keys[:, :, : CENTRE_KEYS if causal else None].mean(2, keepdim=True).detach()
         x, keys = x.to(dtype) - centre, keys.to(dtype) - centre
     bias = -0.5 * keys.to(accurate).square().sum(-1, keepdim=True) * precision
     high = bias.to(dtype)

@@ -62,7 +62,7 @@ def hierarchical_attention(
         y (b, h, t, f), in the dtype of the values; computed in float32 where that is narrower.
 
     Raises:
-        InputError: an unknown backend, levels that do not fit each other or the values.
+        InputError: an unknown backend or one that cannot compute this, levels that do not fit each other or the values.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
@@ -78,6 +78,8 @@ def hierarchical_attention(
             "backend 'native': it needs the compiled kernels, tensors on a CPU, all positions as queries, at most "
             f"{MAX_NATIVE_LEVELS} levels, and no float64; allowed: auto, naive, blocked"
         )
+    if backend == "blocked" and t != s:
+        raise InputError(f"backend 'blocked': got {t} queries of {s} positions, it needs all; allowed: auto, naive")
     dtype = torch.promote_types(values.dtype, torch.float32)
     queries, keys = ([z.to(dtype) for z in levels] for levels in (queries, keys))
     with torch.autocast(values.device.type, enabled=False):
@@ -86,7 +88,7 @@ def hierarchical_attention(
                 weights.to(dtype), values.to(dtype), causal, torch.cat(queries, 2), torch.cat(keys, 2)
             )
             return attended.to(values.dtype)
-        if backend == "blocked" and t == s:
+        if backend == "blocked":
             y = blocked_hierarchical_attention(queries, keys, values.to(dtype), weights.to(dtype), causal)
             return y.to(values.dtype)
         scores = hierarchical_scores(queries, keys, weights.to(dtype), s=s, t=t)

@@ -15,29 +15,32 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """The average of a model's parameters; `tensors` by parameter name."""
+    """The average of the parameters that train; `tensors` by parameter name."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
-        self.tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.tensors = {name: parameter.detach().clone() for name, parameter in self._trained()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after step 1, 2, ..."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._trained():
             self.tensors[name].lerp_(parameter, 1 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Within it, the model has the averaged weights."""
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(self._trained())
         weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         self._set(parameters, self.tensors)
         try:
             yield
         finally:
             self._set(parameters, weights)
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
     @staticmethod
     @torch.no_grad()

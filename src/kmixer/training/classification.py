@@ -156,11 +156,17 @@ class ImageTask(ClassificationTask):
         return augmented(pixels, self.recipe.data.augment, generator), labels
 
     def final_measures(self, model: Classifier) -> dict[str, Any]:
-        """Loss and accuracy of every part, and what the class token holds of the patches of a few images."""
+        """Loss and accuracy of every part, and what the class token holds of the patches of a few images.
+
+        The latter only where every layer has weights: with output fusion a layer has none.
+        """
+        measured = super().final_measures(model)
         shown = self.dataset.validation.inputs[:SHOWN_EXAMPLES]
-        rollout = attention_rollout(attention_weights(model, shown.to(model.head.weight.device)))
-        held = {"images": shown.tolist(), "rollout": rollout[:, 0, 1:].tolist()}
-        return super().final_measures(model) | {"class_token": held}
+        weights = attention_weights(model, shown.to(model.head.weight.device))
+        if len(weights) < self.recipe.model.layers:
+            return measured
+        held = {"images": shown.tolist(), "rollout": attention_rollout(weights)[:, 0, 1:].tolist()}
+        return measured | {"class_token": held}
 
 
 class SequenceTask(ClassificationTask):

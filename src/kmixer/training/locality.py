@@ -44,22 +44,31 @@ def attention_weights(model: nn.Module, *inputs: Any) -> list[Float[Tensor, "b h
     return [layer.weights(x) for layer, x in zip(layers, inputs_of(model, layers, *inputs), strict=True)]
 
 
-def measure_locality(weights: list[Float[Tensor, "b h t t"]]) -> dict[str, list[list[float]]]:
+def measure_locality(
+    weights: list[Float[Tensor, "b h t t"]], places: Float[Tensor, "n k"] | None = None
+) -> dict[str, list[list[float]]]:
     """How local every head is: lists of layers of heads, means over all queries.
+
+    Args:
+        weights: of every layer.
+        places: coordinates of the last n positions; those before them, a class token, have none. None is 0, 1, ...
 
     Returns:
         "effective_keys", the exponential of the entropy of a query's weights: 1 for one key, n for n alike;
-        "distance", the mean of |i - j| under the weights, in positions; "self_weight", what a position
-        takes of itself.
+        "distance", the mean distance of query and key under the weights, in the units of the places: among the
+        positions that have one, the weights between them made to add to 1 again; "self_weight", what a position takes
+        of itself.
     """
     found: dict[str, list[list[float]]] = {"effective_keys": [], "distance": [], "self_weight": []}
     for layer in weights:
         w = layer.double()
-        positions = torch.arange(w.shape[-1], device=w.device)
-        distance = (positions[:, None] - positions).abs()
+        at = torch.arange(w.shape[-1], device=w.device)[:, None] if places is None else places.to(w.device)
+        distance = torch.cdist(at.double(), at.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        placed = w[:, :, -len(at) :, -len(at) :]
+        shares = placed / placed.sum(-1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
         entropy = -(w * w.clamp(min=torch.finfo(w.dtype).tiny).log()).sum(-1)
         found["effective_keys"].append(entropy.exp().mean((0, 2)).tolist())
-        found["distance"].append((w * distance).sum(-1).mean((0, 2)).tolist())
+        found["distance"].append((shares * distance).sum(-1).mean((0, 2)).tolist())
         found["self_weight"].append(torch.diagonal(w, dim1=-2, dim2=-1).mean((0, 2)).tolist())
     return found
 

@@ -2,7 +2,7 @@
 
 * `grouped`  AdamW as the K-Operators author sets it: matrices and K0's gain at the learning rate with weight
   decay; biases, norms and logits at half of it, embeddings at three quarters, without.
-* `simple`   AdamW with one learning rate; weight decay on everything with two dimensions or more.
+* `simple`   AdamW with one learning rate; weight decay on everything with two dimensions or more but logits.
 * `muon`     Muon (orthogonalised momentum) for the matrices of the layers, AdamW for everything else,
   grouped as in `simple`.
 """
@@ -35,7 +35,7 @@ def build_optimizers(model: nn.Module, config: OptimizationConfig) -> list[Optim
         if config.optimizer == "grouped":
             key = GROUPS[author_group(name)]
         else:
-            key = (1.0, 1.0 if parameter.ndim >= 2 else 0.0)
+            key = (1.0, 1.0 if parameter.ndim >= 2 and not name.endswith("_logit") else 0.0)
         factors.setdefault(key, []).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": members, "lr": config.learning_rate * rate, "weight_decay": config.weight_decay * decay}
@@ -63,11 +63,15 @@ def author_group(name: str) -> str:
 
 
 def is_stack_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether Muon trains it: matrices that act on channels. A base kernel acts on positions and is left out."""
+    """Whether Muon trains it: matrices that act on channels.
+
+    A base kernel acts on positions; a filter has a row of its own for every channel, logits one for every head.
+    """
     outside = name.startswith(
         ("embedding.", "from_embedding.", "head.", "stack.value_embeddings.", "patches.", "positions")
     )
-    return parameter.ndim == 2 and not outside and "kernel." not in name
+    no_matrix = name.endswith(("_logit", ".filter")) or "kernel." in name
+    return parameter.ndim == 2 and not outside and not no_matrix
 
 
 def learning_rate_factor(step: int, config: OptimizationConfig) -> float:

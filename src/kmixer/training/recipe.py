@@ -178,6 +178,9 @@ class SequenceRecipe(ClassificationRecipe):
     data: SequenceDataConfig
     model: SequenceClassifierConfig
 
+    def measures(self) -> dict[str, Any]:
+        return super().measures() | {"causal": self.model.causal}
+
 
 RECIPES: dict[str, type[AnyRecipe]] = {
     "language": Recipe,
