@@ -22,7 +22,9 @@ def test_the_commands_take_a_classifier(
     assert math.isfinite(answer["loss"])
     assert answer["examples"] > 0
     assert "sigma" in json.loads(kmixer_command("analyze", str(tmp_path / "run"), "--json").out)
-    assert "effective keys" in kmixer_command("analyze", str(tmp_path / "run")).out
+    said = kmixer_command("analyze", str(tmp_path / "run")).out
+    assert "effective keys" in said
+    assert "class token, per cent held of each patch" in said
     kmixer_command("report", str(tmp_path / "run"), "--figures", str(tmp_path / "figures"))
     assert "What the class token" in (tmp_path / "run/report.html").read_text()
     assert (tmp_path / "figures/class-token.png").stat().st_size > 1000

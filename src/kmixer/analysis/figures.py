@@ -168,7 +168,8 @@ def locality(arm: ArmRuns) -> Figure | None:
     if not recorded:
         return None
     figure, both = _figure(f"Attention of {arm.name}, last evaluation", "head", "attention layer", columns=2)
-    names = {"effective_keys": "effective keys, exp(entropy)", "distance": "mean distance, positions"}
+    apart = "patches" if arm.unit == "images" else "positions"
+    names = {"effective_keys": "effective keys, exp(entropy)", "distance": f"mean distance, {apart}"}
     for axes, (key, title) in zip(both, names.items(), strict=True):
         values = np.array(recorded[-1][key])
         figure.colorbar(axes.imshow(values, aspect="auto", cmap="viridis", origin="lower"), ax=axes)

@@ -30,7 +30,7 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
     """
     recipe = RunFolder(run).read_recipe()
     if isinstance(recipe, ClassificationRecipe):
-        found = open_classification(recipe, data_dir).dynamics(load_classifier(run)[0])
+        found = open_classification(recipe, data_dir).analyze(load_classifier(run)[0])
     else:
         found = _analyze_language(run, as_language(recipe), data_dir)
     if "decay" in found:
@@ -44,6 +44,8 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
         _print_attention(found)
     if "levels" in found:
         _print_levels(found)
+    if "class_token" in found:
+        _print_class_token(found["class_token"]["rollout"])
     losses = found.get("loss_by_position", [])
     if not losses:
         return
@@ -95,6 +97,15 @@ def _print_levels(found: dict[str, Any]) -> None:
             for level, heads in enumerate(levels[name]):
                 what = f"levels 0 to {level}" if name in ("fit_error", "remainder") else f"level {level}"
                 print(f"       {name.replace('_', ' ')}, {what}: " + "  ".join(f"{value:.3f}" for value in heads))
+
+
+def _print_class_token(rollouts: list[list[float]]) -> None:
+    """What the class token holds of each patch, as the image lies."""
+    print(f"class token, per cent held of each patch, mean over {len(rollouts)} images, all layers:")
+    means = [100 * sum(patch) / len(rollouts) for patch in zip(*rollouts, strict=True)]
+    side = round(len(means) ** 0.5)
+    for row in range(side):
+        print("       " + "  ".join(f"{value:5.1f}" for value in means[row * side : (row + 1) * side]))
 
 
 def report(

@@ -108,6 +108,10 @@ class ClassificationTask(Task):
     def dynamics(self, model: Classifier) -> dict[str, Any]:
         return measure_mixers(model, self.prepared(self.looked_at().to(model.head.weight.device)))
 
+    def analyze(self, model: Classifier) -> dict[str, Any]:
+        """Everything that can be measured of a model's mixers."""
+        return self.dynamics(model)
+
     def looked_at(self) -> Tensor:
         """Validation inputs on which all attention weights are looked at."""
         return self.dataset.validation.inputs[:32]
@@ -156,17 +160,20 @@ class ImageTask(ClassificationTask):
         return augmented(pixels, self.recipe.data.augment, generator), labels
 
     def final_measures(self, model: Classifier) -> dict[str, Any]:
-        """Loss and accuracy of every part, and what the class token holds of the patches of a few images.
+        """Loss and accuracy of every part, and `class_token`."""
+        return super().final_measures(model) | self.class_token(model)
 
-        The latter only where every layer has weights: with output fusion a layer has none.
-        """
-        measured = super().final_measures(model)
+    def analyze(self, model: Classifier) -> dict[str, Any]:
+        return super().analyze(model) | self.class_token(model)
+
+    def class_token(self, model: Classifier) -> dict[str, Any]:
+        """A few images, and what the class token holds of each patch; nothing where a layer has no weights."""
         shown = self.dataset.validation.inputs[:SHOWN_EXAMPLES]
         weights = attention_weights(model, shown.to(model.head.weight.device))
-        if len(weights) < self.recipe.model.layers:
-            return measured
-        held = {"images": shown.tolist(), "rollout": attention_rollout(weights)[:, 0, 1:].tolist()}
-        return measured | {"class_token": held}
+        if len(weights) < self.recipe.model.layers:  # output fusion has none
+            return {}
+        rollout = attention_rollout(weights)[:, 0, 1:]
+        return {"class_token": {"images": shown.tolist(), "rollout": rollout.tolist()}}
 
 
 class SequenceTask(ClassificationTask):

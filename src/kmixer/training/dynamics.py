@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kmixer.layers import K2, BaseKernel, GaussianAttention, HierarchicalAttention, K2Mixer
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import KStack
+from kmixer.models.vision import VisionTransformer
 from kmixer.training.levels import measure_levels
 from kmixer.training.locality import attention_weights, inputs_of, measure_locality
 from kmixer.training.optimizers import author_group
@@ -89,7 +90,8 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
         found["level_weights"] = [layer.level_weights().tolist() for layer in hierarchical_layers]
         found["levels"] = [measure_levels(layer, x) for layer, x in zip(hierarchical_layers, reached, strict=True)]
     if weights:
-        found["locality"] = measure_locality(weights)
+        places = model.patch_places() if isinstance(model, VisionTransformer) else None
+        found["locality"] = measure_locality(weights, places)
     return found
 
 
