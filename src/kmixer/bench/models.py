@@ -13,7 +13,7 @@ from kmixer.bench.measure import peak_resident_bytes, time_calls
 from kmixer.errors import InputError
 from kmixer.generation.decoding import DecodingStep, can_prepare
 from kmixer.models import CausalLM, ModelConfig, transformer_like
-from kmixer.training.memory import keep_freed_memory
+from kmixer.training.process import settle_process
 from kmixer.training.optimizers import build_optimizers
 from kmixer.training.recipe import Recipe, load_language_recipe
 
@@ -114,7 +114,7 @@ def bench_memory(recipe: str, settings: list[str], model: str) -> dict[str, Any]
 
 def print_peak(recipe: str, model: str, *settings: str) -> None:
     """The process `bench_memory` starts."""
-    keep_freed_memory()
+    settle_process()
     before = peak_resident_bytes()
     bench_train(load_language_recipe(recipe, list(settings)), model, "float32", 1, 1.0)
     print(peak_resident_bytes() - before)

@@ -19,7 +19,7 @@ from kmixer.bench.models import bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
 from kmixer.cli.options import Json, RecipeName, Settings
 from kmixer.errors import InputError
-from kmixer.training.memory import keep_freed_memory
+from kmixer.training.process import settle_process
 from kmixer.training.recipe import load_language_recipe
 from kmixer.training.run_folder import environment
 
@@ -201,7 +201,7 @@ def hierarchical(
 
 
 def _start(threads: int) -> dict[str, Any]:
-    keep_freed_memory()
+    settle_process()
     torch.set_num_threads(threads)
     return roofs()
 

@@ -43,9 +43,9 @@ def train(
     """
     from kmixer.cli.progress import TerminalReporter
     from kmixer.training.loop import train as run_training
-    from kmixer.training.memory import keep_freed_memory
+    from kmixer.training.process import settle_process
 
-    keep_freed_memory()
+    settle_process()
     if resume and force:
         raise InputError("--resume continues a run and --force replaces it; give one of them")
     settings = list(settings or []) + ([f"training.seed={seed}"] if seed is not None else [])
