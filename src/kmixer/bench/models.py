@@ -13,8 +13,8 @@ from kmixer.bench.measure import peak_resident_bytes, time_calls
 from kmixer.errors import InputError
 from kmixer.generation.decoding import DecodingStep, can_prepare
 from kmixer.models import CausalLM, ModelConfig, transformer_like
-from kmixer.training.process import settle_process
 from kmixer.training.optimizers import build_optimizers
+from kmixer.training.process import settle_process
 from kmixer.training.recipe import Recipe, load_language_recipe
 
 
