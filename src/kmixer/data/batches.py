@@ -18,18 +18,6 @@ def random_windows(
     return both[:, :-1], both[:, 1:]
 
 
-def with_noise(
-    inputs: Integer[Tensor, "b w"], tokens: Integer[Tensor, " n"], rate: float, generator: torch.Generator
-) -> Integer[Tensor, "b w"]:
-    """Inputs of which each is replaced, with probability `rate`, by a token drawn from the text.
-
-    Unigram noising of Xie et al. 2017 (arXiv 1703.02573): it smooths a model as interpolation smooths n-grams.
-    """
-    replaced = torch.rand(inputs.shape, generator=generator, device=tokens.device) < rate
-    places = torch.randint(len(tokens), inputs.shape, generator=generator, device=tokens.device)
-    return torch.where(replaced, tokens[places].long(), inputs)
-
-
 def consecutive_windows(
     tokens: Integer[Tensor, " n"], window: int, batch_size: int
 ) -> Iterator[tuple[Integer[Tensor, "b w"], Integer[Tensor, "b w"]]]:

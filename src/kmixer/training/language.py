@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kmixer.data.batches import random_windows, with_noise
+from kmixer.data.batches import random_windows
 from kmixer.data.token_files import Dataset, count_tokens, prepare_dataset
 from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
@@ -75,8 +75,7 @@ class LanguageTask(Task):
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         config = self.recipe.training
-        inputs, targets = random_windows(self.tokens, config.window, config.batch_size, generator)
-        return with_noise(inputs, self.tokens, config.noise, generator) if config.noise else inputs, targets
+        return random_windows(self.tokens, config.window, config.batch_size, generator)
 
     def loss(self, network: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         losses: Tensor = network(inputs, targets=targets).losses

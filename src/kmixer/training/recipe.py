@@ -14,7 +14,7 @@ from kmixer.config import StrictConfig
 from kmixer.data.config import DataConfig, ImageDataConfig, SequenceDataConfig, TokenizerConfig
 from kmixer.errors import InputError
 from kmixer.files import read_text
-from kmixer.models.config import LanguageModelConfig, Positive, Probability, SequenceClassifierConfig
+from kmixer.models.config import LanguageModelConfig, Positive, SequenceClassifierConfig
 from kmixer.models.vision import VisionConfig
 
 Protocol = Literal["windows", "stream"]
@@ -66,7 +66,6 @@ class TrainingConfig(OptimizationConfig):
     """How the weights of a language model are found."""
 
     window: Positive  # tokens a window
-    noise: Probability = 0.0  # part of the inputs that is replaced by tokens drawn from the training part
 
 
 class EvaluationConfig(StrictConfig):
