@@ -21,7 +21,7 @@ def test_classification_is_a_sweep_over_mixers(kmixer_command: Run, tmp_path: Pa
     settings = [part for setting in small for part in ("--set", setting)]
     out = tmp_path / "sweep"
     answer = kmixer_command("task", "listops", "--mixers", "softmax,k2", "--seeds", "1", "--out", out, *settings)
-    assert "sweep/mixers=k2" in answer.out
+    assert "  mixers=k2  1  " in answer.out
     assert "Accuracy and cross-entropy" in answer.out
     assert (out / "mixers=softmax/seed-1/results.json").is_file()
     assert "kmixer task scifar --mixers softmax,hierarchical" in kmixer_command("task", "scifar", "--help").out

@@ -25,8 +25,9 @@ def recipes(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(described, indent=2))
         return
+    width = max(map(len, described)) + 2
     for name, description in described.items():
-        print(f"{name:32}{description}")
+        print(f"{name:{width}}{description}")
 
 
 def params(recipe: RecipeName, settings: Settings = None, beside: Beside = None, as_json: Json = False) -> None:
