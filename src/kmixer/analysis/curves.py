@@ -46,9 +46,9 @@ class ArmRuns:
         units = np.array(steps) * self.runs[0].read_recipe().units_per_step
         return Curve(units, seconds.mean(1) / 60, losses.mean(1), losses.min(1), losses.max(1))
 
-    def dynamics(self) -> list[tuple[int, dict[str, Any]]]:
-        """(step, measurement) of the first run, as it was recorded at each evaluation."""
-        return [(line["step"], line["dynamics"]) for line in self.metrics[0] if "dynamics" in line]
+    def dynamics(self, run: int = 0) -> list[tuple[int, dict[str, Any]]]:
+        """(step, measurement) of a run, the first one, as it was recorded at each evaluation."""
+        return [(line["step"], line["dynamics"]) for line in self.metrics[run] if "dynamics" in line]
 
 
 @dataclass(frozen=True)

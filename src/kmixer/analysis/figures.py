@@ -237,19 +237,27 @@ def class_tokens(arm: ArmRuns) -> Figure | None:
 
 
 def refinement(arms: list[ArmRuns]) -> Figure | None:
-    """eta over training, and the residual of each refinement step at its end."""
-    refined = [(arm, [(s, d) for s, d in arm.dynamics() if "eta" in d]) for arm in arms]
-    refined = [(arm, recorded) for arm, recorded in refined if recorded]
+    """eta over training, and the residual of each refinement step at its end: a line a seed."""
+    refined = [
+        (
+            arm.name,
+            [recorded for i in range(len(arm.runs)) if (recorded := arm.dynamics(i)) and "eta" in recorded[-1][1]],
+        )
+        for arm in arms
+    ]
+    refined = [(name, runs) for name, runs in refined if runs]
     if not refined:
         return None
     figure, (left, right) = _figure("Refinement", "", "", columns=2)
-    for arm, recorded in refined:
-        left.plot([step for step, _ in recorded], [each["eta"] for _, each in recorded], label=arm.name)
-        residuals = recorded[-1][1]["residuals"]
-        right.plot(range(1, len(residuals) + 1), residuals, marker="o", markersize=4, label=arm.name)
+    for index, (name, runs) in enumerate(refined):
+        for seed, recorded in enumerate(runs):
+            style: dict[str, Any] = {"color": f"C{index}", "linewidth": 1.2, "label": name if seed == 0 else None}
+            left.plot([step for step, _ in recorded], [each["eta"] for _, each in recorded], **style)
+            residuals = recorded[-1][1]["residuals"]
+            right.plot(range(1, len(residuals) + 1), residuals, marker="o", markersize=4, **style)
     left.set(xlabel="step", ylabel="eta", ylim=(0, None))
-    right.set(xlabel="refinement step", ylabel="|K(h) - h| / |h|, last evaluation")
-    right.set_xticks(range(1, 1 + max(len(recorded[-1][1]["residuals"]) for _, recorded in refined)))
+    right.set(xlabel="refinement step", ylabel="|K(h) - h| / |h|, last evaluation", yscale="log")
+    right.set_xticks(range(1, 1 + max(len(runs[0][-1][1]["residuals"]) for _, runs in refined)))
     _legend(left)
     return figure
 

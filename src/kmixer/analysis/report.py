@@ -34,7 +34,8 @@ CAPTIONS = {
     "loss-curves": "Mean over the seeds; the band reaches from the smallest to the largest.",
     "final-losses": "A point a seed; the stroke is the mean. Each is the lowest of its run's evaluations.",
     "loss-by-position": "Best weights on the validation part: how much the text before helps.",
-    "refinement": "eta is the learned step size; a residual that falls from step to step approaches an equilibrium.",
+    "refinement": "A line a seed. eta is the learned step size; a residual that falls from step to step approaches an "
+    "equilibrium.",
     "base-share": "Measured on validation text: |base| / (|base| + |decay|) in norm, first seed. The gate alone does "
     "not say it, since the kernel's own scale is free.",
     "decays": "A stroke a channel, first seed: how many positions back its memory reaches.",
