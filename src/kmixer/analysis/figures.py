@@ -238,14 +238,11 @@ def class_tokens(arm: ArmRuns) -> Figure | None:
 
 def refinement(arms: list[ArmRuns]) -> Figure | None:
     """eta over training, and the residual of each refinement step at its end: a line a seed."""
-    refined = [
-        (
-            arm.name,
-            [recorded for i in range(len(arm.runs)) if (recorded := arm.dynamics(i)) and "eta" in recorded[-1][1]],
-        )
-        for arm in arms
-    ]
-    refined = [(name, runs) for name, runs in refined if runs]
+    refined: list[tuple[str, list[list[tuple[int, dict[str, Any]]]]]] = []
+    for arm in arms:
+        runs = [recorded for i in range(len(arm.runs)) if (recorded := arm.dynamics(i))]
+        if runs and "eta" in runs[0][-1][1]:  # refinement is of the arm, not of a seed
+            refined.append((arm.name, runs))
     if not refined:
         return None
     figure, (left, right) = _figure("Refinement", "", "", columns=2)

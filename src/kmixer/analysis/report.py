@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from kmixer.analysis.curves import ArmRuns, read_arm_runs
 from kmixer.analysis.figures import all_figures
-from kmixer.experiments.compare import arms_of, compare, why_not_comparable, without_results
+from kmixer.experiments.compare import arms_of, compare, measured_parts, why_not_comparable, without_results
 from kmixer.experiments.learned import LEARNED, learned_table
 from kmixer.experiments.sweep import SWEEP, Sweep, command_of
 from kmixer.experiments.tables import cells, describe, headline, is_better
@@ -61,9 +61,7 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
     drawn = all_figures(arms)
     all_arms = arms_of(paths)
     ended = [arm for arm in all_arms if arm.results]
-    warning = why_not_comparable(ended) if ended else None
-    has_test = ended and all("test" in result["best"] for arm in ended for result in arm.results.values())
-    tables = [compare(all_arms, part) for part in (("validation", "test") if has_test else ("validation",)) if ended]
+    tables = [compare(all_arms, part) for part in measured_parts(ended)] if ended else []
     learned_head, learned = learned_table(all_arms)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (resources.files("kmixer.analysis") / "report.html").read_text(encoding="utf-8")
@@ -72,7 +70,7 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
         title=" · ".join(path.name for path in paths),
         tables=tables,
         headline=headline(tables[0]) if tables else "",
-        warning=warning,
+        warning=why_not_comparable(all_arms),
         head=head_of,
         cells=cells,
         is_better=is_better,

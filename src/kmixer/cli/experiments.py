@@ -23,7 +23,7 @@ from kmixer.experiments.sweep import (
     load_ablation,
     read_ablation_file,
 )
-from kmixer.experiments.tables import cells, describe, describe_reach, head, markdown_table, text_table
+from kmixer.experiments.tables import describe, describe_reach, markdown_table, table, text_table
 from kmixer.experiments.workers import log_of, run_sweep
 from kmixer.training.recipe import load_recipe
 
@@ -71,7 +71,7 @@ def sweep(
     if any(run.status == "finished" for run in runs):
         arms = read_arms([folder])
         rows = compare(arms)
-        print("\n".join([text_table(head(rows), [cells(row) for row in rows]), describe(rows), *without_results(arms)]))
+        print(text_table(*table(rows)), describe(rows), *without_results(arms), sep="\n")
     if any(run.status == "failed" for run in runs):
         raise typer.Exit(1)
 
@@ -105,8 +105,7 @@ def compare_runs(
     if reason and not anyway:
         raise InputError(f"{reason} (--anyway compares them all the same)")
     rows = compare(arms, part, chosen)
-    ended = [arm for arm in arms if arm.results]
-    reached = None if target is None else reach_of(ended, target)
+    reached = None if target is None else reach_of(arms, target)
     heading, body = learned_table(arms) if learned else ((), [])
     if as_json:
         for row, each in zip(rows, reached or (), strict=False):
@@ -118,12 +117,12 @@ def compare_runs(
     notes = [*([f"not comparable: {reason}"] if reason else []), *without_results(arms)]
     notes += describe_reach(rows, reached) if reached is not None else []
     if markdown:
-        parts = [markdown_table(head(rows), [cells(row) for row in rows]), describe(rows)]
+        parts = [markdown_table(*table(rows)), describe(rows)]
         parts += [f"- {note}" for note in notes]
         parts += [markdown_table(heading, body), LEARNED] if learned else []
         print("\n\n".join(parts))
         return
-    print("\n".join([text_table(head(rows), [cells(row) for row in rows]), describe(rows), *notes]))
+    print(text_table(*table(rows)), describe(rows), *notes, sep="\n")
     if learned:
         print(text_table(heading, body), LEARNED, sep="\n")
 

@@ -10,7 +10,7 @@ from kmixer.errors import InputError
 from kmixer.experiments.statistics import paired_difference, summarize
 from kmixer.experiments.sweep import runs_by_arm
 from kmixer.files import read_json
-from kmixer.training.run_folder import ENVIRONMENT, RunFolder
+from kmixer.training.run_folder import ENVIRONMENT, RESULTS, RunFolder
 
 Weights = Literal["best", "last"]
 Part = Literal["validation", "test"]
@@ -64,7 +64,7 @@ def read_arms(paths: list[Path]) -> list[Arm]:
     Raises InputError where a path is neither, or none of its runs has ended.
     """
     for path in paths:
-        if not any(arm.results for arm in arms_of([path])):
+        if not any((run / RESULTS).is_file() for _, runs in runs_by_arm([path]) for run in runs):
             raise InputError(
                 f"{path}: none of its runs has ended; go on with kmixer train --resume, or the same kmixer sweep"
             )
@@ -106,8 +106,8 @@ class Reach:
 
 
 def reach_of(arms: list[Arm], target: float) -> list[Reach]:
-    """How much training each arm needs for a validation loss."""
-    return [_reach(arm, target) for arm in arms]
+    """How much training each arm with results needs for a validation loss."""
+    return [_reach(arm, target) for arm in arms if arm.results]
 
 
 def _reach(arm: Arm, target: float) -> Reach:
@@ -156,6 +156,12 @@ def without_results(arms: list[Arm]) -> list[str]:
     if lines and not arms[0].results:
         lines.append(f"differences would be from {arms[0].name}, so there are none")
     return lines
+
+
+def measured_parts(arms: list[Arm]) -> list[Part]:
+    """The held-out parts on which every run that ended was measured."""
+    results = [result for arm in arms for result in arm.results.values()]
+    return ["validation", "test"] if results and all("test" in each["best"] for each in results) else ["validation"]
 
 
 def metric_of(arms: list[Arm]) -> Metric:

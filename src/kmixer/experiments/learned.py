@@ -7,6 +7,7 @@ from typing import Any
 
 from kmixer.experiments.compare import Arm
 from kmixer.experiments.statistics import summarize
+from kmixer.experiments.tables import with_deviation
 
 # One column each: heading, the numbers of a recorded measurement (see `measure_dynamics`), digits.
 COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], Iterable[float]], int]] = {
@@ -32,14 +33,13 @@ def learned_table(arms: list[Arm]) -> tuple[tuple[str, ...], list[tuple[str, ...
     Columns of which no arm has anything are left out, and so are arms without runs that ended.
     """
     ended = [arm for arm in arms if arm.runs]
-    found = {arm.name: [_last_dynamics(run.read_metrics()) for run in arm.runs] for arm in ended}
-    columns: dict[str, list[str]] = {}
+    found = [[_last_dynamics(run.read_metrics()) for run in arm.runs] for arm in ended]
+    columns = {"arm": [arm.name for arm in ended]}
     for heading, (numbers_of, digits) in COLUMNS.items():
-        cells = [_cell([list(numbers_of(each)) for each in runs], digits) for runs in found.values()]
+        cells = [_cell([list(numbers_of(each)) for each in runs], digits) for runs in found]
         if any(cells):
             columns[heading] = cells
-    body = [(name, *(cells[i] for cells in columns.values())) for i, name in enumerate(found)]
-    return ("arm", *columns), body
+    return tuple(columns), list(zip(*columns.values(), strict=True))
 
 
 def _last_dynamics(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -51,8 +51,7 @@ def _cell(runs: list[list[float]], digits: int) -> str:
     if not runs:
         return ""
     summary = summarize([sum(numbers) / len(numbers) for numbers in runs])
-    text = f"{summary.mean:,.{digits}f}"
-    text += "" if summary.deviation is None else f" +- {summary.deviation:,.{digits}f}"
+    text = with_deviation(summary.mean, summary.deviation, digits)
     every = _flat(runs)
     return text if len(runs[0]) == 1 else f"{text} ({min(every):,.{digits}f} to {max(every):,.{digits}f})"
 

@@ -19,6 +19,7 @@ from kmixer.experiments.compare import (
     Arm,
     arms_of,
     compare,
+    measured_parts,
     reach_of,
     read_arms,
     why_not_comparable,
@@ -29,12 +30,11 @@ from kmixer.experiments.statistics import summarize
 from kmixer.experiments.sweep import SWEEP, Sweep, command_of
 from kmixer.experiments.tables import (
     DENOISE_HEAD,
-    cells,
     denoise_cells,
     describe,
     describe_reach,
-    head,
     markdown_table,
+    table,
     with_deviation,
 )
 from kmixer.files import read_json, read_text, write_json, write_text
@@ -113,8 +113,7 @@ def _measure(entry: ResultEntry, parent: Path) -> dict[str, Any]:
     else:
         command, arm_settings = shlex.join(read_json(folder / ENVIRONMENT)["command"]), {}
     environment = read_json(runs[0].path / ENVIRONMENT)
-    parts = ["validation", *(["test"] if all("test" in r["best"] for a in arms for r in a.results.values()) else [])]
-    tables = {part: compare(arms, part) for part in parts}  # type: ignore[arg-type]
+    tables = {part: compare(arms, part) for part in measured_parts(arms)}
     return {
         "command": command,
         "arms": arm_settings,
@@ -152,8 +151,8 @@ def _protocols(arm: Arm) -> dict[str, str]:
 
 def _sweep_section(found: dict[str, Any]) -> list[str]:
     lines = []
-    for table in found["tables"].values():
-        lines += [markdown_table(head(table), [cells(row) for row in table]), describe(table)]
+    for rows in found["tables"].values():
+        lines += [markdown_table(*table(rows)), describe(rows)]
     lines += [f"- {line}" for line in found["without_results"]]
     keys = list(dict.fromkeys(key for row in found["protocols"] for key in row if key != "arm"))
     if len(keys) > 1 and found["tables"]["validation"][0]["metric"] != "accuracy":

@@ -49,6 +49,11 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def table(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and cells, as `text_table` and `markdown_table` take them."""
+    return head(rows), [cells(row) for row in rows]
+
+
 def difference_cells(row: dict[str, Any]) -> tuple[str, str]:
     """The difference from the first row and its interval."""
     difference, interval = row["difference"], row["interval"]
@@ -146,7 +151,7 @@ def amount(units: float) -> str:
 
 
 def with_deviation(mean: float, deviation: float | None, digits: int) -> str:
-    return f"{mean:.{digits}f}" + ("" if deviation is None else f" +- {deviation:.{digits}f}")
+    return f"{mean:,.{digits}f}" + ("" if deviation is None else f" +- {deviation:,.{digits}f}")
 
 
 def text_table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:

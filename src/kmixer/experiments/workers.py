@@ -48,7 +48,7 @@ def run_sweep(
     check_sweep(folder, sweep)
     runs = sweep_runs(folder, sweep)
     lock = _lock(folder)
-    write_json(folder / SWEEP, check_sweep(folder, sweep).model_dump())
+    write_json(folder / SWEEP, check_sweep(folder, sweep).model_dump())  # once more: seeds may have come meanwhile
     stopped: list[int] = []
     before = {
         number: signal.signal(number, lambda n, _: stopped.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
