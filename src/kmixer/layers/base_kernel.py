@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kmixer.errors import InputError
+from kmixer.errors import InputError, check_choice
 from kmixer.ops.base_kernel import KINDS, Kind, State, base_kernel, initial_state
 
 Init = Literal["exponential", "uniform"]
@@ -32,8 +32,7 @@ class BaseKernel(nn.Module):
 
     def __init__(self, kind: Kind, size: int, *, rank: int = 2, init: Init = "exponential") -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise InputError(f"base kernel: got {kind!r}; allowed: {', '.join(KINDS)}")
+        check_choice("base kernel", kind, KINDS)
         if size < 1:
             raise InputError(f"size of the base kernel: got {size}; allowed: 1 or more")
         self.kind = kind

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kmixer.errors import InputError
+from kmixer.errors import InputError, check_choice
 from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, identity_values, kept, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
@@ -76,8 +76,7 @@ class GaussianAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(width, heads, rotary=rotary)
-        if value_source not in get_args(ValueSource):
-            raise InputError(f"value_source: got {value_source!r}; allowed: {', '.join(get_args(ValueSource))}")
+        check_choice("value_source", value_source, get_args(ValueSource))
         if initial_sigma is not None and not initial_sigma > 0:
             raise InputError(f"initial_sigma: got {initial_sigma}; allowed: more than 0")
         self.heads, self.head_width = heads, width // heads

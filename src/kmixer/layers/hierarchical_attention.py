@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kmixer.errors import InputError
+from kmixer.errors import InputError, check_choice
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import linear
 from kmixer.layers.heads import after, check_state, identity_values, merge_heads, split_heads
@@ -59,8 +59,7 @@ class Downsample(nn.Module):
 
     def __init__(self, width: int, taps: int, kind: Downsampling) -> None:
         super().__init__()
-        if kind not in get_args(Downsampling):
-            raise InputError(f"downsampling: got {kind!r}; allowed: {', '.join(get_args(Downsampling))}")
+        check_choice("downsampling", kind, get_args(Downsampling))
         self.taps = taps
         self.filter = nn.Parameter(torch.full((width, taps), 1 / taps)) if kind == "depthwise" else None
         self.mixing = nn.Parameter(torch.eye(width)) if kind == "depthwise" else None
@@ -139,8 +138,7 @@ class HierarchicalAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(width, heads, rotary=rotary)
-        if fusion not in get_args(Fusion):
-            raise InputError(f"fusion: got {fusion!r}; allowed: {', '.join(get_args(Fusion))}")
+        check_choice("fusion", fusion, get_args(Fusion))
         if levels < 1 or taps < 1:
             raise InputError(f"levels: got {levels}, taps: got {taps}; allowed: 1 or more")
         self.heads, self.head_width = heads, width // heads
