@@ -21,7 +21,7 @@ from kmixer.models.config import ModelConfig
 from kmixer.models.heads import GeluHead, LinearHead
 from kmixer.models.k_stack import KStack, StackState
 
-LANES = 16  # kLanes in native/common.h
+LANES = 16  # kPadding in native/common.h
 EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE = range(6)
 NONE, GELU, GATE = range(3)
 # Threads cost more than they save below this many rows each.

@@ -1,4 +1,4 @@
-// What the compiled kernels share: threads, vectors of sixteen floats, and the normal distribution.
+// What the compiled kernels share: threads, vectors of floats, and the normal distribution.
 #pragma once
 
 #include <algorithm>
@@ -36,41 +36,72 @@ void parallel(int64_t count, int64_t threads, Function f) {
   f(0, count, 0);
 }
 
-// Sixteen floats: one AVX-512 register, two of AVX2; loads and stores need no alignment.
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
+// One register of floats; loads and stores need no alignment. A vector wider than a register would be kept in memory.
+#if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
+#elif defined(__AVX__)
+constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 4;
+#endif
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+// Columns of padded matrices are a multiple of this on every processor.
+constexpr int64_t kPadding = 16;
 
 INLINE Vector load(const float* x) { return *(const Vector*)x; }
 INLINE void store(Vector x, float* y) { *(Vector*)y = x; }
 
 typedef float Quarter __attribute__((vector_size(16), aligned(4), may_alias));
 
-// The sum of its four quarters.
+// The sum of a vector's groups of four.
 INLINE Quarter quarters_of(Vector x) {
+#if defined(__AVX512F__)
   typedef float Half __attribute__((vector_size(32)));
   const Half half = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
                     __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
   return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#elif defined(__AVX__)
+  return __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
+#else
+  return x;
+#endif
 }
 
-INLINE void store_sums(const Vector (&x)[1], float* to) {
+// Of every group of four: the first two of a and b in turn and the last two, or the first pair of both and the last.
+#if defined(__AVX512F__)
+#define FIRST_IN_TURN(a, b) \
+  __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define LAST_IN_TURN(a, b) \
+  __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define FIRST_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define LAST_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#elif defined(__AVX__)
+#define FIRST_IN_TURN(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define LAST_IN_TURN(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define FIRST_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define LAST_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#else
+#define FIRST_IN_TURN(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define LAST_IN_TURN(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define FIRST_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
+#define LAST_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 6, 7)
+#endif
+
+// The sums of the vectors, written to `to` or added to it.
+INLINE void store_sums(const Vector (&x)[1], float* to, bool add) {
   const Quarter quarter = quarters_of(x[0]);
-  to[0] = (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
+  const float sum = (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
+  to[0] = add ? to[0] + sum : sum;
 }
 
 // Four sums at once, in half the shuffles of one after the other: pairs of vectors are interleaved and added
 // until every quarter holds a part of all four.
-INLINE void store_sums(const Vector (&x)[4], float* to) {
-  Vector pair[2];
-  for (int i = 0; i < 2; ++i) {
-    const Vector a = x[2 * i], b = x[2 * i + 1];
-    pair[i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
-              __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-  }
-  const Vector all =
-      __builtin_shufflevector(pair[0], pair[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-      __builtin_shufflevector(pair[0], pair[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  *(Quarter*)to = quarters_of(all);
+INLINE void store_sums(const Vector (&x)[4], float* to, bool add) {
+  const Vector first = FIRST_IN_TURN(x[0], x[1]) + LAST_IN_TURN(x[0], x[1]);
+  const Vector second = FIRST_IN_TURN(x[2], x[3]) + LAST_IN_TURN(x[2], x[3]);
+  const Quarter sums = quarters_of(FIRST_PAIRS(first, second) + LAST_PAIRS(first, second));
+  *(Quarter*)to = add ? *(Quarter*)to + sums : sums;
 }
 
 // e^x for x <= 0, to 2 units in the last place: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2].

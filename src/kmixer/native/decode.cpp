@@ -94,7 +94,7 @@ INLINE void linear(const Operation& op, float* const* buffers, const int64_t* st
   const int64_t in_stride = strides[op.in], out_stride = strides[op.out];
   // The last operation of a layer adds to its own output buffer, so the product waits in scratch.
   thread_local std::vector<float> scratch;
-  const int64_t stride = stride_of(op.outputs), wide = stride - kLanes;
+  const int64_t stride = stride_of(op.outputs), wide = stride - kPadding;
   scratch.resize(rows * wide);
   float* product = scratch.data();
   multiply_rows(in, in_stride, op.weight, stride, op.inputs, wide, product, rows);

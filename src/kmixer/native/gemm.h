@@ -10,13 +10,13 @@ constexpr int kRows = 6;
 #ifdef __AVX512F__
 constexpr int kParts = 4;
 #else
-constexpr int kParts = 1;
+constexpr int kParts = 2;
 #endif
 // Inner positions of one pass: a panel of kParts vectors of B then fits the first cache level.
 constexpr int64_t kInner = 128;
 
 // Rows of padded matrices start a cache line further on: rows a power of two apart would share cache sets.
-INLINE int64_t stride_of(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes + kLanes; }
+INLINE int64_t stride_of(int64_t columns) { return (columns + kPadding - 1) / kPadding * kPadding + kPadding; }
 
 // A (rows, columns) matrix whose rows are so far apart, zero beyond its columns.
 struct Padded {
@@ -53,11 +53,12 @@ INLINE void multiply_block(Operand a, const float* b, int64_t b_row, int64_t inn
   for (int r = 0; r < rows; ++r)
     for (int p = 0; p < parts; ++p) sum[r][p] = add ? load(c + r * c_row + p * kLanes) : Vector{};
   const float* x = a.data;
-  for (int64_t i = 0; i < inner; ++i, x += a.column, b += b_row)
-    for (int p = 0; p < parts; ++p) {
-      const Vector w = load(b + p * kLanes);
-      for (int r = 0; r < rows; ++r) sum[r][p] += w * x[r * a.row];
-    }
+  for (int64_t i = 0; i < inner; ++i, x += a.column, b += b_row) {
+    Vector w[parts];
+    for (int p = 0; p < parts; ++p) w[p] = load(b + p * kLanes);
+    for (int r = 0; r < rows; ++r)
+      for (int p = 0; p < parts; ++p) sum[r][p] += w[p] * x[r * a.row];
+  }
   for (int r = 0; r < rows; ++r)
     for (int p = 0; p < parts; ++p) store(sum[r][p], c + r * c_row + p * kLanes);
 }

@@ -20,25 +20,20 @@ INLINE int64_t first_row(int64_t t, int64_t level) {
   return first;
 }
 
-INLINE int64_t whole_vectors(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
+INLINE int64_t padded(int64_t columns) { return (columns + kPadding - 1) / kPadding * kPadding; }
 
 // to (columns, rows) = factor times the first columns of `from` (rows, columns), transposed; sixteen columns a time, so
 // that what is written stays in cache.
 void write_transposed(const Padded& from, int64_t columns, float factor, float* to) {
   const int64_t rows = int64_t(from.data.size()) / from.stride;
-  for (int64_t first = 0; first < columns; first += kLanes)
+  for (int64_t first = 0; first < columns; first += kPadding)
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = first; j < std::min(first + kLanes, columns); ++j) to[j * rows + i] = factor * from.row(i)[j];
+      for (int64_t j = first; j < std::min(first + kPadding, columns); ++j) to[j * rows + i] = factor * from.row(i)[j];
 }
 
-// to[2j], to[2j + 1] = from[j] for whole vectors of `to`.
-INLINE void spread_row(const float* from, float* to, int64_t columns) {
-  for (int64_t j = 0; j < columns; j += 2 * kLanes) {
-    const Vector x = load(from + j / 2);
-    store(__builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), to + j);
-    if (j + kLanes < columns)
-      store(__builtin_shufflevector(x, x, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15), to + j + kLanes);
-  }
+// to[2j] = to[2j + 1] = from[j]; columns of `to` are even.
+INLINE void spread_row(const float* __restrict from, float* __restrict to, int64_t columns) {
+  for (int64_t j = 0; j < columns / 2; ++j) to[2 * j] = to[2 * j + 1] = from[j];
 }
 
 // What one thread needs for the blocks of one batch row and head.
@@ -67,7 +62,7 @@ struct Head {
   void make_scores(int64_t start, int64_t count, int64_t seen) {
     for (int64_t l = levels - 1; l >= 0; --l) {
       Padded& s = scores[l];
-      const int64_t rows = rows_of(count, l), columns = whole_vectors(rows_of(seen, l));
+      const int64_t rows = rows_of(count, l), columns = padded(rows_of(seen, l));
       const bool coarser = l + 1 < levels;
       for (int64_t i = 0; coarser && i < rows; ++i) spread_row(scores[l + 1].row(i / 2), s.row(i), columns);
       multiply({queries_of(l, start), e, 1}, transposed[l].row(0), transposed[l].stride, s.row(0), s.stride, rows, e,
@@ -109,7 +104,7 @@ INLINE void gather(const Padded& from, Padded& to, int64_t rows, int64_t columns
     for (int64_t j = 0; j < columns / 2; ++j) out[j] = upper[2 * j] + upper[2 * j + 1];
     if (lower != nullptr)
       for (int64_t j = 0; j < columns / 2; ++j) out[j] += lower[2 * j] + lower[2 * j + 1];
-    std::fill(out + columns / 2, out + whole_vectors(columns / 2), 0.0f);
+    std::fill(out + columns / 2, out + padded(columns / 2), 0.0f);
   }
 }
 
@@ -134,10 +129,10 @@ void hierarchical_forward(const float* q, const float* k, const float* values, c
         Padded& p = head.scores[0];
         float sums[kBlock];
         for (int64_t i = 0; i < count; ++i) {
-          const float highest = exponentiate(p.row(i), causal ? start + i + 1 : seen, whole_vectors(seen), &sums[i]);
+          const float highest = exponentiate(p.row(i), causal ? start + i + 1 : seen, padded(seen), &sums[i]);
           normaliser[at * t + start + i] = highest + std::log(sums[i]);
         }
-        multiply({p.row(0), p.stride, 1}, v.row(0), v.stride, out.row(0), out.stride, count, seen, whole_vectors(f),
+        multiply({p.row(0), p.stride, 1}, v.row(0), v.stride, out.row(0), out.stride, count, seen, padded(f),
                  false);
         for (int64_t i = 0; i < count; ++i)
           for (int64_t j = 0; j < f; ++j) y[(at * t + start + i) * f + j] = out.row(i)[j] / sums[i];
@@ -171,7 +166,7 @@ void hierarchical_backward(const float* q, const float* k, const float* values, 
       }
       for (int64_t start = 0; start < t; start += kBlock) {
         const int64_t count = std::min(kBlock, t - start), seen = causal ? start + count : t;
-        const int64_t columns = whole_vectors(seen);
+        const int64_t columns = padded(seen);
         head.make_scores(start, count, seen);
         Padded &p = head.scores[0], &ds = gradients[0];
         const float* grad = dy + (at * t + start) * f;
@@ -192,10 +187,10 @@ void hierarchical_backward(const float* q, const float* k, const float* values, 
         for (int64_t l = 0; l < levels; ++l) {
           const int64_t rows = rows_of(count, l), width = rows_of(seen, l), first = first_row(t, l) + (start >> l);
           const float factor = alpha[l] * scale, *queries = head.queries_of(l, start);
-          if (l > 0) gather(gradients[l - 1], gradients[l], rows_of(count, l - 1), whole_vectors(rows_of(seen, l - 1)));
+          if (l > 0) gather(gradients[l - 1], gradients[l], rows_of(count, l - 1), padded(rows_of(seen, l - 1)));
           Padded& g = gradients[l];
           multiply({g.row(0), g.stride, 1}, rows_of_keys[l].row(0), rows_of_keys[l].stride, products.row(0),
-                   products.stride, rows, width, whole_vectors(e), false);
+                   products.stride, rows, width, padded(e), false);
           float sum = 0;
           for (int64_t i = 0; i < rows; ++i)
             for (int64_t j = 0; j < e; ++j) {
@@ -204,7 +199,7 @@ void hierarchical_backward(const float* q, const float* k, const float* values, 
               dq[(at * all + first + i) * e + j] = factor * product;
             }
           dweights[at * levels + l] += scale * sum;
-          multiply({queries, 1, e}, g.row(0), g.stride, dkeys[l].row(0), dkeys[l].stride, e, rows, whole_vectors(width),
+          multiply({queries, 1, e}, g.row(0), g.stride, dkeys[l].row(0), dkeys[l].stride, e, rows, padded(width),
                    true);
         }
       }

@@ -12,8 +12,14 @@
 
 namespace {
 
-// Channels of one pass of the decay kernels: four AVX-512 registers of outputs and of values.
+// Channels of one block of the decay kernels, and the vectors of them whose state, of four ranks, fits the registers.
 constexpr int64_t kWide = 64;
+#ifdef __AVX512F__
+constexpr int kStateParts = 4;
+#else
+constexpr int kStateParts = 2;
+#endif
+constexpr int64_t kPass = kStateParts * kLanes;
 constexpr int64_t kNarrow = 16;
 // Positions of a tile of the backward pass: lags for the gradient of the decay are counted from its
 // start, so that sums over positions do not cancel.
@@ -30,17 +36,16 @@ INLINE void in_groups(int64_t r, Function f) {
   for (; c < r; ++c) f(c, std::integral_constant<int, 1>());
 }
 
-// `ranks` rows of the state and kWide channels, for all positions; adds to y where `more` holds.
+// `ranks` rows of the state and kPass channels, for all positions; adds to y where `more` holds.
 // With few ranks the compiler keeps the state in registers.
 template <int ranks>
-INLINE void decay_forward_wide(const float* q, const float* k, const float* v, const float* g, float* S, float* y,
+INLINE void decay_forward_pass(const float* q, const float* k, const float* v, const float* g, float* S, float* y,
                                int64_t t, int64_t r, int64_t d, bool more) {
-  constexpr int parts = kWide / kLanes;
-  Vector state[ranks][parts];
+  Vector state[ranks][kStateParts];
   for (int c = 0; c < ranks; ++c)
-    for (int p = 0; p < parts; ++p) state[c][p] = load(S + c * kWide + p * kLanes);
+    for (int p = 0; p < kStateParts; ++p) state[c][p] = load(S + c * kWide + p * kLanes);
   for (int64_t i = 0; i < t; ++i, q += r, k += r, v += d, y += d) {
-    for (int p = 0; p < parts; ++p) {
+    for (int p = 0; p < kStateParts; ++p) {
       const Vector value = load(v + p * kLanes);
       Vector sum = more ? load(y + p * kLanes) : Vector{};
       for (int c = 0; c < ranks; ++c) {
@@ -51,7 +56,7 @@ INLINE void decay_forward_wide(const float* q, const float* k, const float* v, c
     }
   }
   for (int c = 0; c < ranks; ++c)
-    for (int p = 0; p < parts; ++p) store(state[c][p], S + c * kWide + p * kLanes);
+    for (int p = 0; p < kStateParts; ++p) store(state[c][p], S + c * kWide + p * kLanes);
 }
 
 // One batch row and `width` channels; S (r, width). Wide blocks run tiles of positions, four ranks at a
@@ -64,8 +69,9 @@ INLINE void decay_forward_row(const float* q, const float* k, const float* v, co
     for (int64_t i = 0; i < t; i += tile) {
       const int64_t length = std::min(tile, t - i);
       in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
-        decay_forward_wide<ranks>(q + i * r + c, k + i * r + c, v + i * d, g + c, S + c * kWide, y + i * d, length, r,
-                                  d, c > 0);
+        for (int64_t j = 0; j < kWide; j += kPass)
+          decay_forward_pass<ranks>(q + i * r + c, k + i * r + c, v + i * d + j, g + c, S + c * kWide + j,
+                                    y + i * d + j, length, r, d, c > 0);
       });
     }
     return;
@@ -85,28 +91,34 @@ INLINE void decay_forward_row(const float* q, const float* k, const float* v, co
 
 // The backward pass walks tiles of kChunk positions, and in each of them groups of ranks.
 
-// dq of one tile, from the same recurrence; adds the new state to S.
+// dq of one tile and kPass channels, from the same recurrence; adds the new state to S. Adds to dq where `more` holds.
+template <int ranks>
+INLINE void decay_queries_pass(const float* k, const float* v, const float* g, const float* dy, float* S, float* dq,
+                               int64_t t, int64_t r, int64_t d, bool more) {
+  Vector state[ranks][kStateParts];
+  for (int c = 0; c < ranks; ++c)
+    for (int p = 0; p < kStateParts; ++p) state[c][p] = load(S + c * kWide + p * kLanes);
+  for (int64_t i = 0; i < t; ++i, k += r, v += d, dy += d, dq += r) {
+    Vector dot[ranks] = {};
+    for (int p = 0; p < kStateParts; ++p) {
+      const Vector value = load(v + p * kLanes), gradient = load(dy + p * kLanes);
+      for (int c = 0; c < ranks; ++c) {
+        state[c][p] = state[c][p] * g[c] + value * k[c];
+        dot[c] += state[c][p] * gradient;
+      }
+    }
+    store_sums(dot, dq, more);
+  }
+  for (int c = 0; c < ranks; ++c)
+    for (int p = 0; p < kStateParts; ++p) store(state[c][p], S + c * kWide + p * kLanes);
+}
+
 template <int ranks, class Width>
 INLINE void decay_backward_queries(const float* k, const float* v, const float* g, const float* dy, float* S, float* dq,
                                    int64_t t, int64_t r, int64_t d, Width width) {
   if (width == kWide) {
-    constexpr int parts = kWide / kLanes;
-    Vector state[ranks][parts];
-    for (int c = 0; c < ranks; ++c)
-      for (int p = 0; p < parts; ++p) state[c][p] = load(S + c * kWide + p * kLanes);
-    for (int64_t i = 0; i < t; ++i, k += r, v += d, dy += d, dq += r) {
-      Vector dot[ranks] = {};
-      for (int p = 0; p < parts; ++p) {
-        const Vector value = load(v + p * kLanes), gradient = load(dy + p * kLanes);
-        for (int c = 0; c < ranks; ++c) {
-          state[c][p] = state[c][p] * g[c] + value * k[c];
-          dot[c] += state[c][p] * gradient;
-        }
-      }
-      store_sums(dot, dq);
-    }
-    for (int c = 0; c < ranks; ++c)
-      for (int p = 0; p < parts; ++p) store(state[c][p], S + c * kWide + p * kLanes);
+    for (int64_t j = 0; j < kWide; j += kPass)
+      decay_queries_pass<ranks>(k, v + j, g, dy + j, S + j, dq, t, r, d, j > 0);
     return;
   }
   for (int64_t i = 0; i < t; ++i, k += r, v += d, dy += d, dq += r)
@@ -121,37 +133,51 @@ INLINE void decay_backward_queries(const float* k, const float* v, const float* 
     }
 }
 
-// dk and dv of one tile, from the recurrence of dS backwards in time; dv is added to where `more` holds.
-// Also the part of the gradient of log g inside the tile. Every term of the loss carries g to the
-// power of its lag, so its derivative by log g is lag times the term: inside a tile that is
-// sum_i i (q_i dq_i - k_i dk_i).
+// dk and dv of one tile and kPass channels, from the recurrence of dS backwards in time; dk is added to where
+// `more_channels` holds, dv where `more_ranks` does.
+template <int ranks>
+INLINE void decay_keys_pass(const float* q, const float* k, const float* v, const float* g, const float* dy, float* dS,
+                            float* dk, float* dv, int64_t t, int64_t r, int64_t d, bool more_channels,
+                            bool more_ranks) {
+  Vector state[ranks][kStateParts];
+  for (int c = 0; c < ranks; ++c)
+    for (int p = 0; p < kStateParts; ++p) state[c][p] = load(dS + c * kWide + p * kLanes);
+  for (int64_t i = t - 1; i >= 0; --i) {
+    const float *qi = q + i * r, *ki = k + i * r, *vi = v + i * d, *dyi = dy + i * d;
+    Vector dot[ranks] = {};
+    for (int p = 0; p < kStateParts; ++p) {
+      const Vector value = load(vi + p * kLanes), gradient = load(dyi + p * kLanes);
+      Vector sum = more_ranks ? load(dv + i * d + p * kLanes) : Vector{};
+      for (int c = 0; c < ranks; ++c) {
+        const Vector ds = state[c][p] + gradient * qi[c];
+        dot[c] += ds * value;
+        sum += ds * ki[c];
+        state[c][p] = ds * g[c];
+      }
+      store(sum, dv + i * d + p * kLanes);
+    }
+    store_sums(dot, dk + i * r, more_channels);
+  }
+  for (int c = 0; c < ranks; ++c)
+    for (int p = 0; p < kStateParts; ++p) store(state[c][p], dS + c * kWide + p * kLanes);
+}
+
+// dk and dv of one tile; dv is added to where `more` holds. Also the part of the gradient of log g inside the tile.
+// Every term of the loss carries g to the power of its lag, so its derivative by log g is lag times the term: inside a
+// tile that is sum_i i (q_i dq_i - k_i dk_i).
 template <int ranks, class Width>
 INLINE void decay_backward_keys(const float* q, const float* k, const float* v, const float* g, const float* dy,
                                 const float* dq, float* dS, float* dk, float* dv, double* dlog, int64_t t, int64_t r,
                                 int64_t d, Width width, bool more) {
-  constexpr int parts = kWide / kLanes;
-  Vector state[ranks][parts];
   if (width == kWide)
-    for (int c = 0; c < ranks; ++c)
-      for (int p = 0; p < parts; ++p) state[c][p] = load(dS + c * kWide + p * kLanes);
+    for (int64_t j = 0; j < kWide; j += kPass)
+      decay_keys_pass<ranks>(q, k, v + j, g, dy + j, dS + j, dk, dv + j, t, r, d, j > 0, more);
   for (int64_t i = t - 1; i >= 0; --i) {
-    const float *qi = q + i * r, *ki = k + i * r, *vi = v + i * d, *dyi = dy + i * d, *dqi = dq + i * r;
-    float *dki = dk + i * r, *dvi = dv + i * d;
-    if (width == kWide) {
-      Vector dot[ranks] = {};
-      for (int p = 0; p < parts; ++p) {
-        const Vector value = load(vi + p * kLanes), gradient = load(dyi + p * kLanes);
-        Vector sum = more ? load(dvi + p * kLanes) : Vector{};
-        for (int c = 0; c < ranks; ++c) {
-          const Vector ds = state[c][p] + gradient * qi[c];
-          dot[c] += ds * value;
-          sum += ds * ki[c];
-          state[c][p] = ds * g[c];
-        }
-        store(sum, dvi + p * kLanes);
-      }
-      store_sums(dot, dki);
-    } else {
+    const float *qi = q + i * r, *ki = k + i * r, *dqi = dq + i * r;
+    float* dki = dk + i * r;
+    if (width != kWide) {
+      const float *vi = v + i * d, *dyi = dy + i * d;
+      float* dvi = dv + i * d;
       if (!more)
         for (int64_t j = 0; j < width; ++j) dvi[j] = 0;
       for (int c = 0; c < ranks; ++c) {
@@ -168,9 +194,6 @@ INLINE void decay_backward_keys(const float* q, const float* k, const float* v, 
     }
     for (int c = 0; c < ranks; ++c) dlog[c] += i * (double(qi[c]) * dqi[c] - double(ki[c]) * dki[c]);
   }
-  if (width == kWide)
-    for (int c = 0; c < ranks; ++c)
-      for (int p = 0; p < parts; ++p) store(state[c][p], dS + c * kWide + p * kLanes);
 }
 
 // A state that crosses from one tile to the next, or enters or leaves the sequence, adds the number of
