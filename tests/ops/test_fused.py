@@ -22,6 +22,7 @@ from kmixer.ops.fused import (
     normalize,
     rms_norm,
     scaled_norm_add,
+    silu_gate,
 )
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
@@ -62,6 +63,12 @@ def test_rms_norm(shape: tuple[int, int], width: int, scale: float) -> None:
     x = x * scale
     largest_inverse = 1 / x.square().mean(-1).sqrt().min().item()  # the gradient by x is of this order
     assert_compiled_is_definition(lambda x, w: rms_norm(x, w, EPS), [x, weight], 1 + largest_inverse)
+
+
+@given(rows, widths, st.floats(0.1, 100))
+def test_silu_gate(shape: tuple[int, int], width: int, scale: float) -> None:
+    x, gate = make((*shape, width), (*shape, width))
+    assert_compiled_is_definition(silu_gate, [x, scale * gate], scale)
 
 
 @given(rows, widths)

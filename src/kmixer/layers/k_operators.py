@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,7 +16,8 @@ from kmixer.layers.base_kernel import BaseKernel
 from kmixer.layers.feed_forward import NORM_EPS, FeedForward, RMSNorm, linear
 from kmixer.ops.base_kernel import State as BaseKernelState
 from kmixer.ops.decay import Backend, decayed_linear_attention
-from kmixer.ops.fused import linear_dropout_add, normalize, scaled_norm_add
+from kmixer.ops.fused import linear_dropout_add, normalize, scaled_norm_add, silu_gate
+from kmixer.ops.linear import linear_map
 
 DecayInit = Literal["time_constant", "linear", "fraction"]
 
@@ -164,7 +164,7 @@ class K2Mixer(nn.Module):
         if base is not None:
             y = y + base
         if self.output_gate is not None:
-            y = y * F.silu(self.output_gate(x))
+            y = silu_gate(y, self.output_gate(x))
         return y, state
 
     def branches(
@@ -175,7 +175,7 @@ class K2Mixer(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"] | None, K2State]:
         """What the two ways of mixing make of the normalised input: decay path, gated base kernel or None."""
         kernel = self._kernel(base_kernel)
-        queries_keys = (x @ torch.cat([self.query, self.key], dim=1)).unflatten(-1, (2, self.rank))
+        queries_keys = linear_map(x, torch.cat([self.query, self.key], dim=1).T).unflatten(-1, (2, self.rank))
         q, k = normalize(queries_keys.to(x.dtype), NORM_EPS).unbind(-2)  # under autocast the product is bfloat16
         y, decay_state = decayed_linear_attention(
             self.alpha() * q,

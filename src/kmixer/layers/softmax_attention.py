@@ -15,6 +15,7 @@ from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, identity_values, kept, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
 from kmixer.ops.attention import sdpa_attention
+from kmixer.ops.linear import linear_map
 
 # Channels of the input that decide how much of a value embedding each head takes.
 GATE_CHANNELS = 32
@@ -136,7 +137,7 @@ class SoftmaxAttention(nn.Module):
             map_, width = self.query_key_value, x.shape[-1] * (1 + self.parts[1])
             projected = torch.cat(
                 [
-                    F.linear(part, map_.weight[rows], None if map_.bias is None else map_.bias[rows])
+                    linear_map(part, map_.weight[rows], None if map_.bias is None else map_.bias[rows])
                     for part, rows in ((filtered, slice(width)), (x, slice(width, None)))
                 ],
                 dim=-1,

@@ -15,6 +15,7 @@ from kmixer.errors import InputError
 from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
 from kmixer.models.config import HeadConfig, StackConfig
 from kmixer.ops.fused import linear_gelu_dropout
+from kmixer.ops.linear import linear_map
 
 ADAPTIVE_DIVISOR = 4.0
 
@@ -32,7 +33,7 @@ class LinearHead(nn.Module):
         self.soft_cap = soft_cap
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        return soft_capped(F.linear(self.to_embedding(hidden), embedding), self.soft_cap)
+        return soft_capped(linear_map(self.to_embedding(hidden), embedding), self.soft_cap)
 
     def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
         return cross_entropies(self(hidden, embedding), targets)

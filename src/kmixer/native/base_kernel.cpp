@@ -57,7 +57,7 @@ void dense_backward(const float* x, const float* K, const float* dy, float* dx, 
         const int64_t count = std::min(kStrip, t - i);
         multiply({&lower[i * row + i], 1, row}, gradient + i * d, d, dx + (batch * t + i) * d, d, count, t - i, d,
                  false);
-        const int64_t columns = std::min(row, (i + count + kPadding - 1) / kPadding * kPadding);
+        const int64_t columns = std::min(row, padded(i + count));
         multiply({gradient + i * d, d, 1}, transposed.data(), row, sums.of(thread) + i * row, row, count, d, columns,
                  true);
       }

@@ -46,9 +46,6 @@ constexpr int64_t kLanes = 4;
 #endif
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
-// Columns of padded matrices are a multiple of this on every processor.
-constexpr int64_t kPadding = 16;
-
 INLINE Vector load(const float* x) { return *(const Vector*)x; }
 INLINE void store(Vector x, float* y) { *(Vector*)y = x; }
 
@@ -120,6 +117,11 @@ INLINE float exp_negative(float x) {
   float power;
   std::memcpy(&power, &bits, 4);
   return p * power;
+}
+
+INLINE float sigmoid(float x) {
+  const float e = exp_negative(-std::fabs(x));
+  return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
 // Normal distribution function and density: erfc by Abramowitz and Stegun 7.1.26, error below 1.5e-7.

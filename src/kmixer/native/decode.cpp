@@ -109,10 +109,7 @@ INLINE void linear(const Operation& op, float* const* buffers, const int64_t* st
         to[j] = u * distribution;
       }
     } else if (op.activation == kGate) {
-      for (int64_t j = 0; j < op.outputs; ++j) {
-        const float u = from[j], e = exp_negative(-std::fabs(u));
-        to[j] *= u * (u < 0 ? e : 1.0f) / (1.0f + e);
-      }
+      for (int64_t j = 0; j < op.outputs; ++j) to[j] *= from[j] * sigmoid(from[j]);
     } else if (op.residual >= 0) {
       const float* residual = buffers[op.residual] + (first + row) * strides[op.residual];
       for (int64_t j = 0; j < op.outputs; ++j) to[j] = residual[j] + from[j] + op.bias[j];

@@ -15,7 +15,7 @@ constexpr int64_t kTile = 48;
 extern "C" {
 
 // out, h (rows, d), hidden (rows, m), inverse (rows,): 1 / sqrt(mean(h^2) + eps); norm, b2 (d,), w1 (m, d), b1 (m,),
-// w2 (d, m). d and m are multiples of 16.
+// w2 (d, m).
 void feed_forward_forward(const float* h, const float* norm, const float* w1, const float* b1, const float* w2,
                           const float* b2, float* out, float* hidden, float* inverse, int64_t rows, int64_t d,
                           int64_t m, float eps, uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
@@ -30,13 +30,13 @@ void feed_forward_forward(const float* h, const float* norm, const float* w1, co
         inverse[first + i] = inverse_rms(row, d, eps);
         scale_row(row, norm, inverse[first + i], &x[i * wide], d);
       }
-      multiply({x.data(), wide, 1}, up.row(0), tall, a.data(), tall, count, d, m, false);
+      multiply({x.data(), wide, 1}, up.row(0), tall, a.data(), tall, count, d, padded(m), false);
       for (int64_t i = 0; i < count; ++i) {
         float* kept = hidden + (first + i) * m;
         std::memcpy(kept, &a[i * tall], sizeof(float) * m);
         gelu_row(kept, b1, &a[i * tall], m, uint32_t((first + i) * m), {seed, threshold, scale});
       }
-      multiply({a.data(), tall, 1}, down.row(0), wide, x.data(), wide, count, m, d, false);
+      multiply({a.data(), tall, 1}, down.row(0), wide, x.data(), wide, count, m, padded(d), false);
       for (int64_t i = 0; i < count; ++i)
         for (int64_t j = 0; j < d; ++j) out[(first + i) * d + j] = h[(first + i) * d + j] + (x[i * wide + j] + b2[j]);
     }
@@ -66,15 +66,15 @@ void feed_forward_backward(const float* dout, const float* h, const float* norm,
           bias2_sum[j] += gradient[j];
         }
       }
-      multiply({dy.data(), wide, 1}, down.row(0), tall, da.data(), tall, count, d, m, false);
+      multiply({dy.data(), wide, 1}, down.row(0), tall, da.data(), tall, count, d, padded(m), false);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = (first + i) * m;
         gelu_backward_row<true>(hidden + at, b1, &da[i * tall], &du[i * tall], &a[i * tall], bias1_sums.of(thread), m,
                                 uint32_t(at), {seed, threshold, scale});
       }
-      multiply({dy.data(), 1, wide}, a.data(), tall, down_sums.of(thread), tall, d, count, m, true);
-      multiply({du.data(), 1, tall}, x.data(), wide, up_sums.of(thread), wide, m, count, d, true);
-      multiply({du.data(), tall, 1}, up.row(0), wide, dx.data(), wide, count, m, d, false);
+      multiply({dy.data(), 1, wide}, a.data(), tall, down_sums.of(thread), tall, d, count, padded(m), true);
+      multiply({du.data(), 1, tall}, x.data(), wide, up_sums.of(thread), wide, m, count, padded(d), true);
+      multiply({du.data(), tall, 1}, up.row(0), wide, dx.data(), wide, count, m, padded(d), false);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = (first + i) * d;
         rms_norm_backward_row<true>(h + at, norm, inverse[first + i], &dx[i * wide], &dy[i * wide], dh + at,

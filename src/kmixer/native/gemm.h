@@ -15,8 +15,13 @@ constexpr int kParts = 2;
 // Inner positions of one pass: a panel of kParts vectors of B then fits the first cache level.
 constexpr int64_t kInner = 128;
 
+// Columns of padded matrices are whole multiples of this, on every processor.
+constexpr int64_t kPadding = 16;
+
+INLINE int64_t padded(int64_t columns) { return (columns + kPadding - 1) / kPadding * kPadding; }
+
 // Rows of padded matrices start a cache line further on: rows a power of two apart would share cache sets.
-INLINE int64_t stride_of(int64_t columns) { return (columns + kPadding - 1) / kPadding * kPadding + kPadding; }
+INLINE int64_t stride_of(int64_t columns) { return padded(columns) + kPadding; }
 
 // A (rows, columns) matrix whose rows are so far apart, zero beyond its columns.
 struct Padded {

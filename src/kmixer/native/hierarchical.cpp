@@ -20,8 +20,6 @@ INLINE int64_t first_row(int64_t t, int64_t level) {
   return first;
 }
 
-INLINE int64_t padded(int64_t columns) { return (columns + kPadding - 1) / kPadding * kPadding; }
-
 // to (columns, rows) = factor times the first columns of `from` (rows, columns), transposed; sixteen columns a time, so
 // that what is written stays in cache.
 void write_transposed(const Padded& from, int64_t columns, float factor, float* to) {

@@ -20,7 +20,6 @@ constexpr int kStateParts = 4;
 constexpr int kStateParts = 2;
 #endif
 constexpr int64_t kPass = kStateParts * kLanes;
-constexpr int64_t kNarrow = 16;
 // Positions of a tile of the backward pass: lags for the gradient of the decay are counted from its
 // start, so that sums over positions do not cancel.
 constexpr int64_t kChunk = 32;
@@ -59,37 +58,31 @@ INLINE void decay_forward_pass(const float* q, const float* k, const float* v, c
     for (int p = 0; p < kStateParts; ++p) store(state[c][p], S + c * kWide + p * kLanes);
 }
 
-// One batch row and `width` channels; S (r, width). Wide blocks run tiles of positions, four ranks at a
-// time, so that keys, queries, values and outputs of a tile stay in the first cache level.
-template <class Width>
-INLINE void decay_forward_row(const float* q, const float* k, const float* v, const float* g, float* S, float* y,
-                              int64_t t, int64_t r, int64_t d, Width width) {
-  if (width == kWide) {
-    constexpr int64_t tile = 64;
-    for (int64_t i = 0; i < t; i += tile) {
-      const int64_t length = std::min(tile, t - i);
-      in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
-        for (int64_t j = 0; j < kWide; j += kPass)
-          decay_forward_pass<ranks>(q + i * r + c, k + i * r + c, v + i * d + j, g + c, S + c * kWide + j,
-                                    y + i * d + j, length, r, d, c > 0);
-      });
-    }
-    return;
-  }
-  for (int64_t i = 0; i < t; ++i, q += r, k += r, v += d, y += d) {
-    float sum[kWide] = {};
-    for (int64_t c = 0; c < r; ++c) {
-      float* s = S + c * width;
-      for (int64_t j = 0; j < width; ++j) {
-        s[j] = g[c] * s[j] + k[c] * v[j];
-        sum[j] += q[c] * s[j];
-      }
-    }
-    for (int64_t j = 0; j < width; ++j) y[j] = sum[j];
-  }
-}
+// The passes that cover so many channels; a block's state, values and outputs have kWide channels, zero beyond.
+INLINE int64_t passes(int64_t width) { return (width + kPass - 1) / kPass; }
 
-// The backward pass walks tiles of kChunk positions, and in each of them groups of ranks.
+// Rows of `width` channels, `stride` apart, as rows of kWide: themselves where they have as many, else a copy in a tile.
+class Rows {
+ public:
+  Rows(int64_t width, int64_t stride, int64_t length)
+      : width_(width), stride_(stride), tile_(width == kWide ? 0 : length * kWide) {}
+  int64_t stride() const { return tile_.empty() ? stride_ : kWide; }
+  const float* take(const float* rows, int64_t count) {
+    for (int64_t i = 0; !tile_.empty() && i < count; ++i)
+      std::memcpy(&tile_[i * kWide], rows + i * stride_, sizeof(float) * width_);
+    return tile_.empty() ? rows : tile_.data();
+  }
+  float* place(float* rows) { return tile_.empty() ? rows : tile_.data(); }
+  // What was written at `place(rows)`.
+  void give(float* rows, int64_t count) const {
+    for (int64_t i = 0; !tile_.empty() && i < count; ++i)
+      std::memcpy(rows + i * stride_, &tile_[i * kWide], sizeof(float) * width_);
+  }
+
+ private:
+  int64_t width_, stride_;
+  std::vector<float> tile_;
+};
 
 // dq of one tile and kPass channels, from the same recurrence; adds the new state to S. Adds to dq where `more` holds.
 template <int ranks>
@@ -111,26 +104,6 @@ INLINE void decay_queries_pass(const float* k, const float* v, const float* g, c
   }
   for (int c = 0; c < ranks; ++c)
     for (int p = 0; p < kStateParts; ++p) store(state[c][p], S + c * kWide + p * kLanes);
-}
-
-template <int ranks, class Width>
-INLINE void decay_backward_queries(const float* k, const float* v, const float* g, const float* dy, float* S, float* dq,
-                                   int64_t t, int64_t r, int64_t d, Width width) {
-  if (width == kWide) {
-    for (int64_t j = 0; j < kWide; j += kPass)
-      decay_queries_pass<ranks>(k, v + j, g, dy + j, S + j, dq, t, r, d, j > 0);
-    return;
-  }
-  for (int64_t i = 0; i < t; ++i, k += r, v += d, dy += d, dq += r)
-    for (int c = 0; c < ranks; ++c) {
-      float* s = S + c * width;
-      float sum = 0;
-      for (int64_t j = 0; j < width; ++j) {
-        s[j] = g[c] * s[j] + k[c] * v[j];
-        sum += s[j] * dy[j];
-      }
-      dq[c] = sum;
-    }
 }
 
 // dk and dv of one tile and kPass channels, from the recurrence of dS backwards in time; dk is added to where
@@ -162,71 +135,62 @@ INLINE void decay_keys_pass(const float* q, const float* k, const float* v, cons
     for (int p = 0; p < kStateParts; ++p) store(state[c][p], dS + c * kWide + p * kLanes);
 }
 
-// dk and dv of one tile; dv is added to where `more` holds. Also the part of the gradient of log g inside the tile.
-// Every term of the loss carries g to the power of its lag, so its derivative by log g is lag times the term: inside a
-// tile that is sum_i i (q_i dq_i - k_i dk_i).
-template <int ranks, class Width>
-INLINE void decay_backward_keys(const float* q, const float* k, const float* v, const float* g, const float* dy,
-                                const float* dq, float* dS, float* dk, float* dv, double* dlog, int64_t t, int64_t r,
-                                int64_t d, Width width, bool more) {
-  if (width == kWide)
-    for (int64_t j = 0; j < kWide; j += kPass)
-      decay_keys_pass<ranks>(q, k, v + j, g, dy + j, dS + j, dk, dv + j, t, r, d, j > 0, more);
-  for (int64_t i = t - 1; i >= 0; --i) {
-    const float *qi = q + i * r, *ki = k + i * r, *dqi = dq + i * r;
-    float* dki = dk + i * r;
-    if (width != kWide) {
-      const float *vi = v + i * d, *dyi = dy + i * d;
-      float* dvi = dv + i * d;
-      if (!more)
-        for (int64_t j = 0; j < width; ++j) dvi[j] = 0;
-      for (int c = 0; c < ranks; ++c) {
-        float* s = dS + c * width;
-        float dot = 0;
-        for (int64_t j = 0; j < width; ++j) {
-          const float ds = s[j] + qi[c] * dyi[j];
-          dot += ds * vi[j];
-          dvi[j] += ki[c] * ds;
-          s[j] = g[c] * ds;
-        }
-        dki[c] = dot;
-      }
-    }
-    for (int c = 0; c < ranks; ++c) dlog[c] += i * (double(qi[c]) * dqi[c] - double(ki[c]) * dki[c]);
-  }
+// The part of the gradient of log g inside a tile. Every term of the loss carries g to the power of its lag, so its
+// derivative by log g is lag times the term: inside a tile that is sum_i i (q_i dq_i - k_i dk_i).
+INLINE void decay_lags(const float* q, const float* k, const float* dq, const float* dk, double* dlog, int64_t t,
+                       int64_t r) {
+  for (int64_t i = t - 1; i >= 0; --i)
+    for (int64_t c = 0; c < r; ++c)
+      dlog[c] += i * (double(q[i * r + c]) * dq[i * r + c] - double(k[i * r + c]) * dk[i * r + c]);
 }
 
 // A state that crosses from one tile to the next, or enters or leaves the sequence, adds the number of
 // positions of its tile before the crossing times <S, dS> to the gradient of log g.
-INLINE void decay_crossing(const float* S, const float* dS, int64_t positions, double* dlog, int64_t r, int64_t width) {
+INLINE void decay_crossing(const float* S, const float* dS, int64_t positions, double* dlog, int64_t r) {
   for (int64_t c = 0; c < r; ++c) {
     double product = 0;
-    for (int64_t j = 0; j < width; ++j) product += S[c * width + j] * dS[c * width + j];
+    for (int64_t j = 0; j < kWide; ++j) product += S[c * kWide + j] * dS[c * kWide + j];
     dlog[c] += positions * product;
   }
 }
 
-// Calls f with the width of channels start..: a constant where it is one of the two usual widths.
-template <class Function>
-INLINE void with_width(int64_t channels, Function f) {
-  if (channels == kWide)
-    f(std::integral_constant<int64_t, kWide>());
-  else if (channels == kNarrow)
-    f(std::integral_constant<int64_t, kNarrow>());
-  else
-    f(channels);
-}
-
 INLINE void load_state(const float* state, float* S, int64_t r, int64_t d, int64_t width) {
-  for (int64_t c = 0; c < r; ++c) std::memcpy(S + c * width, state + c * d, sizeof(float) * width);
+  std::fill(S, S + r * kWide, 0.0f);
+  for (int64_t c = 0; c < r; ++c) std::memcpy(S + c * kWide, state + c * d, sizeof(float) * width);
 }
 
 INLINE void store_state(const float* S, float* state, int64_t r, int64_t d, int64_t width) {
-  for (int64_t c = 0; c < r; ++c) std::memcpy(state + c * d, S + c * width, sizeof(float) * width);
+  for (int64_t c = 0; c < r; ++c) std::memcpy(state + c * d, S + c * kWide, sizeof(float) * width);
 }
 
 // ---------------------------------------------------------------------------------------------
 // Elementwise pieces
+
+// What `lags` lags of a filter give one position: out += w_l dy_l, dw_l += <in, dy_l>, where dy_l are rows of `d` that
+// follow one another.
+template <int lags>
+INLINE void filter_lags(const float* in, const float* dy, const float* w, float* out, double* dw, int64_t d) {
+  Vector dot[lags] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= d; j += kLanes) {
+    const Vector x = load(in + j);
+    Vector sum = load(out + j);
+    for (int l = 0; l < lags; ++l) {
+      const Vector gradient = load(dy + l * d + j);
+      sum += gradient * w[l];
+      dot[l] += x * gradient;
+    }
+    store(sum, out + j);
+  }
+  float sums[lags];
+  store_sums(dot, sums, false);
+  for (; j < d; ++j)
+    for (int l = 0; l < lags; ++l) {
+      out[j] += dy[l * d + j] * w[l];
+      sums[l] += in[j] * dy[l * d + j];
+    }
+  for (int l = 0; l < lags; ++l) dw[l] += sums[l];
+}
 
 template <class T>
 void gelu_forward(const T* x, const float* bias, T* y, int64_t rows, int64_t width, Dropout dropout, int64_t threads) {
@@ -245,6 +209,19 @@ void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbi
       gelu_backward_row<false>(x + i, bias, dy + i, dx + i, (T*)nullptr, sums.of(thread), width, uint32_t(i), dropout);
   });
   sums.total(dbias);
+}
+
+void gate(const float* __restrict x, const float* __restrict u, float* __restrict y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) y[i] = x[i] * (u[i] * sigmoid(u[i]));
+}
+
+void gate_backward(const float* __restrict x, const float* __restrict u, const float* __restrict dy,
+                   float* __restrict dx, float* __restrict du, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float s = sigmoid(u[i]);
+    dx[i] = dy[i] * (u[i] * s);
+    du[i] = dy[i] * x[i] * (s * (1.0f + u[i] * (1.0f - s)));
+  }
 }
 
 template <class T>
@@ -286,17 +263,29 @@ extern "C" {
 void decay_forward(const float* q, const float* k, const float* v, const float* g, const float* state, float* y,
                    float* final, int64_t b, int64_t t, int64_t r, int64_t d, int64_t threads) {
   const int64_t blocks = (d + kWide - 1) / kWide;
+  // Keys, queries, values and outputs of a tile of positions stay in the first cache level.
+  constexpr int64_t kTile = 64;
   parallel(b * blocks, threads, [=](int64_t begin, int64_t end, int64_t) {
     std::vector<float> scratch(r * kWide);
     float* S = scratch.data();
     for (int64_t job = begin; job < end; ++job) {
-      const int64_t row = job / blocks, first = job % blocks * kWide;
-      with_width(std::min(kWide, d - first), [&](auto width) __attribute__((always_inline)) {
-        load_state(state + row * r * d + first, S, r, d, width);
-        decay_forward_row(q + row * t * r, k + row * t * r, v + row * t * d + first, g, S, y + row * t * d + first, t,
-                          r, d, width);
-        store_state(S, final + row * r * d + first, r, d, width);
-      });
+      const int64_t row = job / blocks, first = job % blocks * kWide, width = std::min(kWide, d - first);
+      const int64_t keys = row * t * r, channels = row * t * d + first;
+      Rows values(width, d, kTile), outputs(width, d, kTile);
+      const int64_t stride = values.stride();
+      load_state(state + row * r * d + first, S, r, d, width);
+      for (int64_t i = 0; i < t; i += kTile) {
+        const int64_t length = std::min(kTile, t - i), at = keys + i * r;
+        const float* in = values.take(v + channels + i * d, length);
+        float* out = outputs.place(y + channels + i * d);
+        in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
+          for (int64_t pass = 0, j = 0; pass < passes(width); ++pass, j += kPass)
+            decay_forward_pass<ranks>(q + at + c, k + at + c, in + j, g + c, S + c * kWide + j, out + j, length, r,
+                                      stride, c > 0);
+        });
+        outputs.give(y + channels + i * d, length);
+      }
+      store_state(S, final + row * r * d + first, r, d, width);
     }
   });
 }
@@ -312,34 +301,42 @@ void decay_backward(const float* q, const float* k, const float* v, const float*
     std::vector<float> scratch((2 + chunks) * r * kWide);
     float *S = scratch.data(), *dS = S + r * kWide, *starts = dS + r * kWide;
     for (int64_t job = begin; job < end; ++job) {
-      const int64_t row = job / blocks, block = job % blocks, first = block * kWide;
-      const int64_t keys = row * t * r, values = row * t * d + first, part = (block * b + row) * t * r;
+      const int64_t row = job / blocks, block = job % blocks, first = block * kWide, width = std::min(kWide, d - first);
+      const int64_t keys = row * t * r, channels = row * t * d + first, part = (block * b + row) * t * r;
       double* dlog_part = dlog + (block * b + row) * r;
       std::fill(dlog_part, dlog_part + r, 0.0);
-      with_width(std::min(kWide, d - first), [&](auto width) __attribute__((always_inline)) {
-        load_state(state + row * r * d + first, S, r, d, width);
-        for (int64_t tile = 0; tile < chunks; ++tile) {
-          const int64_t i = tile * kChunk, length = std::min(kChunk, t - i);
-          std::memcpy(starts + tile * r * width, S, sizeof(float) * r * width);
-          in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
-            decay_backward_queries<ranks>(k + keys + i * r + c, v + values + i * d, g + c, dy + values + i * d,
-                                          S + c * width, dq + part + i * r + c, length, r, d, width);
-          });
-        }
-        load_state(dfinal + row * r * d + first, dS, r, d, width);
-        decay_crossing(S, dS, (t - 1) % kChunk, dlog_part, r, width);
-        for (int64_t tile = chunks - 1; tile >= 0; --tile) {
-          const int64_t i = tile * kChunk, length = std::min(kChunk, t - i);
-          in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
-            decay_backward_keys<ranks>(q + keys + i * r + c, k + keys + i * r + c, v + values + i * d, g + c,
-                                       dy + values + i * d, dq + part + i * r + c, dS + c * width,
-                                       dk + part + i * r + c, dv + values + i * d, dlog_part + c, length, r, d, width,
-                                       c > 0);
-          });
-          decay_crossing(starts + tile * r * width, dS, tile == 0 ? 1 : kChunk, dlog_part, r, width);
-        }
-        store_state(dS, dstate + row * r * d + first, r, d, width);
-      });
+      Rows values(width, d, kChunk), gradients(width, d, kChunk), outputs(width, d, kChunk);
+      const int64_t stride = values.stride();
+      load_state(state + row * r * d + first, S, r, d, width);
+      for (int64_t tile = 0; tile < chunks; ++tile) {
+        const int64_t i = tile * kChunk, length = std::min(kChunk, t - i), at = i * r;
+        const float *value = values.take(v + channels + i * d, length),
+                    *gradient = gradients.take(dy + channels + i * d, length);
+        std::memcpy(starts + tile * r * kWide, S, sizeof(float) * r * kWide);
+        in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
+          for (int64_t pass = 0, j = 0; pass < passes(width); ++pass, j += kPass)
+            decay_queries_pass<ranks>(k + keys + at + c, value + j, g + c, gradient + j, S + c * kWide + j,
+                                      dq + part + at + c, length, r, stride, pass > 0);
+        });
+      }
+      load_state(dfinal + row * r * d + first, dS, r, d, width);
+      decay_crossing(S, dS, (t - 1) % kChunk, dlog_part, r);
+      for (int64_t tile = chunks - 1; tile >= 0; --tile) {
+        const int64_t i = tile * kChunk, length = std::min(kChunk, t - i), at = i * r;
+        const float *value = values.take(v + channels + i * d, length),
+                    *gradient = gradients.take(dy + channels + i * d, length);
+        float* out = outputs.place(dv + channels + i * d);
+        in_groups(r, [&](int64_t c, auto ranks) __attribute__((always_inline)) {
+          for (int64_t pass = 0, j = 0; pass < passes(width); ++pass, j += kPass)
+            decay_keys_pass<ranks>(q + keys + at + c, k + keys + at + c, value + j, g + c, gradient + j,
+                                   dS + c * kWide + j, dk + part + at + c, out + j, length, r, stride, pass > 0,
+                                   c > 0);
+        });
+        outputs.give(dv + channels + i * d, length);
+        decay_lags(q + keys + at, k + keys + at, dq + part + at, dk + part + at, dlog_part, length, r);
+        decay_crossing(starts + tile * r * kWide, dS, tile == 0 ? 1 : kChunk, dlog_part, r);
+      }
+      store_state(dS, dstate + row * r * d + first, r, d, width);
     }
   });
 }
@@ -371,16 +368,12 @@ void filter_backward(const float* x, const float* history, const float* w, const
       for (int64_t i = -past; i < t; ++i) {
         const float* in = i >= 0 ? x + (batch * t + i) * d : history + ((batch + 1) * past + i) * d;
         float* out = i >= 0 ? dx + (batch * t + i) * d : dhistory + ((batch + 1) * past + i) * d;
-        for (int64_t j = 0; j < d; ++j) out[j] = 0;
-        for (int64_t l = std::max<int64_t>(0, -i); l < std::min(lags, t - i); ++l) {
-          const float* g = gradient + (i + l) * d;
-          float dot = 0;
-          for (int64_t j = 0; j < d; ++j) {
-            out[j] += w[l] * g[j];
-            dot += in[j] * g[j];
-          }
-          dw[batch * lags + l] += dot;
-        }
+        std::fill(out, out + d, 0.0f);
+        const int64_t first = std::max<int64_t>(0, -i), count = std::min(lags, t - i) - first;
+        in_groups(count, [&](int64_t c, auto size) __attribute__((always_inline)) {
+          const int64_t l = first + c;
+          filter_lags<size>(in, gradient + (i + l) * d, w + l, out, dw + batch * lags + l, d);
+        });
       }
     }
   });
@@ -440,6 +433,21 @@ void normalize_backward(const float* y, const float* inverse, const float* dy, f
       if (inverse[i] >= 1.0f / eps) sum = 0;
       for (int64_t j = 0; j < width; ++j) dx[i * width + j] = inverse[i] * (gradient[j] - row[j] * sum);
     }
+  });
+}
+
+// y = x SiLU(u), element by element.
+void silu_gate_forward(const float* x, const float* u, float* y, int64_t rows, int64_t width, int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    gate(x + begin * width, u + begin * width, y + begin * width, (end - begin) * width);
+  });
+}
+
+void silu_gate_backward(const float* x, const float* u, const float* dy, float* dx, float* du, int64_t rows,
+                        int64_t width, int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    gate_backward(x + begin * width, u + begin * width, dy + begin * width, dx + begin * width, du + begin * width,
+                  (end - begin) * width);
   });
 }
 

@@ -23,9 +23,7 @@ from kmixer.ops.fused import (
 )
 from kmixer.ops.gradients import first_order
 
-# The compiled kernel works on vectors of this many channels,
-LANES = 16
-# and keeps both matrices and their gradients in the second cache level: up to this many weights each.
+# The compiled kernel keeps both matrices and their gradients in the second cache level: up to this many weights each.
 MAX_WEIGHTS = 1 << 18
 
 
@@ -57,7 +55,6 @@ def _compiled(h: Tensor, norm: Tensor, up: Tensor, *others: Tensor) -> bool:
         native.usable(h, norm, up, *others)
         and all(x.dtype == torch.float32 for x in (h, norm, up, *others))
         and not torch.is_autocast_enabled("cpu")
-        and up.shape[0] % LANES == up.shape[1] % LANES == 0
         and up.numel() <= MAX_WEIGHTS
         and 0 < h.numel() // h.shape[-1] * up.shape[0] < MAX_ELEMENTS
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.ops.gradients import first_order
+from kmixer.ops.linear import linear_map
 
 # Elements of one dropout mask are numbered in 32 bits.
 MAX_ELEMENTS = 1 << 32
@@ -49,17 +50,24 @@ def normalize(x: Float[Tensor, "*rows r"], eps: float) -> Float[Tensor, "*rows r
     return F.normalize(x, dim=-1, eps=eps)
 
 
+def silu_gate(x: Float[Tensor, "*rows d"], gate: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+    """x SiLU(gate), element by element."""
+    if _float32(x, gate):
+        return _SiluGate.apply(x.contiguous(), gate.contiguous())
+    return x * F.silu(gate)
+
+
 def linear_gelu_dropout(x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """dropout(GELU(x W^T + bias)), the exact GELU; `dropout` is the probability in force, 0 in evaluation."""
     if _elementwise(x, bias):
-        return _BiasGeluDropout.apply(F.linear(x, weight), bias, dropout, dropout_seed(dropout))
+        return _BiasGeluDropout.apply(linear_map(x, weight), bias, dropout, dropout_seed(dropout))
     return F.dropout(F.gelu(F.linear(x, weight, bias)), dropout)
 
 
 def linear_dropout_add(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """residual + dropout(x W^T + bias)."""
     if _elementwise(x, bias) and residual.dtype == torch.float32:
-        return _BiasDropoutAdd.apply(residual.contiguous(), F.linear(x, weight), bias, dropout, dropout_seed(dropout))
+        return _BiasDropoutAdd.apply(residual.contiguous(), linear_map(x, weight), bias, dropout, dropout_seed(dropout))
     return residual + F.dropout(F.linear(x, weight, bias), dropout)
 
 
@@ -161,6 +169,23 @@ class _Dropout(torch.autograd.Function):
         dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
         native.call("dropout", dy.contiguous(), dx, *_rows(dy), *dropout_arguments(ctx.probability, ctx.seed))
         return dx, None, None
+
+
+class _SiluGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        native.call("silu_gate_forward", x, gate, y, *_rows(x))
+        ctx.save_for_backward(x, gate)
+        return y
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, gate = ctx.saved_tensors
+        dx, dgate = torch.empty_like(x), torch.empty_like(gate)
+        native.call("silu_gate_backward", x, gate, dy.contiguous(), dx, dgate, *_rows(x))
+        return dx, dgate
 
 
 class _BiasGeluDropout(torch.autograd.Function):
