@@ -7,9 +7,10 @@ import math
 from typing import Any
 
 import pytest
-from torch.optim import AdamW, Muon
+from torch.optim import AdamW
 
 from kmixer.models import CausalLM
+from kmixer.training.muon import Muon
 from kmixer.training.optimizers import author_group, build_optimizers, learning_rate_factor
 from kmixer.training.recipe import TrainingConfig, load_recipe
 

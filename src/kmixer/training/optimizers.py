@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
+from kmixer.training.muon import Muon
 from kmixer.training.recipe import OptimizationConfig
 
 # Group of the author's `grouped` setting: (learning rate, weight decay) as factors.
