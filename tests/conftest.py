@@ -22,6 +22,7 @@ CHECKED = (
     "kmixer.ops.fused",
     "kmixer.ops.gaussian",
     "kmixer.ops.hierarchical",
+    "kmixer.ops.linear",
     "kmixer.layers",
     "kmixer.models.causal_lm",
     "kmixer.models.k_stack",
@@ -32,6 +33,7 @@ CHECKED = (
     "kmixer.generation.exported_step",
     "kmixer.data.batches",
     "kmixer.data.images",
+    "kmixer.training.muon",
 )
 HOOK = jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 

@@ -48,6 +48,16 @@ def test_a_run_that_is_not_finished_has_a_page_too(kmixer_command: Run, recipe_f
     assert "holds no run" in kmixer_command("report", tmp_path / "nothing").error()
 
 
+def test_records_without_weights_have_a_page(kmixer_command: Run, sweep: Path) -> None:
+    for path in sweep.rglob("*.safetensors"):
+        path.unlink()
+    assert kmixer_command("report", sweep).code == 0
+    page = (sweep / "report.html").read_text()
+    assert '<figure id="loss-curves">' in page
+    assert "Samples" not in page
+    assert kmixer_command("compare", sweep).code == 0
+
+
 def test_pieces_of_words_and_dense_kernels_have_a_page(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> None:
     run, page = tmp_path / "run", tmp_path / "page.html"
     settings = ["tokenizer.kind=sentencepiece", "tokenizer.vocabulary_size=120", "model.base_kernel.kind=dense"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from kmixer.errors import InputError
 from kmixer.experiments.sweep import runs_by_arm
+from kmixer.models.model_folder import WEIGHTS
 from kmixer.training.recipe import ImageRecipe, Recipe
 from kmixer.training.run_folder import RunFolder
 
@@ -29,6 +30,11 @@ class ArmRuns:
         """What training counts: tokens, images or sequences."""
         recipe = self.runs[0].read_recipe()
         return "tokens" if isinstance(recipe, Recipe) else "images" if isinstance(recipe, ImageRecipe) else "sequences"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the first run still has its model: records of runs are kept without."""
+        return (self.runs[0].path / WEIGHTS).is_file()
 
     def losses(self) -> Curve | None:
         """Validation loss: mean, smallest and largest over the runs that have ended, or over all where none has."""

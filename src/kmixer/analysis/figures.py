@@ -299,7 +299,7 @@ def positions_over_training(arm: ArmRuns) -> Figure | None:
 def base_kernel_matrix(arm: ArmRuns) -> Figure | None:
     """The whole base kernel of the best weights where it differs from position to position, i by j."""
     recipe = arm.runs[0].read_recipe()
-    if not isinstance(recipe, Recipe) or recipe.model.max_positions is None:
+    if not isinstance(recipe, Recipe) or recipe.model.max_positions is None or not arm.has_weights:
         return None
     model = load(arm.runs[0].path)
     kernel = next(part for part in model.modules() if isinstance(part, BaseKernel))

@@ -81,7 +81,7 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
         learned=learned,
         about_learned=LEARNED,
         figures=[(name, _svg(figure), _caption(name)) for name, figure in drawn.items()],
-        samples=[(arm.name, _sample(arm)) for arm in arms if arm.unit == "tokens"],
+        samples=[(arm.name, _sample(arm)) for arm in arms if arm.unit == "tokens" and arm.has_weights],
         recipe=read_text(arms[0].runs[0].path / RECIPE),
         environment=_environment(arms),
         reproduce=[_command(path) for path in paths],

@@ -1,7 +1,7 @@
 """The compiled CPU kernels: built at installation where there is a C++ compiler, never required.
 
-`kernels()` is the library for this machine's processor, or None. The three builds of kernels.cpp are
-plain shared libraries with a C interface; tensors are passed by address.
+`kernels()` is the library for this machine's processor, or None. Its three builds are plain
+shared libraries with a C interface; tensors are passed by address.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-// The dense base kernel, y_i = sum_{j <= i} K[i, j] x_j for every channel: half of a matrix product, as strips
-// of rows that end at the diagonal. Batch rows are shared by the threads.
+// Causal base kernels. Dense, y_i = sum_{j <= i} K[i, j] x_j for every channel: half of a matrix product, as strips
+// of rows that end at the diagonal, with batch rows shared by the threads. And a filter, y_t = sum_l w_l x_{t-l}.
 
 #include "elementwise.h"
 #include "gemm.h"
@@ -22,6 +22,32 @@ INLINE void transpose(const float* x, float* to, int64_t t, int64_t d, int64_t t
     for (int64_t c = 0; c < d; c += block)
       for (int64_t j = c; j < std::min(d, c + block); ++j)
         for (int64_t i = first; i < std::min(t, first + block); ++i) to[j * to_row + i] = x[i * d + j];
+}
+
+// What `lags` lags of a filter give one position: out += w_l dy_l, dw_l += <in, dy_l>, where dy_l are rows of `d` that
+// follow one another.
+template <int lags>
+INLINE void filter_lags(const float* in, const float* dy, const float* w, float* out, double* dw, int64_t d) {
+  Vector dot[lags] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= d; j += kLanes) {
+    const Vector x = load(in + j);
+    Vector sum = load(out + j);
+    for (int l = 0; l < lags; ++l) {
+      const Vector gradient = load(dy + l * d + j);
+      sum += gradient * w[l];
+      dot[l] += x * gradient;
+    }
+    store(sum, out + j);
+  }
+  float sums[lags];
+  store_sums(dot, sums, false);
+  for (; j < d; ++j)
+    for (int l = 0; l < lags; ++l) {
+      out[j] += dy[l * d + j] * w[l];
+      sums[l] += in[j] * dy[l * d + j];
+    }
+  for (int l = 0; l < lags; ++l) dw[l] += sums[l];
 }
 
 }  // namespace
@@ -67,6 +93,44 @@ void dense_backward(const float* x, const float* K, const float* dy, float* dx, 
   sums.total(total.data(), t, row);
   for (int64_t i = 0; i < t; ++i)
     for (int64_t j = 0; j < t; ++j) dK[i * stride + j] = j <= i ? total[i * t + j] : 0.0f;
+}
+
+// Causal filter y_t = sum_l w_l x_{t-l}; x (b, t, d), history (b, lags - 1, d) are the inputs before x.
+void filter_forward(const float* x, const float* history, const float* w, float* y, int64_t b, int64_t t, int64_t d,
+                    int64_t lags, int64_t threads) {
+  parallel(b * t, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t batch = row / t, i = row % t;
+      float* out = y + row * d;
+      for (int64_t j = 0; j < d; ++j) out[j] = 0;
+      for (int64_t l = 0; l < lags; ++l) {
+        const float* in = i >= l ? x + (row - l) * d : history + ((batch + 1) * (lags - 1) + i - l) * d;
+        for (int64_t j = 0; j < d; ++j) out[j] += w[l] * in[j];
+      }
+    }
+  });
+}
+
+// dx, dhistory, and dw as partial sums (b, lags).
+void filter_backward(const float* x, const float* history, const float* w, const float* dy, float* dx, float* dhistory,
+                     double* dw, int64_t b, int64_t t, int64_t d, int64_t lags, int64_t threads) {
+  const int64_t past = lags - 1;
+  parallel(b, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t batch = begin; batch < end; ++batch) {
+      const float* gradient = dy + batch * t * d;
+      std::fill(dw + batch * lags, dw + (batch + 1) * lags, 0.0);
+      for (int64_t i = -past; i < t; ++i) {
+        const float* in = i >= 0 ? x + (batch * t + i) * d : history + ((batch + 1) * past + i) * d;
+        float* out = i >= 0 ? dx + (batch * t + i) * d : dhistory + ((batch + 1) * past + i) * d;
+        std::fill(out, out + d, 0.0f);
+        const int64_t first = std::max<int64_t>(0, -i), count = std::min(lags, t - i) - first;
+        in_groups(count, [&](int64_t c, auto size) __attribute__((always_inline)) {
+          const int64_t l = first + c;
+          filter_lags<size>(in, gradient + (i + l) * d, w + l, out, dw + batch * lags + l, d);
+        });
+      }
+    }
+  });
 }
 
 }  // extern "C"

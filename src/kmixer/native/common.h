@@ -1,4 +1,11 @@
-// What the compiled kernels share: threads, vectors of floats, and the normal distribution.
+// Compiled kernels for float32 on a CPU. Plain C interface: pointers, sizes, and a number of threads.
+//
+// Every file is built three times, for AVX-512, for AVX2 and for any processor; native/__init__.py loads the build that
+// the machine can run. Loops are written so that the compiler makes vectors of them. Every kernel has its definition in
+// Python, in ops/, and is tested against it. Sums over rows are made per thread and added in the order of the threads:
+// the same number of threads gives the same bits.
+//
+// This file is what they share: threads, vectors of floats, and functions of one number.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +18,14 @@
 #define INLINE static inline __attribute__((always_inline))
 
 namespace {
+
+// Calls f with the first number of a group of 0..r - 1 and the group's size, four or one.
+template <class Function>
+INLINE void in_groups(int64_t r, Function f) {
+  int64_t c = 0;
+  for (; c + 4 <= r; c += 4) f(c, std::integral_constant<int, 4>());
+  for (; c < r; ++c) f(c, std::integral_constant<int, 1>());
+}
 
 // f(begin, end, thread) on contiguous parts of 0..count. With OpenMP the threads are torch's own: its
 // runtime is loaded globally and comes first, and workers that torch left spinning are put to work.
@@ -67,10 +82,8 @@ INLINE Quarter quarters_of(Vector x) {
 
 // Of every group of four: the first two of a and b in turn and the last two, or the first pair of both and the last.
 #if defined(__AVX512F__)
-#define FIRST_IN_TURN(a, b) \
-  __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-#define LAST_IN_TURN(a, b) \
-  __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define FIRST_IN_TURN(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define LAST_IN_TURN(a, b) __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
 #define FIRST_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
 #define LAST_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
 #elif defined(__AVX__)

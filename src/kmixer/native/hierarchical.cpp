@@ -130,8 +130,7 @@ void hierarchical_forward(const float* q, const float* k, const float* values, c
           const float highest = exponentiate(p.row(i), causal ? start + i + 1 : seen, padded(seen), &sums[i]);
           normaliser[at * t + start + i] = highest + std::log(sums[i]);
         }
-        multiply({p.row(0), p.stride, 1}, v.row(0), v.stride, out.row(0), out.stride, count, seen, padded(f),
-                 false);
+        multiply({p.row(0), p.stride, 1}, v.row(0), v.stride, out.row(0), out.stride, count, seen, padded(f), false);
         for (int64_t i = 0; i < count; ++i)
           for (int64_t j = 0; j < f; ++j) y[(at * t + start + i) * f + j] = out.row(i)[j] / sums[i];
       }
@@ -197,8 +196,7 @@ void hierarchical_backward(const float* q, const float* k, const float* values, 
               dq[(at * all + first + i) * e + j] = factor * product;
             }
           dweights[at * levels + l] += scale * sum;
-          multiply({queries, 1, e}, g.row(0), g.stride, dkeys[l].row(0), dkeys[l].stride, e, rows, padded(width),
-                   true);
+          multiply({queries, 1, e}, g.row(0), g.stride, dkeys[l].row(0), dkeys[l].stride, e, rows, padded(width), true);
         }
       }
       write_transposed(dv, t, 1.0f, dvalues + at * t * f);

@@ -1,4 +1,5 @@
-// Linear maps with matrices that stay in cache: y = x W^T + bias for many rows, and its gradients, a tile of rows at a time.
+// Linear maps with matrices that stay in cache: y = x W^T + bias for many rows, and its gradients, a tile of rows at a
+// time.
 //
 // Rows are shared evenly by the threads, and sums over rows are added in the order of the threads.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from kmixer import native
 from kmixer.ops.gradients import first_order
 
-# The compiled backward leaves partial sums over blocks of this many channels (kWide in kernels.cpp).
+# The compiled backward leaves partial sums over blocks of this many channels (kWide in native/decay.cpp).
 NATIVE_CHANNELS = 64
 
 
