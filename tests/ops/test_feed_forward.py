@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.ops.feed_forward import feed_forward
+from kmixer.ops.feed_forward import Activation, feed_forward
 from kmixer.ops.fused import linear_dropout_add, linear_gelu_dropout, rms_norm
 
 EPS = 1e-8
@@ -25,9 +25,12 @@ def make(rows: tuple[int, ...], d: int, m: int, dtype: torch.dtype = torch.float
     return [torch.randn(*shape, generator=generator, dtype=dtype) for shape in shapes]
 
 
-def definition(h: Tensor, norm: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
+def definition(
+    h: Tensor, norm: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor, activation: Activation
+) -> Tensor:
     x = norm * h / torch.sqrt(h.square().mean(-1, keepdim=True) + EPS)
-    return h + F.gelu(x @ up.T + up_bias) @ down.T + down_bias
+    u = x @ up.T + up_bias
+    return h + (F.gelu(u) if activation == "gelu" else u.relu().square()) @ down.T + down_bias
 
 
 def gradients(y: Tensor, leaves: list[Tensor]) -> list[Tensor]:
@@ -40,16 +43,27 @@ def gradients(y: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     st.tuples(st.integers(1, 3), st.sampled_from([1, 5, 47, 48, 49, 120])),
     st.sampled_from([3, 16, 48, 58, 64]),
     st.sampled_from([1, 16, 40, 80, 143, 144]),
+    st.sampled_from(["gelu", "squared_relu"]),
 )
-def test_it_is_its_definition(rows: tuple[int, int], d: int, m: int) -> None:
+def test_it_is_its_definition(rows: tuple[int, int], d: int, m: int, activation: Activation) -> None:
     tensors = make(rows, d, m)
     leaves = [x.clone().requires_grad_() for x in tensors]
-    expected = gradients(definition(*leaves), leaves)
+    expected = gradients(definition(*leaves, activation), leaves)
     for dtype, error in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
         leaves = [x.to(dtype).requires_grad_() for x in tensors]
-        for actual, exact in zip(gradients(feed_forward(*leaves, eps=EPS, dropout=0.0), leaves), expected, strict=True):
+        y = feed_forward(*leaves, eps=EPS, dropout=0.0, activation=activation)
+        for actual, exact in zip(gradients(y, leaves), expected, strict=True):
             scale = 1 + exact.abs().max().item()
             assert (actual - exact).abs().max().item() <= error * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norm_and_biases_may_be_missing(dtype: torch.dtype) -> None:
+    h, norm, up, up_bias, down, down_bias = make((2, 50), 24, 40, dtype)
+    there = (torch.ones_like(norm), up, torch.zeros_like(up_bias), down, torch.zeros_like(down_bias))
+    for activation in ("gelu", "squared_relu"):
+        actual = feed_forward(h, None, up, None, down, None, eps=EPS, dropout=0.0, activation=activation)
+        torch.testing.assert_close(actual, definition(h, *there, activation), rtol=1e-4, atol=1e-4)
 
 
 @compiled

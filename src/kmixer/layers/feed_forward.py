@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -28,6 +27,13 @@ class RMSNorm(nn.Module):
     def keep(self, x: Float[Tensor, "... d"]) -> tuple[Float[Tensor, "... d"], Float[Tensor, "... d"]]:
         """x and its norm, for a layer that adds to its input: training then takes one pass less over memory."""
         return keep_and_rms_norm(x, self.weight, NORM_EPS)
+
+
+class UnweightedRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-8) over the last axis."""
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return rms_norm(x, None, NORM_EPS)
 
 
 class Linear(nn.Linear):
@@ -66,7 +72,7 @@ class FeedForward(nn.Module):
 
 
 class SquaredReluFeedForward(nn.Module):
-    """h + down(dropout(relu(up(norm(h)))^2)) without biases (So et al. 2021)."""
+    """h + down(dropout(relu(up(norm(h)))^2)) with a norm without weights, and without biases (So et al. 2021)."""
 
     def __init__(self, width: int, *, hidden_width: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -74,6 +80,7 @@ class SquaredReluFeedForward(nn.Module):
         self.down = linear(hidden_width, width, bias=False)
         self.dropout = dropout
 
-    def forward(self, h: Float[Tensor, "... d"], norm: nn.Module) -> Float[Tensor, "... d"]:
-        hidden = torch.relu(self.up(norm(h))).square()
-        return h + self.down(F.dropout(hidden, self.dropout, self.training))
+    def forward(self, h: Float[Tensor, "... d"], norm: UnweightedRMSNorm) -> Float[Tensor, "... d"]:
+        weights = (None, self.up.weight, None, self.down.weight, None)
+        dropout = self.dropout if self.training else 0.0
+        return feed_forward(h, *weights, eps=NORM_EPS, dropout=dropout, activation="squared_relu")

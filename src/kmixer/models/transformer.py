@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers import FeedForward, SquaredReluFeedForward
-from kmixer.layers.feed_forward import INITIAL_STD, NORM_EPS, RMSNorm
+from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, UnweightedRMSNorm
 from kmixer.models.config import BlocksConfig, LayersConfig
 from kmixer.models.mixers import Place, build_mixer
 
@@ -119,8 +119,8 @@ class Transformer(nn.Module):
             yield block
 
 
-def build_norm(config: LayersConfig) -> nn.Module:
+def build_norm(config: LayersConfig) -> RMSNorm | UnweightedRMSNorm:
     """RMSNorm, without weights in the blocks of nanochat."""
     if isinstance(config, BlocksConfig) and config.blocks == "nanochat":
-        return nn.RMSNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
+        return UnweightedRMSNorm()
     return RMSNorm(config.width)

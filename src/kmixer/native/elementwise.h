@@ -41,31 +41,48 @@ INLINE float keep(uint32_t index, Dropout dropout) {
   return x < dropout.threshold ? 0.0f : dropout.scale;
 }
 
+// Activations: their value at u, and their slope.
+struct Gelu {
+  INLINE float at(float u, float* slope) {
+    float distribution, density;
+    normal(u, &distribution, &density);
+    *slope = distribution + u * density;
+    return u * distribution;
+  }
+};
+
+struct SquaredRelu {
+  INLINE float at(float u, float* slope) {
+    const float positive = u > 0 ? u : 0.0f;
+    *slope = 2 * positive;
+    return positive * positive;
+  }
+};
+
 // Loops over a row stand in functions of their own, where the compiler takes __restrict at its word.
 // `start` is the index of the row's first element.
 
-// y = dropout(GELU(x + bias)).
-template <class T>
-void gelu_row(const T* __restrict x, const float* __restrict bias, T* __restrict y, int64_t width, uint32_t start,
-              Dropout dropout) {
+// y = dropout(activation(x + bias)).
+template <class Activation, class T>
+void activation_row(const T* __restrict x, const float* __restrict bias, T* __restrict y, int64_t width, uint32_t start,
+                    Dropout dropout) {
   for (int64_t j = 0; j < width; ++j) {
-    const float u = widen(x[j]) + bias[j];
-    float distribution, density;
-    normal(u, &distribution, &density);
-    narrow(u * distribution * keep(start + uint32_t(j), dropout), &y[j]);
+    float slope;
+    narrow(Activation::at(widen(x[j]) + bias[j], &slope) * keep(start + uint32_t(j), dropout), &y[j]);
   }
 }
 
 // dx from dy; adds dx to sum. Writes y once more where `again` holds.
-template <bool again, class T>
-void gelu_backward_row(const T* __restrict x, const float* __restrict bias, const T* __restrict dy, T* __restrict dx,
-                       T* __restrict y, float* __restrict sum, int64_t width, uint32_t start, Dropout dropout) {
+template <class Activation, bool again, class T>
+void activation_backward_row(const T* __restrict x, const float* __restrict bias, const T* __restrict dy,
+                             T* __restrict dx, T* __restrict y, float* __restrict sum, int64_t width, uint32_t start,
+                             Dropout dropout) {
   for (int64_t j = 0; j < width; ++j) {
-    const float u = widen(x[j]) + bias[j], mask = keep(start + uint32_t(j), dropout);
-    float distribution, density;
-    normal(u, &distribution, &density);
-    const float gradient = widen(dy[j]) * mask * (distribution + u * density);
-    if (again) narrow(u * distribution * mask, &y[j]);
+    const float mask = keep(start + uint32_t(j), dropout);
+    float slope;
+    const float value = Activation::at(widen(x[j]) + bias[j], &slope);
+    const float gradient = widen(dy[j]) * mask * slope;
+    if (again) narrow(value * mask, &y[j]);
     narrow(gradient, &dx[j]);
     sum[j] += gradient;
   }

@@ -1,4 +1,4 @@
-// The feed-forward block, h + W2 dropout(GELU(W1 x + b1)) + b2 with x = RMSNorm(h), a tile of rows at a time.
+// The feed-forward block, h + W2 dropout(activation(W1 x + b1)) + b2 with x = RMSNorm(h), a tile of rows at a time.
 //
 // Between the two matrix products nothing leaves the cache; W1 x (rows, m) is kept for the backward pass.
 // Rows are shared evenly by the threads, and sums over rows are added in the order of the threads.
@@ -10,15 +10,10 @@ namespace {
 
 constexpr int64_t kTile = 48;
 
-}  // namespace
-
-extern "C" {
-
-// out, h (rows, d), hidden (rows, m), inverse (rows,): 1 / sqrt(mean(h^2) + eps); norm, b2 (d,), w1 (m, d), b1 (m,),
-// w2 (d, m).
-void feed_forward_forward(const float* h, const float* norm, const float* w1, const float* b1, const float* w2,
-                          const float* b2, float* out, float* hidden, float* inverse, int64_t rows, int64_t d,
-                          int64_t m, float eps, uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
+template <class Activation>
+void forward(const float* h, const float* norm, const float* w1, const float* b1, const float* w2, const float* b2,
+             float* out, float* hidden, float* inverse, int64_t rows, int64_t d, int64_t m, float eps, uint32_t seed,
+             uint32_t threshold, float scale, int64_t threads) {
   const int64_t wide = stride_of(d), tall = stride_of(m);
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     const Padded up = transpose_of(w1, m, d), down = transpose_of(w2, d, m);
@@ -34,7 +29,7 @@ void feed_forward_forward(const float* h, const float* norm, const float* w1, co
       for (int64_t i = 0; i < count; ++i) {
         float* kept = hidden + (first + i) * m;
         std::memcpy(kept, &a[i * tall], sizeof(float) * m);
-        gelu_row(kept, b1, &a[i * tall], m, uint32_t((first + i) * m), {seed, threshold, scale});
+        activation_row<Activation>(kept, b1, &a[i * tall], m, uint32_t((first + i) * m), {seed, threshold, scale});
       }
       multiply({a.data(), tall, 1}, down.row(0), wide, x.data(), wide, count, m, padded(d), false);
       for (int64_t i = 0; i < count; ++i)
@@ -43,11 +38,11 @@ void feed_forward_forward(const float* h, const float* norm, const float* w1, co
   });
 }
 
-// Gradients of everything, from dout (rows, d) and what the forward pass kept.
-void feed_forward_backward(const float* dout, const float* h, const float* norm, const float* w1, const float* b1,
-                           const float* w2, const float* hidden, const float* inverse, float* dh, float* dnorm,
-                           float* dw1, float* db1, float* dw2, float* db2, int64_t rows, int64_t d, int64_t m,
-                           uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
+template <class Activation>
+void backward(const float* dout, const float* h, const float* norm, const float* w1, const float* b1, const float* w2,
+              const float* hidden, const float* inverse, float* dh, float* dnorm, float* dw1, float* db1, float* dw2,
+              float* db2, int64_t rows, int64_t d, int64_t m, uint32_t seed, uint32_t threshold, float scale,
+              int64_t threads) {
   const int64_t wide = stride_of(d), tall = stride_of(m);
   RowSums norm_sums(threads, d), bias1_sums(threads, m), bias2_sums(threads, d);
   RowSums up_sums(threads, m * wide), down_sums(threads, d * tall);
@@ -69,8 +64,8 @@ void feed_forward_backward(const float* dout, const float* h, const float* norm,
       multiply({dy.data(), wide, 1}, down.row(0), tall, da.data(), tall, count, d, padded(m), false);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = (first + i) * m;
-        gelu_backward_row<true>(hidden + at, b1, &da[i * tall], &du[i * tall], &a[i * tall], bias1_sums.of(thread), m,
-                                uint32_t(at), {seed, threshold, scale});
+        activation_backward_row<Activation, true>(hidden + at, b1, &da[i * tall], &du[i * tall], &a[i * tall],
+                                                  bias1_sums.of(thread), m, uint32_t(at), {seed, threshold, scale});
       }
       multiply({dy.data(), 1, wide}, a.data(), tall, down_sums.of(thread), tall, d, count, padded(m), true);
       multiply({du.data(), 1, tall}, x.data(), wide, up_sums.of(thread), wide, m, count, padded(d), true);
@@ -87,6 +82,29 @@ void feed_forward_backward(const float* dout, const float* h, const float* norm,
   bias2_sums.total(db2);
   up_sums.total(dw1, d, wide);
   down_sums.total(dw2, m, tall);
+}
+
+}  // namespace
+
+extern "C" {
+
+// out, h (rows, d), hidden (rows, m), inverse (rows,): 1 / sqrt(mean(h^2) + eps); norm, b2 (d,), w1 (m, d), b1 (m,), w2
+// (d, m). The activation is GELU, or the square of ReLU.
+void feed_forward_forward(const float* h, const float* norm, const float* w1, const float* b1, const float* w2,
+                          const float* b2, float* out, float* hidden, float* inverse, int64_t rows, int64_t d,
+                          int64_t m, float eps, uint32_t seed, uint32_t threshold, float scale, int64_t squared_relu,
+                          int64_t threads) {
+  (squared_relu ? forward<SquaredRelu> : forward<Gelu>)(h, norm, w1, b1, w2, b2, out, hidden, inverse, rows, d, m, eps,
+                                                        seed, threshold, scale, threads);
+}
+
+// Gradients of everything, from dout (rows, d) and what the forward pass kept.
+void feed_forward_backward(const float* dout, const float* h, const float* norm, const float* w1, const float* b1,
+                           const float* w2, const float* hidden, const float* inverse, float* dh, float* dnorm,
+                           float* dw1, float* db1, float* dw2, float* db2, int64_t rows, int64_t d, int64_t m,
+                           uint32_t seed, uint32_t threshold, float scale, int64_t squared_relu, int64_t threads) {
+  (squared_relu ? backward<SquaredRelu> : backward<Gelu>)(dout, h, norm, w1, b1, w2, hidden, inverse, dh, dnorm, dw1,
+                                                          db1, dw2, db2, rows, d, m, seed, threshold, scale, threads);
 }
 
 }  // extern "C"

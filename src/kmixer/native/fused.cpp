@@ -8,7 +8,7 @@ template <class T>
 void gelu_forward(const T* x, const float* bias, T* y, int64_t rows, int64_t width, Dropout dropout, int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin * width; i < end * width; i += width)
-      gelu_row(x + i, bias, y + i, width, uint32_t(i), dropout);
+      activation_row<Gelu>(x + i, bias, y + i, width, uint32_t(i), dropout);
   });
 }
 
@@ -18,7 +18,8 @@ void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbi
   RowSums sums(threads, width);
   parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
     for (int64_t i = begin * width; i < end * width; i += width)
-      gelu_backward_row<false>(x + i, bias, dy + i, dx + i, (T*)nullptr, sums.of(thread), width, uint32_t(i), dropout);
+      activation_backward_row<Gelu, false>(x + i, bias, dy + i, dx + i, (T*)nullptr, sums.of(thread), width,
+                                           uint32_t(i), dropout);
   });
   sums.total(dbias);
 }

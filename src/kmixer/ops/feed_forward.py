@@ -1,4 +1,4 @@
-"""The feed-forward block of every layer: h + down(dropout(GELU(up(RMSNorm(h))))).
+"""The feed-forward block of every layer: h + down(dropout(activation(up(RMSNorm(h))))).
 
 On a CPU in float32 one compiled kernel does all of it, a tile of rows at a time, so that between the
 two matrix products nothing leaves the cache; elsewhere it is the pieces of `kmixer.ops.fused`.
@@ -6,9 +6,10 @@ two matrix products nothing leaves the cache; elsewhere it is the pieces of `kmi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,31 +24,44 @@ from kmixer.ops.fused import (
 )
 from kmixer.ops.gradients import first_order
 
+Activation = Literal["gelu", "squared_relu"]
+
 # The compiled kernel keeps both matrices and their gradients in the second cache level: up to this many weights each.
 MAX_WEIGHTS = 1 << 18
 
 
 def feed_forward(
     h: Float[Tensor, "*rows d"],
-    norm: Float[Tensor, " d"],
+    norm: Float[Tensor, " d"] | None,
     up: Float[Tensor, "m d"],
-    up_bias: Float[Tensor, " m"],
+    up_bias: Float[Tensor, " m"] | None,
     down: Float[Tensor, "d m"],
-    down_bias: Float[Tensor, " d"],
+    down_bias: Float[Tensor, " d"] | None,
     *,
     eps: float,
     dropout: float,
+    activation: Activation = "gelu",
 ) -> Float[Tensor, "*rows d"]:
-    """h + down dropout(GELU(up x + up_bias)) + down_bias with x = norm h / sqrt(mean(h^2) + eps).
+    """h + down dropout(activation(up x + up_bias)) + down_bias with x = norm h / sqrt(mean(h^2) + eps).
 
-    `dropout` is the probability in force, 0 in evaluation; GELU is the exact one.
+    The activation is the exact GELU, or relu(u)^2. A norm or bias of None is not there. `dropout` is the probability in
+    force, 0 in evaluation.
     """
+    m, d = up.shape
+    norm = h.new_ones(d) if norm is None else norm
+    up_bias = h.new_zeros(m) if up_bias is None else up_bias
+    down_bias = h.new_zeros(d) if down_bias is None else down_bias
+    squared_relu = activation == "squared_relu"
     if _compiled(h, norm, up, up_bias, down, down_bias):
         return _FeedForward.apply(
-            h.contiguous(), norm, up, up_bias, down, down_bias, eps, dropout, dropout_seed(dropout)
+            h.contiguous(), norm, up, up_bias, down, down_bias, eps, squared_relu, dropout, dropout_seed(dropout)
         )
     h, x = keep_and_rms_norm(h, norm, eps)
-    return linear_dropout_add(h, linear_gelu_dropout(x, up, up_bias, dropout), down, down_bias, 0.0)
+    if squared_relu:
+        hidden = F.dropout(F.linear(x, up, up_bias).relu().square(), dropout)
+    else:
+        hidden = linear_gelu_dropout(x, up, up_bias, dropout)
+    return linear_dropout_add(h, hidden, down, down_bias, 0.0)
 
 
 def _compiled(h: Tensor, norm: Tensor, up: Tensor, *others: Tensor) -> bool:
@@ -73,6 +87,7 @@ class _FeedForward(torch.autograd.Function):
         down: Tensor,
         down_bias: Tensor,
         eps: float,
+        squared_relu: bool,
         dropout: float,
         seed: int,
     ) -> Tensor:
@@ -81,9 +96,10 @@ class _FeedForward(torch.autograd.Function):
         out, hidden, inverse = torch.empty_like(h), h.new_empty(rows, m), h.new_empty(rows)
         up, down = up.contiguous(), down.contiguous()
         tensors = (h, norm, up, up_bias, down, down_bias, out, hidden, inverse)
-        native.call("feed_forward_forward", *tensors, rows, d, m, float(eps), *dropout_arguments(dropout, seed))
+        arguments = (*dropout_arguments(dropout, seed), int(squared_relu))
+        native.call("feed_forward_forward", *tensors, rows, d, m, float(eps), *arguments)
         ctx.save_for_backward(h, norm, up, up_bias, down, hidden, inverse)
-        ctx.dropout, ctx.seed = dropout, seed
+        ctx.squared_relu, ctx.dropout, ctx.seed = squared_relu, dropout, seed
         return out
 
     @staticmethod
@@ -96,6 +112,6 @@ class _FeedForward(torch.autograd.Function):
             "feed_forward_backward",
             dout.contiguous(),
             *(h, norm, up, up_bias, down, hidden, inverse, *gradients),
-            *(len(inverse), d, m, *dropout_arguments(ctx.dropout, ctx.seed)),
+            *(len(inverse), d, m, *dropout_arguments(ctx.dropout, ctx.seed), int(ctx.squared_relu)),
         )
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None

@@ -22,18 +22,18 @@ from kmixer.ops.linear import linear_map
 MAX_ELEMENTS = 1 << 32
 
 
-def rms_norm(x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"], eps: float) -> Float[Tensor, "*rows d"]:
-    """weight x / sqrt(mean(x^2) + eps) over the last axis."""
+def rms_norm(x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"] | None, eps: float) -> Float[Tensor, "*rows d"]:
+    """weight x / sqrt(mean(x^2) + eps) over the last axis; without a weight, x / sqrt(mean(x^2) + eps)."""
     return keep_and_rms_norm(x, weight, eps)[1]
 
 
 def keep_and_rms_norm(
-    x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"], eps: float
+    x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"] | None, eps: float
 ) -> tuple[Float[Tensor, "*rows d"], Float[Tensor, "*rows d"]]:
     """x and rms_norm(x), for a layer that adds to its input: one pass makes the gradient of both."""
-    if _float32(x, weight):
-        return _RMSNorm.apply(x.contiguous(), weight, eps)
-    return x, F.rms_norm(x, weight.shape, weight, eps)
+    if _float32(x) and (weight is None or _float32(weight)):
+        return _RMSNorm.apply(x.contiguous(), x.new_ones(x.shape[-1]) if weight is None else weight, eps)
+    return x, F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 def dropout(x: Tensor, probability: float) -> Tensor:
