@@ -231,3 +231,10 @@ def test_a_diverged_run_ends_with_code_3(
     assert answer.code == 3
     assert "keeps the best weights and the last good checkpoint" in answer.err
     assert "Traceback" not in answer.err
+
+
+def test_a_packaged_model_writes_at_once(kmixer_command: Run) -> None:
+    answer = kmixer_command("generate", "shakespeare-small", "--prompt", "KING:", "--max-new-tokens", 20, "--seed", 1)
+    assert answer.code == 0, answer
+    assert answer.out.startswith("KING:")
+    assert "shakespeare-small" in kmixer_command("generate", "no-such-model", "--prompt", "x").error()
