@@ -1,6 +1,6 @@
 // Decayed linear attention, as its recurrence: S = g S + k v^T, y = q S, with the state in cache.
 
-#include "common.h"
+#include "gemm.h"
 
 namespace {
 
@@ -41,30 +41,6 @@ INLINE void decay_forward_pass(const float* q, const float* k, const float* v, c
 
 // The passes that cover so many channels; a block's state, values and outputs have kWide channels, zero beyond.
 INLINE int64_t passes(int64_t width) { return (width + kPass - 1) / kPass; }
-
-// Rows of `width` channels, `stride` apart, as rows of kWide: themselves where they have as many, else a copy in a
-// tile.
-class Rows {
- public:
-  Rows(int64_t width, int64_t stride, int64_t length)
-      : width_(width), stride_(stride), tile_(width == kWide ? 0 : length * kWide) {}
-  int64_t stride() const { return tile_.empty() ? stride_ : kWide; }
-  const float* take(const float* rows, int64_t count) {
-    for (int64_t i = 0; !tile_.empty() && i < count; ++i)
-      std::memcpy(&tile_[i * kWide], rows + i * stride_, sizeof(float) * width_);
-    return tile_.empty() ? rows : tile_.data();
-  }
-  float* place(float* rows) { return tile_.empty() ? rows : tile_.data(); }
-  // What was written at `place(rows)`.
-  void give(float* rows, int64_t count) const {
-    for (int64_t i = 0; !tile_.empty() && i < count; ++i)
-      std::memcpy(rows + i * stride_, &tile_[i * kWide], sizeof(float) * width_);
-  }
-
- private:
-  int64_t width_, stride_;
-  std::vector<float> tile_;
-};
 
 // dq of one tile and kPass channels, from the same recurrence; adds the new state to S. Adds to dq where `more` holds.
 template <int ranks>
@@ -161,7 +137,7 @@ void decay_forward(const float* q, const float* k, const float* v, const float* 
     for (int64_t job = begin; job < end; ++job) {
       const int64_t row = job / blocks, first = job % blocks * kWide, width = std::min(kWide, d - first);
       const int64_t keys = row * t * r, channels = row * t * d + first;
-      Rows values(width, d, kTile), outputs(width, d, kTile);
+      Tile values(width, d, kWide, kTile), outputs(width, d, kWide, kTile);
       const int64_t stride = values.stride();
       load_state(state + row * r * d + first, S, r, d, width);
       for (int64_t i = 0; i < t; i += kTile) {
@@ -195,7 +171,7 @@ void decay_backward(const float* q, const float* k, const float* v, const float*
       const int64_t keys = row * t * r, channels = row * t * d + first, part = (block * b + row) * t * r;
       double* dlog_part = dlog + (block * b + row) * r;
       std::fill(dlog_part, dlog_part + r, 0.0);
-      Rows values(width, d, kChunk), gradients(width, d, kChunk), outputs(width, d, kChunk);
+      Tile values(width, d, kWide, kChunk), gradients(width, d, kWide, kChunk), outputs(width, d, kWide, kChunk);
       const int64_t stride = values.stride();
       load_state(state + row * r * d + first, S, r, d, width);
       for (int64_t tile = 0; tile < chunks; ++tile) {

@@ -46,6 +46,31 @@ INLINE Padded transpose_of(const float* from, int64_t rows, int64_t columns, flo
   return to;
 }
 
+// Up to `length` rows of a tensor, `row` apart, as vectors want them: in place where they are `wide` already, else by
+// way of a copy that is zero beyond their width.
+class Tile {
+ public:
+  Tile(int64_t width, int64_t row, int64_t wide, int64_t length)
+      : width_(width), row_(row), tile_(width == wide ? 0 : length, wide) {}
+  int64_t stride() const { return in_place() ? row_ : tile_.stride; }
+  const float* take(const float* rows, int64_t count) {
+    for (int64_t i = 0; !in_place() && i < count; ++i)
+      std::memcpy(tile_.row(i), rows + i * row_, sizeof(float) * width_);
+    return in_place() ? rows : tile_.row(0);
+  }
+  float* place(float* rows) { return in_place() ? rows : tile_.row(0); }
+  // What was written at `place(rows)`.
+  void give(float* rows, int64_t count) const {
+    for (int64_t i = 0; !in_place() && i < count; ++i)
+      std::memcpy(rows + i * row_, tile_.row(i), sizeof(float) * width_);
+  }
+
+ private:
+  bool in_place() const { return tile_.data.empty(); }
+  int64_t width_, row_;
+  Padded tile_;
+};
+
 // A matrix operand: element (i, j) is at data[i * row + j * column].
 struct Operand {
   const float* data;

@@ -10,30 +10,6 @@ namespace {
 
 constexpr int64_t kTile = 48;
 
-// Rows of a tensor as matrix products take and write them: in place where they are whole vectors, else by way of a
-// padded tile.
-class Tile {
- public:
-  explicit Tile(int64_t width) : width_(width), direct_(width % kPadding == 0), tile_(direct_ ? 0 : kTile, width) {}
-  int64_t stride() const { return direct_ ? width_ : tile_.stride; }
-  float* place(float* rows) { return direct_ ? rows : tile_.row(0); }
-  const float* take(const float* rows, int64_t count) {
-    if (direct_) return rows;
-    for (int64_t i = 0; i < count; ++i) std::memcpy(tile_.row(i), rows + i * width_, sizeof(float) * width_);
-    return tile_.row(0);
-  }
-  // What a product left at `place(rows)`.
-  void give(float* rows, int64_t count) const {
-    for (int64_t i = 0; !direct_ && i < count; ++i)
-      std::memcpy(rows + i * width_, tile_.row(i), sizeof(float) * width_);
-  }
-
- private:
-  int64_t width_;
-  bool direct_;
-  Padded tile_;
-};
-
 void add_row(const float* __restrict x, float* __restrict to, int64_t width) {
   for (int64_t j = 0; j < width; ++j) to[j] += x[j];
 }
@@ -47,7 +23,7 @@ void linear_forward(const float* x, const float* w, const float* bias, float* y,
                     int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     const Padded transposed = transpose_of(w, m, d);
-    Tile out(m);
+    Tile out(m, m, padded(m), kTile);
     for (int64_t first = begin; first < end; first += kTile) {
       const int64_t count = std::min(kTile, end - first);
       multiply({x + first * d, d, 1}, transposed.row(0), transposed.stride, out.place(y + first * m), out.stride(),
@@ -66,7 +42,7 @@ void linear_backward(const float* dy, const float* x, const float* w, float* dx,
   RowSums sums(threads, m * wide), bias_sums(threads, m);
   parallel(rows, threads, [=, &sums, &bias_sums](int64_t begin, int64_t end, int64_t thread) {
     const Padded matrix = copy_of(w, m, d);
-    Tile in(d), out(d);
+    Tile in(d, d, padded(d), kTile), out(d, d, padded(d), kTile);
     for (int64_t first = begin; first < end; first += kTile) {
       const int64_t count = std::min(kTile, end - first);
       multiply({dy + first * m, m, 1}, matrix.row(0), matrix.stride, out.place(dx + first * d), out.stride(), count, m,
