@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	@echo; echo "The run folder is $(RUN). Go on with: $(KMIXER) generate $(RUN) --prompt \"**MACBETH**\""
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check

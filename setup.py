@@ -1,5 +1,7 @@
 """Builds the compiled CPU kernels where there is a C++ compiler; everything else is in pyproject.toml."""
 
+import hashlib
+import os
 import platform
 from pathlib import Path
 
@@ -19,16 +21,21 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path) for path in Path("src/kmixer/native").glob(pattern))
 
 
+# As native/__init__.py counts it: a library that was built from other sources is not loaded.
+DIGEST = hashlib.sha256(b"".join(Path(path).read_bytes() for path in sources("*.cpp") + sources("*.h"))).hexdigest()
+
 setup(
     ext_modules=[
         Extension(
             f"kmixer.native._kernels_{name}",
             sources("*.cpp"),
             depends=sources("*.h"),
+            define_macros=[("SOURCES_DIGEST", f'"{DIGEST}"')],
             extra_compile_args=[*FLAGS.split(), THREADS, *machine.split()],
             extra_link_args=[THREADS],
             optional=True,  # without a compiler the library works, with torch alone
         )
         for name, machine in BUILDS.items()
-    ]
+    ],
+    options={"build_ext": {"parallel": os.cpu_count()}},
 )

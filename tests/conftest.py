@@ -11,6 +11,9 @@ from typing import Any
 import jaxtyping
 import pytest
 
+# Threads that wait give up their core to other test processes. OpenMP reads this when torch loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Shape annotations are checked in the test run only; the hook must come before the first import of kmixer.
 # Out stay kmixer.ops.decay_kernels and kmixer.ops.attention: Triton and FlexAttention read the functions they are
 # given, and cannot see through a wrapper.

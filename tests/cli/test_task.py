@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kmixer.experiments.denoise import BLOCKS
 from tests.cli.conftest import Run
+from tests.data.test_images import write_npz
 
 
 def test_denoising(kmixer_command: Run) -> None:
@@ -16,11 +17,13 @@ def test_denoising(kmixer_command: Run) -> None:
 
 
 def test_classification_is_a_sweep_over_mixers(kmixer_command: Run, tmp_path: Path) -> None:
-    small = ["data.examples=20", "model.width=8", "model.heads=2", "model.layers=1", "training.steps=2"]
-    small += ["training.warmup_steps=1", "training.batch_size=4", "training.evaluate_every=2"]
-    settings = [part for setting in small for part in ("--set", setting)]
+    write_npz(tmp_path)
+    small = ["data.length=64", "model.length=64", "model.width=8", "model.heads=2", "model.layers=1"]
+    small += ["training.steps=2", "training.warmup_steps=1", "training.batch_size=4", "training.evaluate_every=2"]
+    options = [part for setting in small for part in ("--set", setting)]
+    options += ["--mixers", "softmax,k2", "--seeds", "1", "--data-dir", str(tmp_path)]
     out = tmp_path / "sweep"
-    answer = kmixer_command("task", "listops", "--mixers", "softmax,k2", "--seeds", "1", "--out", out, *settings)
+    answer = kmixer_command("task", "scifar", "--out", out, *options)
     assert "  mixers=k2  1  " in answer.out
     assert "Accuracy and cross-entropy" in answer.out
     assert (out / "mixers=softmax/seed-1/results.json").is_file()

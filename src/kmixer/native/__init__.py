@@ -1,13 +1,17 @@
 """The compiled CPU kernels: built at installation where there is a C++ compiler, never required.
 
 `kernels()` is the library for this machine's processor, or None. Its three builds are plain
-shared libraries with a C interface; tensors are passed by address.
+shared libraries with a C interface; tensors are passed by address. A library that was built from other
+sources than those that lie beside it (its rebuild failed) is not loaded, with a warning.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
+import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +24,23 @@ def _load() -> ctypes.CDLL | None:
     for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
         spec = importlib.util.find_spec(f"kmixer.native._kernels_{build}")
         if spec is not None and spec.origin is not None:
-            return ctypes.CDLL(spec.origin)
+            return _if_current(ctypes.CDLL(spec.origin), Path(__file__).parent)
+    return None
+
+
+def _if_current(library: ctypes.CDLL, folder: Path) -> ctypes.CDLL | None:
+    """The library, or None with a warning where it was built from other sources than the folder's."""
+    paths = sorted(folder.glob("*.cpp")) + sorted(folder.glob("*.h"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    if hasattr(library, "sources_digest"):
+        library.sources_digest.restype = ctypes.c_char_p
+        if library.sources_digest() == digest.encode():
+            return library
+    warnings.warn(
+        "the compiled kernels were built from other sources, so slower torch code runs: install kmixer again "
+        "(pip install -e .), and read its output with -v where that does not help",
+        stacklevel=2,
+    )
     return None
 
 
