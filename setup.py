@@ -1,8 +1,7 @@
 """Builds the compiled CPU kernels where there is a C++ compiler; everything else is in pyproject.toml."""
 
-import hashlib
-import os
 import platform
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -21,8 +20,8 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path) for path in Path("src/kmixer/native").glob(pattern))
 
 
-# As native/__init__.py counts it: a library that was built from other sources is not loaded.
-DIGEST = hashlib.sha256(b"".join(Path(path).read_bytes() for path in sources("*.cpp") + sources("*.h"))).hexdigest()
+# The package itself is not installed yet: only this file of it is run.
+DIGEST = runpy.run_path("src/kmixer/native/digest.py")["sources_digest"](Path("src/kmixer/native"))
 
 setup(
     ext_modules=[
@@ -36,6 +35,5 @@ setup(
             optional=True,  # without a compiler the library works, with torch alone
         )
         for name, machine in BUILDS.items()
-    ],
-    options={"build_ext": {"parallel": os.cpu_count()}},
+    ]
 )

@@ -8,13 +8,14 @@ sources than those that lie beside it (its rebuild failed) is not loaded, with a
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from kmixer.native.digest import sources_digest
 
 # Which build runs on which processor, best first, by torch's name for what the processor can do.
 BUILDS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
@@ -30,11 +31,9 @@ def _load() -> ctypes.CDLL | None:
 
 def _if_current(library: ctypes.CDLL, folder: Path) -> ctypes.CDLL | None:
     """The library, or None with a warning where it was built from other sources than the folder's."""
-    paths = sorted(folder.glob("*.cpp")) + sorted(folder.glob("*.h"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
     if hasattr(library, "sources_digest"):
         library.sources_digest.restype = ctypes.c_char_p
-        if library.sources_digest() == digest.encode():
+        if library.sources_digest() == sources_digest(folder).encode():
             return library
     warnings.warn(
         "the compiled kernels were built from other sources, so slower torch code runs: install kmixer again "
