@@ -124,9 +124,12 @@ def _sample(arm: ArmRuns) -> str:
 def _environment(arms: list[ArmRuns]) -> list[tuple[str, str]]:
     found: dict[str, Any] = read_json(arms[0].runs[0].path / ENVIRONMENT)
     packages = ", ".join(f"{name} {version}" for name, version in found.pop("packages").items())
-    for key in ("command", "resumed", "commit"):
+    for key in ("command", "resumed"):
         found.pop(key, None)
-    found["commits"] = ", ".join(dict.fromkeys(commit for arm in arms for run in arm.runs for commit in run.commits()))
+    runs = [run for arm in arms for run in arm.runs]
+    for key, name in (("device", "device"), ("threads", "threads"), ("commit", "commits")):
+        del found[key]
+        found[name] = ", ".join(dict.fromkeys(value for run in runs for value in run.made_with(key)))
     return [*((key, str(value)) for key, value in found.items()), ("packages", packages)]
 
 

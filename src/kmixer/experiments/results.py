@@ -112,15 +112,17 @@ def _measure(entry: ResultEntry, parent: Path) -> dict[str, Any]:
         command, arm_settings = command_of(sweep), sweep.arms
     else:
         command, arm_settings = shlex.join(read_json(folder / ENVIRONMENT)["command"]), {}
-    environment = read_json(runs[0].path / ENVIRONMENT)
+    device, threads, commits = (
+        dict.fromkeys(value for run in runs for value in run.made_with(key)) for key in ("device", "threads", "commit")
+    )
     tables = {part: compare(arms, part) for part in measured_parts(arms)}
     return {
         "command": command,
         "arms": arm_settings,
-        "machine": environment["device"],
-        "threads": environment["threads"],
+        "machine": ", ".join(device),
+        "threads": " or ".join(threads),
         "minutes": sum(result["seconds"] for arm in ours for result in arm.results.values()) / 60,
-        "commits": list(dict.fromkeys(commit[:10] for run in runs for commit in run.commits())),
+        "commits": list(dict.fromkeys(commit[:10] for commit in commits)),
         "tables": tables,
         "without_results": without_results(arms),
         "protocols": [{"arm": arm.name, **_protocols(arm)} for arm in arms if arm.results],

@@ -175,10 +175,10 @@ class RunFolder:
         again = {"step": step, **environment(device, processes)}
         write_json(self.path / ENVIRONMENT, there | {"resumed": [*there.get("resumed", []), again]})
 
-    def commits(self) -> list[str]:
-        """The commits that made this run, the first one first."""
+    def made_with(self, key: str) -> list[str]:
+        """Values of this key of the environment: at the start, and every time the run was resumed."""
         there = read_json(self.path / ENVIRONMENT)
-        return list(dict.fromkeys(str(each["commit"]) for each in (there, *there.get("resumed", []))))
+        return [str(each[key]) for each in (there, *there.get("resumed", []))]
 
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
