@@ -1,10 +1,12 @@
 """Builds the compiled CPU kernels where there is a C++ compiler; everything else is in pyproject.toml."""
 
+import copy
 import platform
 import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 # Sums may be reordered so that loops become vectors, but NaN and infinity keep their meaning, and no
 # flag is given that would change the floating-point mode of the process when the library is loaded.
@@ -18,6 +20,15 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 def sources(pattern: str) -> list[str]:
     return sorted(str(path) for path in Path("src/kmixer/native").glob(pattern))
+
+
+class BuildApart(build_ext):
+    """Builds all kernels at once. They share their sources, so each has a folder for its object files."""
+
+    def build_extension(self, extension: Extension) -> None:
+        apart = copy.copy(self)
+        apart.build_temp = str(Path(self.build_temp, extension.name))
+        build_ext.build_extension(apart, extension)
 
 
 # The package itself is not installed yet: only this file of it is run.
@@ -35,5 +46,7 @@ setup(
             optional=True,  # without a compiler the library works, with torch alone
         )
         for name, machine in BUILDS.items()
-    ]
+    ],
+    cmdclass={"build_ext": BuildApart},
+    options={"build_ext": {"parallel": len(BUILDS)}},
 )

@@ -31,7 +31,7 @@ from kmixer.training.recipe import load_recipe
 def sweep(
     recipe: Annotated[str, typer.Argument(help="A recipe or an ablation (see kmixer recipes), or a .toml file.")],
     seeds: Annotated[
-        str | None, typer.Option(help="How many seeds, from the recipe's on, or a list: 42,69,420.")
+        str | None, typer.Option(help="How many seeds, from the recipe's on, or a list: 42,69,420 (of one: 42,).")
     ] = None,
     grid: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B", help="Try these values of a key; may be given again.")
@@ -164,7 +164,9 @@ def _parse_seeds(text: str, first: int) -> list[int]:
     try:
         seeds = [int(part) for part in text.removesuffix(",").split(",")]  # "5," is the list of one
     except ValueError:
-        raise InputError(f"--seeds: got {text!r}; allowed: a number of seeds, or a list such as 42,69,420") from None
+        raise InputError(
+            f"--seeds: got {text!r}; allowed: a number of seeds, or a list such as 42,69,420 (of one: 42,)"
+        ) from None
     if len(seeds) == 1 and "," not in text:
         if seeds[0] < 1:
             raise InputError(f"--seeds: got {seeds[0]}; allowed: 1 or more")
