@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # given, and cannot see through a wrapper.
 CHECKED = (
     "kmixer.ops.base_kernel",
+    "kmixer.ops.cross_entropy",
     "kmixer.ops.decay",
     "kmixer.ops.decay_triton",
     "kmixer.ops.feed_forward",

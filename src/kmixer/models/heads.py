@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
 from kmixer.models.config import HeadConfig, StackConfig
+from kmixer.ops.cross_entropy import cross_entropies, soft_capped
 from kmixer.ops.fused import linear_gelu_dropout
 from kmixer.ops.linear import linear_map
 
@@ -36,7 +37,7 @@ class LinearHead(nn.Module):
         return soft_capped(linear_map(self.to_embedding(hidden), embedding), self.soft_cap)
 
     def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
-        return cross_entropies(self(hidden, embedding), targets)
+        return cross_entropies(linear_map(self.to_embedding(hidden), embedding), targets, self.soft_cap)
 
 
 class UntiedHead(nn.Module):
@@ -51,7 +52,7 @@ class UntiedHead(nn.Module):
         return soft_capped(self.to_logits(hidden), self.soft_cap)
 
     def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
-        return cross_entropies(self(hidden, embedding), targets)
+        return cross_entropies(self.to_logits(hidden), targets, self.soft_cap)
 
 
 class GeluHead(nn.Module):
@@ -142,15 +143,3 @@ def default_cutoffs(vocabulary_size: int) -> list[int]:
     if v <= 16384:
         return [2000, max(4000, v // 2)]
     return [2000, 10000, max(20000, 3 * v // 4)]
-
-
-def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
-    """cap tanh(logits / cap): logits between -cap and cap; as they are for no cap."""
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats of every position (b, t)."""
-    flat = logits.flatten(0, 1)
-    accurate = flat.to(torch.promote_types(flat.dtype, torch.float32))
-    return F.cross_entropy(accurate, targets.flatten(), reduction="none").view(targets.shape)

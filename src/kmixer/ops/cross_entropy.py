@@ -1,0 +1,58 @@
+"""Cross-entropy of logits under a soft cap, fused on a CPU where the compiled kernels are built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kmixer import native
+from kmixer.errors import InputError
+from kmixer.ops.gradients import first_order
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(logits / cap): logits between -cap and cap; as they are for no cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def cross_entropies(
+    logits: Float[Tensor, "*rows v"], targets: Int[Tensor, "*rows"], cap: float | None = None
+) -> Float[Tensor, "*rows"]:
+    """-log softmax(soft_capped(logits, cap))[target] in nats for every row, in float32 or better.
+
+    Raises InputError for a target that is not in 0..v - 1, on a CPU.
+    """
+    accurate = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if accurate.dtype == torch.float32 and targets.numel() and native.usable(accurate, targets):
+        return _CrossEntropy.apply(accurate.contiguous(), targets.to(torch.int64).contiguous(), cap or 0.0)
+    flat = soft_capped(accurate, cap).flatten(0, -2)
+    return F.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Keeps the logits and one sum a row; torch's operators keep every step on the way as a tensor of that size."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, cap: float) -> Tensor:
+        width = logits.shape[-1]
+        lowest, highest = (int(x) for x in torch.aminmax(targets))
+        if lowest < 0 or highest >= width:
+            raise InputError(f"targets: got {lowest}..{highest}; allowed: 0..{width - 1}")
+        losses, log_sums = logits.new_empty(targets.shape), logits.new_empty(targets.shape)
+        native.call("cross_entropy_forward", logits, targets, losses, log_sums, targets.numel(), width, cap)
+        ctx.save_for_backward(logits, targets, log_sums)
+        ctx.cap = cap
+        return losses
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dlosses: Tensor) -> Any:
+        logits, targets, log_sums = ctx.saved_tensors
+        dlogits = torch.empty_like(logits)
+        arguments = (targets.numel(), logits.shape[-1], ctx.cap)
+        native.call("cross_entropy_backward", logits, targets, log_sums, dlosses.contiguous(), dlogits, *arguments)
+        return dlogits, None, None
