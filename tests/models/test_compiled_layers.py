@@ -7,34 +7,28 @@ import subprocess
 import sys
 from typing import Any
 
-import pytest
 
-
-def unique_graphs(kind: str, settings: dict[str, Any]) -> int:
-    command = [sys.executable, "-m", "tests.models.compiled_layers", kind, json.dumps(settings)]
+def unique_graphs(kind: str, stacks: list[dict[str, Any]]) -> list[int]:
+    command = [sys.executable, "-m", "tests.models.compiled_layers", kind, json.dumps(stacks)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    return int(answer.stdout)
+    found: list[int] = json.loads(answer.stdout)
+    return found
 
 
-@pytest.mark.parametrize(
-    "base", [{"kind": "conv", "size": 8}, {"kind": "dense", "size": 100}, {"kind": "none"}], ids=str
-)
-def test_both_k1_layers_share_a_program_and_so_do_all_k2_layers(base: dict[str, Any]) -> None:
-    assert unique_graphs("k-stack", {"rank": 4, "base_kernel": {"shared": True, **base}}) == 2
+def test_both_k1_layers_share_a_program_and_so_do_all_k2_layers() -> None:
+    bases = [{"kind": "conv", "size": 8}, {"kind": "dense", "size": 100}, {"kind": "none"}]
+    assert unique_graphs("k-stack", [{"rank": 4, "base_kernel": {"shared": True, **base}} for base in bases]) == [2] * 3
 
 
-@pytest.mark.parametrize(
-    ("settings", "programs"),
-    [
+def test_blocks_of_a_kind_share_a_program() -> None:
+    stacks: list[tuple[dict[str, Any], int]] = [
         ({"mixers": "softmax", "softmax": {"convolution": 4}}, 1),
         # Windows have one for lengths of whole blocks, and one for the others.
         ({"mixers": "softmax", "windows": "SSL", "window": 8}, 3),
         ({"mixers": "gaussian", "blocks": "nanochat"}, 1),
         ({"mixers": "hierarchical"}, 1),
         ({"mixers": "k2"}, 1),
-    ],
-    ids=str,
-)
-def test_blocks_of_a_kind_share_a_program(settings: dict[str, Any], programs: int) -> None:
-    assert unique_graphs("transformer", settings) == programs
+    ]
+    settings, programs = zip(*stacks, strict=True)
+    assert unique_graphs("transformer", list(settings)) == list(programs)

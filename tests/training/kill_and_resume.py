@@ -112,7 +112,7 @@ def main() -> None:
         text = "\n".join(topics[key] for key in sorted(topics))
         (folder / "corpus.txt").write_text(text[:30_000], encoding="utf-8")
         values = RECIPE | {"data": {"corpus": str(folder / "corpus.txt")}}
-        steps = 80 * arguments.kills + 80  # enough that no session reaches the end
+        steps = 40 * arguments.kills + 40  # enough that no session reaches the end
         values["training"] = values["training"] | {"steps": steps}
         recipe = folder / "recipe.toml"
         recipe.write_text(tomli_w.dumps(values), encoding="utf-8")
