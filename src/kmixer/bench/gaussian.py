@@ -43,6 +43,7 @@ WAYS: dict[str, Way] = {
     "naive": lambda x, s, w: gaussian_attention(x, s, window=w, backend="naive"),
     "one product": one_product,
     "sdpa": lambda x, s, w: gaussian_attention(x, s, window=w, backend="sdpa"),
+    "auto": lambda x, s, w: gaussian_attention(x, s, window=w),
 }
 
 

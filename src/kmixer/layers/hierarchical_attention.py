@@ -14,7 +14,7 @@ from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import linear
 from kmixer.layers.heads import after, check_state, identity_values, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
-from kmixer.ops.attention import sdpa_attention
+from kmixer.ops.attention import softmax_attention
 from kmixer.ops.downsampling import filter_and_halve, lag
 from kmixer.ops.hierarchical import Backend, hierarchical_attention
 
@@ -238,7 +238,7 @@ class HierarchicalAttention(nn.Module):
         alpha, y = alpha.to(values[0].dtype), None
         positions = torch.arange(start, start + t, device=alpha.device)
         for level, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
-            attended = sdpa_attention(q, k, v.to(k.dtype), causal=self.causal)
+            attended = softmax_attention(q, k, v.to(k.dtype), causal=self.causal)
             spread = attended[:, :, (positions >> level) - (start >> level)]
             weighted = alpha[:, level, None, None] * spread
             y = weighted if y is None else y + weighted

@@ -14,7 +14,7 @@ from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, identity_values, kept, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotate
-from kmixer.ops.attention import sdpa_attention
+from kmixer.ops.attention import softmax_attention
 from kmixer.ops.linear import linear_map
 
 # Channels of the input that decide how much of a value embedding each head takes.
@@ -116,7 +116,7 @@ class SoftmaxAttention(nn.Module):
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (b, t, h)
             values = values + gate.transpose(1, 2).unsqueeze(-1) * split_heads(value_embedding, self.heads)
         keys, values = after(state.keys, keys), after(state.values, values)
-        y = sdpa_attention(queries, keys, values.to(keys.dtype), causal=self.causal, reach=self.reach)
+        y = softmax_attention(queries, keys, values.to(keys.dtype), causal=self.causal, reach=self.reach)
         cache = KeyValueCache(kept(keys, self.reach), kept(values, self.reach), state.position + x.shape[1], tail)
         return self.out(merge_heads(y)), cache
 
@@ -124,7 +124,7 @@ class SoftmaxAttention(nn.Module):
     def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
         """What every position takes of every other, in every head; all of it in memory."""
         queries, keys, _, _ = self._project(x, self.initial_state(len(x)))
-        return sdpa_attention(queries, keys, identity_values(keys), causal=self.causal, reach=self.reach)
+        return softmax_attention(queries, keys, identity_values(keys), causal=self.causal, reach=self.reach)
 
     def _project(self, x: Tensor, state: KeyValueCache) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys and values (b, h, t, e), and the tail of the convolution."""

@@ -1,8 +1,8 @@
 """Fused softmax attention with windows: softmax over the allowed keys of scale q k^T, times the values.
 
-torch's own kernels, in memory linear in t. What they lack is cut to fit: fewer queries than keys, and windows. A window
-of a whole sequence (t = s) that is longer than twice the window goes in blocks, in time linear in t; any other is a
-mask (t, s).
+A compiled kernel for whole causal sequences in float32 on a CPU, and torch's own kernels for the rest, all in memory
+linear in t. What torch's lack is cut to fit: fewer queries than keys, and windows. A window of a whole sequence (t = s)
+that is longer than twice the window goes in blocks, in time linear in t; any other is a mask (t, s).
 """
 
 from __future__ import annotations
@@ -16,16 +16,54 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kmixer import native
 from kmixer.errors import InputError
+from kmixer.ops.attention_native import native_attention
 
 # FlexAttention wants head widths in powers of two, this at least.
 MIN_FLEX_WIDTH = 16
+
+# A block of the compiled kernel's scores leaves the second cache level beyond this, and torch's kernel is faster.
+MAX_NATIVE_LENGTH = 4096
 
 
 def causal_mask(queries: int, keys: int, reach: int | None, device: torch.device) -> Bool[Tensor, "t s"]:
     """True where the last `queries` of `keys` positions may look: themselves and before, `reach` keys in all."""
     mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     return mask if reach is None else mask.triu(keys - queries - reach + 1)
+
+
+def softmax_attention(
+    queries: Float[Tensor, "b h t e"],
+    keys: Float[Tensor, "b h s e"],
+    values: Float[Tensor, "b h s f"],
+    *,
+    causal: bool = True,
+    reach: int | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "b h t f"]:
+    """Attention by the fastest of the kernels at hand.
+
+    Args:
+        queries: (b, h, t, e), the last t of the s positions.
+        keys, values: (b, h, s, e) and (b, h, s, f).
+        causal: position i sees itself and the positions before it.
+        reach: of these the last `reach` only, itself included.
+        scale: of the products; 1 / sqrt(e) when None.
+    """
+    b, h, t, e = queries.shape
+    whole = causal and t == keys.shape[2] and (reach is None or reach >= t)
+    tensors = (queries, keys, values)
+    if (
+        whole
+        and all(tensor.dtype == torch.float32 for tensor in tensors)
+        and native.usable(*tensors)
+        and b * h >= torch.get_num_threads()
+        and t <= MAX_NATIVE_LENGTH
+    ):
+        scale = e**-0.5 if scale is None else scale
+        return native_attention(*tensors, queries.new_ones(h, 1), causal=True, scale=scale)
+    return sdpa_attention(*tensors, causal=causal, reach=reach, scale=scale)
 
 
 def sdpa_attention(
@@ -37,16 +75,12 @@ def sdpa_attention(
     reach: int | None = None,
     scale: float | None = None,
 ) -> Float[Tensor, "b h t f"]:
-    """Attention through torch's scaled_dot_product_attention.
-
-    Args:
-        queries: (b, h, t, e), the last t of the s positions.
-        keys, values: (b, h, s, e) and (b, h, s, f).
-        causal: position i sees itself and the positions before it.
-        reach: of these the last `reach` only, itself included.
-        scale: of the products; 1 / sqrt(e) when None.
-    """
-    t, s = queries.shape[2], keys.shape[2]
+    """The same through torch's scaled_dot_product_attention, fused where torch has a kernel for it."""
+    (t, e), (s, f) = queries.shape[2:], values.shape[2:]
+    if e != f:  # the fused kernels want one width for all three
+        padded = (F.pad(tensor, (0, max(e, f) - tensor.shape[-1])) for tensor in (queries, keys, values))
+        scale = e**-0.5 if scale is None else scale
+        return sdpa_attention(*padded, causal=causal, reach=reach, scale=scale)[..., :f]
     if not causal:
         return F.scaled_dot_product_attention(queries, keys, values, scale=scale)
     if reach is not None and reach < s:
@@ -84,12 +118,12 @@ def _in_blocks(queries: Tensor, keys: Tensor, values: Tensor, reach: int, scale:
 def flex_attention(
     queries: Float[Tensor, "b h t e"],
     keys: Float[Tensor, "b h s e"],
-    values: Float[Tensor, "b h s e"],
+    values: Float[Tensor, "b h s f"],
     *,
     causal: bool = True,
     reach: int | None = None,
     scale: float | None = None,
-) -> Float[Tensor, "b h t e"]:
+) -> Float[Tensor, "b h t f"]:
     """The same through torch's FlexAttention, which skips the blocks that a window masks.
 
     Compiled on a GPU. On a CPU it is not, holds all weights in memory, is slow and has no gradient:
@@ -108,7 +142,7 @@ def flex_attention(
 
     mask = create_block_mask(allowed, None, None, t, s, device=queries.device.type) if causal else None
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    width = max(MIN_FLEX_WIDTH, 1 << (queries.shape[-1] - 1).bit_length())
+    width = max(MIN_FLEX_WIDTH, 1 << (max(queries.shape[-1], values.shape[-1]) - 1).bit_length())
     padded = (F.pad(tensor, (0, width - tensor.shape[-1])) for tensor in (queries, keys, values))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # the docstring says so

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kmixer.errors import InputError
-from kmixer.ops.attention import causal_mask, flex_attention, sdpa_attention
+from kmixer.ops.attention import causal_mask, flex_attention, sdpa_attention, softmax_attention
 
 Backend = Literal["auto", "naive", "sdpa", "flex"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -60,7 +60,7 @@ def gaussian_attention(
         window: position i sees the `window` keys i - window < j <= i only; itself is one of them.
         window_inclusive: count the window without position i itself: i - window <= j <= i.
         exclude_self: position i does not see itself, i > 0; position 0 has nothing else.
-        backend: "auto" is "sdpa".
+        backend: "auto" takes the same form as "sdpa" to the fastest kernel at hand, see `kmixer.ops.attention`.
 
     Returns:
         y (b, h, t, f), in the dtype of x; f is d where no values are given.
@@ -120,10 +120,8 @@ def _attend(
         if backend == "naive":
             return _naive(x, keys, values, log_sigma, causal, reach).to(x.dtype)
         queries, features = as_softmax(x, keys, log_sigma, causal=causal)
-        width = max(queries.shape[-1], values.shape[-1])  # fused attention wants one for all three
-        tensors = (F.pad(z, (0, width - z.shape[-1])) for z in (queries, features, values.to(queries.dtype)))
-        attention = flex_attention if backend == "flex" else sdpa_attention
-        y = attention(*tensors, causal=causal, reach=reach, scale=1.0)[..., : values.shape[-1]].to(x.dtype)
+        attention = {"auto": softmax_attention, "sdpa": sdpa_attention, "flex": flex_attention}[backend]
+        y = attention(queries, features, values.to(queries.dtype), causal=causal, reach=reach, scale=1.0).to(x.dtype)
         past = keys.shape[2] - x.shape[2]
         # Queries that do not see all keys of the centre: by the definition, so that no later key rounds them otherwise.
         early = min(x.shape[2], max(0, CENTRE_KEYS - past)) if causal and _is_centred(x.dtype) else 0

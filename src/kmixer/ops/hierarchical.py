@@ -16,7 +16,7 @@ weights; indexing by the rounded-down position is our reading.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,7 @@ from torch import Tensor
 from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.attention import causal_mask
-from kmixer.ops.gradients import first_order
+from kmixer.ops.attention_native import native_attention
 from kmixer.ops.hierarchical_blocked import blocked_hierarchical_attention
 
 Backend = Literal["auto", "naive", "blocked", "native"]
@@ -84,10 +84,10 @@ def hierarchical_attention(
     queries, keys = ([z.to(dtype) for z in levels] for levels in (queries, keys))
     with torch.autocast(values.device.type, enabled=False):
         if backend == "native":
-            attended: Tensor = _Native.apply(
-                weights.to(dtype), values.to(dtype), causal, torch.cat(queries, 2), torch.cat(keys, 2)
-            )
-            return attended.to(values.dtype)
+            rows = torch.cat(queries, 2), torch.cat(keys, 2)
+            scale = queries[0].shape[-1] ** -0.5
+            y = native_attention(*rows, values.to(dtype), weights.to(dtype), causal=causal, scale=scale)
+            return y.to(values.dtype)
         if backend == "blocked":
             y = blocked_hierarchical_attention(queries, keys, values.to(dtype), weights.to(dtype), causal)
             return y.to(values.dtype)
@@ -131,27 +131,3 @@ def _check(queries: list[Tensor], keys: list[Tensor], weights: Tensor, s: int, t
                 f"level {level}: got {q.shape[2]} queries and {k.shape[2]} keys; {t} queries of {s} positions have "
                 f"{rows} and {-(-s >> level)} there"
             )
-
-
-class _Native(torch.autograd.Function):
-    """The compiled kernel, float32; queries and keys of all levels one after the other (b, h, rows, e)."""
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, values: Tensor, causal: bool, queries: Tensor, keys: Tensor) -> Tensor:
-        tensors = [tensor.contiguous() for tensor in (queries, keys, values, weights)]
-        (b, h, t, f), levels, e = values.shape, weights.shape[1], queries.shape[-1]
-        y, normaliser = values.new_empty(b, h, t, f), values.new_empty(b, h, t)
-        ctx.shape = (b * h, h, t, levels, e, f, e**-0.5, int(causal))
-        native.call("hierarchical_forward", *tensors, y, normaliser, *ctx.shape)
-        ctx.save_for_backward(*tensors, y, normaliser)
-        return y
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, weights, y, normaliser = ctx.saved_tensors
-        made = [torch.empty_like(tensor) for tensor in (queries, keys, values)]
-        by_row = weights.new_empty(*values.shape[:2], weights.shape[1])
-        inputs = (queries, keys, values, weights, y, normaliser, gradients[0].contiguous())
-        native.call("hierarchical_backward", *inputs, *made, by_row, *ctx.shape)
-        return by_row.sum(0), made[2], None, made[0], made[1]
