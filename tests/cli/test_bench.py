@@ -78,10 +78,12 @@ def test_time_against_length(kmixer_command: Run, tmp_path: Path) -> None:
 def test_gaussian_attention_by_backend_and_block(kmixer_command: Run) -> None:
     answer = json.loads(kmixer_command("bench", "gaussian", "--t", 300, "--width", 64, "--repeats", 1, "--json").out)
     rows = answer["rows"]
-    assert [row["what"] for row in rows] == ["naive", "one product", "sdpa"] * 2 + ["softmax block", "gaussian block"]
-    assert all(row["error"] < 1e-4 and row["peak_bytes"] >= 0 for row in rows[:6])
-    assert rows[0]["times_faster"] == rows[3]["times_faster"] == rows[6]["relative"] == 1.0
-    assert rows[6]["cache"] == 2 * rows[7]["cache"] == 128
+    ways, blocks = rows[:8], rows[8:]
+    assert [row["what"] for row in ways] == ["naive", "one product", "sdpa", "auto"] * 2
+    assert all(row["error"] < 1e-4 and row["peak_bytes"] >= 0 for row in ways)
+    assert ways[0]["times_faster"] == ways[4]["times_faster"] == blocks[0]["relative"] == 1.0
+    assert [row["what"] for row in blocks] == ["softmax block", "gaussian block"]
+    assert blocks[0]["cache"] == 2 * blocks[1]["cache"] == 128
 
 
 def test_hierarchical_attention_by_backend_and_layer(kmixer_command: Run) -> None:

@@ -30,7 +30,7 @@ def test_the_convolution_reaches_as_far_as_its_taps() -> None:
 
 
 def test_runs_learn_and_repeat() -> None:
-    budget = Budget(steps=30, training=256, validation=64, evaluate_every=10)
+    budget = Budget(steps=60, training=256, validation=128, evaluate_every=20)
     seen: list[tuple[str, int]] = []
     first = run_denoising([0, 1], TASK, budget, lambda name, seed, best: seen.append((name, seed)))
     assert seen == [(name, seed) for name in BLOCKS for seed in (0, 1)]
