@@ -64,6 +64,21 @@ typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_ali
 INLINE Vector load(const float* x) { return *(const Vector*)x; }
 INLINE void store(Vector x, float* y) { *(Vector*)y = x; }
 
+INLINE float highest_of(const float* x, int64_t count) {
+  int64_t j = 0;
+  float highest = x[0];
+  if (count >= kLanes) {
+    Vector lanes = load(x);
+    for (j = kLanes; j + kLanes <= count; j += kLanes) {
+      const Vector next = load(x + j);
+      lanes = next > lanes ? next : lanes;
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) highest = std::max(highest, lanes[lane]);
+  }
+  for (; j < count; ++j) highest = std::max(highest, x[j]);
+  return highest;
+}
+
 typedef float Quarter __attribute__((vector_size(16), aligned(4), may_alias));
 
 // The sum of a vector's groups of four.

@@ -4,21 +4,6 @@
 
 namespace {
 
-INLINE float largest_of(const float* x, int64_t width) {
-  float largest = x[0];
-  int64_t j = 0;
-  if (width >= kLanes) {
-    Vector m = load(x);
-    for (; j + kLanes <= width; j += kLanes) {
-      const Vector next = load(x + j);
-      m = next > m ? next : m;
-    }
-    for (int64_t lane = 0; lane < kLanes; ++lane) largest = std::max(largest, m[lane]);
-  }
-  for (; j < width; ++j) largest = std::max(largest, x[j]);
-  return largest;
-}
-
 INLINE float hyperbolic_tangent(float x) {
   const float e = exp_negative(-2 * std::fabs(x));
   return std::copysign((1.0f - e) / (1.0f + e), x);
@@ -42,7 +27,7 @@ struct Capped {
 template <class Cap>
 float log_sum_exp(const float* __restrict x, int64_t width, float cap) {
   float slope, sum = 0;
-  const float largest = Cap::at(largest_of(x, width), cap, &slope);
+  const float largest = Cap::at(highest_of(x, width), cap, &slope);
   for (int64_t j = 0; j < width; ++j) sum += exp_negative(Cap::at(x[j], cap, &slope) - largest);
   return largest + std::log(sum);
 }

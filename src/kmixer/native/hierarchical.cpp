@@ -69,21 +69,6 @@ struct Head {
   }
 };
 
-INLINE float highest_of(const float* x, int64_t count) {
-  int64_t j = 0;
-  float highest = x[0];
-  if (count >= kLanes) {
-    Vector lanes = load(x);
-    for (j = kLanes; j + kLanes <= count; j += kLanes) {
-      const Vector next = load(x + j);
-      lanes = next > lanes ? next : lanes;
-    }
-    for (int64_t lane = 0; lane < kLanes; ++lane) highest = std::max(highest, lanes[lane]);
-  }
-  for (; j < count; ++j) highest = std::max(highest, x[j]);
-  return highest;
-}
-
 // e^(x - highest) in place, zero beyond `count`; returns the highest, and the sum.
 INLINE float exponentiate(float* x, int64_t count, int64_t columns, float* total) {
   const float highest = highest_of(x, count);
