@@ -53,6 +53,7 @@ def test_a_padded_batch_gives_what_each_sequence_gives_alone(mixer: str, pooling
     assert torch.equal(model(batch), alone)
     full = batch[:1].repeat(3, 1)  # no padding: computed at once
     torch.testing.assert_close(model(full), alone[:1].repeat(3, 1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model.classify_together(batch), alone, rtol=1e-12, atol=1e-12)
     # In training a causal model takes the batch with its padding at once; other products round otherwise.
     torch.testing.assert_close(model.train()(batch), alone, rtol=1e-12, atol=1e-12)
 
@@ -82,6 +83,8 @@ def test_what_a_model_cannot_take_is_named() -> None:
         model(torch.ones(1, 21, dtype=torch.long))
     with pytest.raises(InputError, match="a row holds padding alone"):
         model(torch.tensor([[1, 2], [0, 0]]))
+    with pytest.raises(InputError, match="a row holds padding alone"):
+        model.classify_together(torch.tensor([[1, 2], [0, 0]]))
 
 
 def test_listops_is_generated_once_and_is_the_same_again(private_cache: Path) -> None:
@@ -122,6 +125,22 @@ def test_reviews_become_bytes(tmp_path: Path) -> None:
     assert bytes(int(token) - 1 for token in row if token) == ("test review 12 " + "é" * 12).encode()[:24]
     with pytest.raises(InputError, match=r"imdb_train.jsonl.xz is not in"):
         load_sequences(SequenceDataConfig(dataset="imdb", length=24), tmp_path / "nowhere")
+
+
+def test_an_evaluation_counts_every_sequence_as_it_is_alone() -> None:
+    settings = ["data.length=40", "data.examples=30", "model.length=40", "model.width=12", "model.heads=3"]
+    recipe = load_recipe("listops", settings)
+    assert isinstance(recipe, SequenceRecipe)
+    task = SequenceTask(recipe)
+    model = task.build_model()
+    (measured,) = task.evaluate(model)
+    rows, labels = task.dataset.validation.inputs.long(), task.dataset.validation.labels
+    model.eval()
+    with torch.no_grad():
+        chances = torch.softmax(model(rows).double(), -1)
+    expected = -chances[torch.arange(len(rows)), labels].log().mean()
+    assert measured.loss == pytest.approx(float(expected), rel=1e-5)
+    assert measured.accuracy == float((chances.argmax(-1) == labels).double().mean())
 
 
 def test_runs_that_see_the_past_only_measure_another_thing() -> None:

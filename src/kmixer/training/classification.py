@@ -83,6 +83,11 @@ class ClassificationTask(Task):
         """Inputs as the model takes them."""
         return inputs
 
+    def logits(self, model: Any, inputs: Tensor) -> Tensor:
+        """What an evaluation counts, for prepared inputs."""
+        logits: Tensor = model(inputs)
+        return logits
+
     def evaluate(self, model: Classifier) -> list[ClassificationEvaluation]:
         return [self._measure(model, self.dataset.validation)]
 
@@ -94,7 +99,7 @@ class ClassificationTask(Task):
         total, right = 0.0, 0
         size = self.examples_per_batch
         for inputs, labels in zip(part.inputs.split(size), part.labels.split(size), strict=True):
-            logits = model(self.prepared(inputs.to(device))).cpu().double()
+            logits = self.logits(model, self.prepared(inputs.to(device))).cpu().double()
             total += float(F.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(-1) == labels).sum())
         model.train(was_training)
@@ -198,6 +203,14 @@ class SequenceTask(ClassificationTask):
     def prepared(self, inputs: Tensor) -> Tensor:
         longest = int((inputs != PADDING).sum(1).max())
         return inputs[:, :longest].long()
+
+    def logits(self, model: Any, inputs: Tensor) -> Tensor:
+        logits: Tensor = model.classify_together(inputs)
+        return logits
+
+    def _measure(self, model: Classifier, part: Examples) -> ClassificationEvaluation:
+        order = (part.inputs != PADDING).sum(1).argsort(stable=True)  # neighbours of one length need little padding
+        return super()._measure(model, Examples(part.inputs[order], part.labels[order]))
 
     @property
     def examples_per_batch(self) -> int:
