@@ -185,7 +185,7 @@ def test_under_autocast_the_weights_of_the_levels_are_float32(monkeypatch: pytes
     torch.testing.assert_close(given[0].sum(-1), torch.ones(2), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["naive", "blocked", "native"])
+@pytest.mark.parametrize("backend", ["naive", "blocked", "native", "sdpa"])
 def test_a_layer_decodes_whatever_its_backend(backend: Any) -> None:
     if backend == "native" and native.kernels() is None:
         pytest.skip("the compiled kernels were not built")

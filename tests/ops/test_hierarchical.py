@@ -1,4 +1,4 @@
-"""Laws of hierarchical attention: its formula, its scores as U S U^T, and every gradient of the blocked form."""
+"""Laws of hierarchical attention: its formula, its scores as U S U^T, and every gradient."""
 
 from __future__ import annotations
 
@@ -60,16 +60,17 @@ def test_it_is_its_formula(backend: Any, causal: bool, t: int, levels: int) -> N
     torch.testing.assert_close(found, formula(*parts, causal))
 
 
+@pytest.mark.parametrize("name", ["blocked", "sdpa"])
 @pytest.mark.parametrize("causal", [True, False])
 @given(st.integers(1, 2 * BLOCK + 9), st.integers(1, 4))
-def test_gradients_of_the_blocked_form_are_those_of_the_definition(causal: bool, t: int, levels: int) -> None:
+def test_gradients_are_those_of_the_definition(name: str, causal: bool, t: int, levels: int) -> None:
     def gradients(backend: Any) -> tuple[Tensor, ...]:
         queries, keys, values, weights = make(t, levels)
         leaves = [leaf.requires_grad_() for leaf in (*queries, *keys, values, weights)]
         y = hierarchical_attention(queries, keys, values, weights, t=t, causal=causal, backend=backend)
         return torch.autograd.grad((y * torch.cos(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)).sum(), leaves)
 
-    for found, expected in zip(gradients("blocked"), gradients("naive"), strict=True):
+    for found, expected in zip(gradients(name), gradients("naive"), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
@@ -112,7 +113,9 @@ def test_the_last_queries_alone_give_the_end_of_the_whole(s: int, levels: int, d
     t = data.draw(st.integers(1, s))
     last = [q[:, :, (s - t) >> level :] for level, q in enumerate(queries)]
     whole = hierarchical_attention(queries, keys, values, weights, t=s)
-    torch.testing.assert_close(hierarchical_attention(last, keys, values, weights, t=t), whole[:, :, s - t :])
+    for backend in ("auto", "sdpa"):
+        found = hierarchical_attention(last, keys, values, weights, t=t, backend=backend)
+        torch.testing.assert_close(found, whole[:, :, s - t :])
 
 
 @given(st.integers(1, 40), st.integers(1, 4))
@@ -133,7 +136,7 @@ def test_one_level_is_softmax_attention_and_so_is_all_weight_on_it() -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     queries, keys, values, weights = make(9, 2)
-    with pytest.raises(InputError, match="backend: got 'fast'; allowed: auto, naive, blocked, native"):
+    with pytest.raises(InputError, match="backend: got 'fast'; allowed: auto, naive, blocked, native, sdpa"):
         hierarchical_attention.__wrapped__(queries, keys, values, weights, t=9, backend="fast")
     with pytest.raises(InputError, match=r"backend 'native': it needs the compiled kernels.* and no float64"):
         hierarchical_attention(queries, keys, values, weights, t=9, backend="native")
@@ -150,3 +153,19 @@ def test_what_does_not_fit_is_named() -> None:
         hierarchical_attention([queries[0], queries[1][:, :, 1:]], keys, values, weights, t=9)
     with pytest.raises(InputError, match="t: got 10 queries for 9 positions"):
         hierarchical_attention(queries, keys, values, weights, t=10)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("t", [1, 77, 300])
+def test_on_a_gpu_it_is_the_definition(t: int, dtype: torch.dtype, tolerance: float) -> None:
+    def computed(device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        queries, keys, values, weights = make(t, 3, 32)
+        leaves = [leaf.to(device, dtype).requires_grad_() for leaf in (*queries, *keys, values, weights)]
+        y = hierarchical_attention(leaves[:3], leaves[3:6], leaves[6], leaves[7], t=t)
+        weighted = y.double() * torch.sin(torch.arange(y.numel(), dtype=torch.float64)).view_as(y).to(device)
+        return y.detach(), *torch.autograd.grad(weighted.sum(), leaves)
+
+    for found, expected in zip(computed("cuda", dtype), computed("cpu", torch.float64), strict=True):
+        scale = float(expected.abs().max()) + 0.1
+        torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=tolerance * scale)

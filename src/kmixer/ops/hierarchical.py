@@ -9,6 +9,9 @@ Level l has ceil(t / 2^l) queries and keys, so that all score products cost sum_
 * `blocked`  blocks of queries: a coarse score is added where it belongs without being copied out, and no
              block is kept for the backward, which makes it again. Memory linear in t.
 * `native`   the same as a compiled kernel for a CPU.
+* `sdpa`     softmax attention whose queries are alpha_0 q^0_i, alpha_1 q^1_[i / 2], ... side by side, and the keys
+             likewise: L times the products of level 0, in torch's fused attention, which a GPU makes faster than
+             fewer products with their scores in memory.
 
 Source: Cirrincione 2026 (arXiv 2604.08829), of which the abstract fixes levels, level-specific scores and convex
 weights; indexing by the rounded-down position is our reading.
@@ -24,11 +27,11 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.ops.attention import causal_mask
+from kmixer.ops.attention import causal_mask, sdpa_attention
 from kmixer.ops.attention_native import native_attention
 from kmixer.ops.hierarchical_blocked import blocked_hierarchical_attention
 
-Backend = Literal["auto", "naive", "blocked", "native"]
+Backend = Literal["auto", "naive", "blocked", "native", "sdpa"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # The compiled kernel's blocks are whole cells of so many levels (kBlock in native/hierarchical.cpp).
@@ -55,11 +58,11 @@ def hierarchical_attention(
         weights: of the levels in every head (h, L), convex: 0 or more, summing to 1.
         t: number of queries, the last t of the s positions.
         causal: position i sees the keys j <= i.
-        backend: "auto" is "native" where it can run and "blocked" elsewhere for queries that are all positions,
-            "naive" for the last few of them.
+        backend: "auto" is "sdpa" on a GPU. Elsewhere it is, for queries that are all positions, "native" where it
+            can run, or else "blocked", and "naive" for the last few of them.
 
     Returns:
-        y (b, h, t, f), in the dtype of the values; computed in float32 where that is narrower.
+        y (b, h, t, f), in the dtype of the values; computed in float32 where that is narrower, but for "sdpa".
 
     Raises:
         InputError: an unknown backend or one that cannot compute this, levels that do not fit each other or the values.
@@ -72,14 +75,18 @@ def hierarchical_attention(
         return values[:, :, :0]
     compiled = t == s and len(queries) <= MAX_NATIVE_LEVELS and native.usable(values) and values.dtype != torch.float64
     if backend == "auto":
-        backend = "native" if compiled else "blocked" if t == s else "naive"
+        backend = "sdpa" if values.is_cuda else "native" if compiled else "blocked" if t == s else "naive"
     if backend == "native" and not compiled:
         raise InputError(
             "backend 'native': it needs the compiled kernels, tensors on a CPU, all positions as queries, at most "
-            f"{MAX_NATIVE_LEVELS} levels, and no float64; allowed: auto, naive, blocked"
+            f"{MAX_NATIVE_LEVELS} levels, and no float64; allowed: auto, naive, blocked, sdpa"
         )
     if backend == "blocked" and t != s:
-        raise InputError(f"backend 'blocked': got {t} queries of {s} positions, it needs all; allowed: auto, naive")
+        raise InputError(
+            f"backend 'blocked': got {t} queries of {s} positions, it needs all; allowed: auto, naive, sdpa"
+        )
+    if backend == "sdpa":
+        return _side_by_side(queries, keys, values, weights, t, causal)
     dtype = torch.promote_types(values.dtype, torch.float32)
     queries, keys = ([z.to(dtype) for z in levels] for levels in (queries, keys))
     with torch.autocast(values.device.type, enabled=False):
@@ -95,6 +102,25 @@ def hierarchical_attention(
         if causal:
             scores = scores.masked_fill(~causal_mask(t, s, None, scores.device), -torch.inf)
         return (torch.softmax(scores, dim=-1) @ values.to(dtype)).to(values.dtype)
+
+
+def _side_by_side(
+    queries: list[Tensor], keys: list[Tensor], values: Tensor, weights: Tensor, t: int, causal: bool
+) -> Tensor:
+    s, e = values.shape[2], queries[0].shape[-1]
+    wide_queries, wide_keys = [], []
+    for level, (q, k) in enumerate(zip(queries, keys, strict=True)):
+        weighted = weights[:, level, None, None].to(values.dtype) * q.to(values.dtype)
+        wide_queries.append(_spread(weighted, level, (s - t) % (1 << level), t))
+        wide_keys.append(_spread(k.to(values.dtype), level, 0, s))
+    q, k = torch.cat(wide_queries, -1), torch.cat(wide_keys, -1)
+    with torch.autocast(values.device.type, enabled=False):
+        return sdpa_attention(q, k, values, causal=causal, scale=e**-0.5)
+
+
+def _spread(rows: Tensor, level: int, first: int, count: int) -> Tensor:
+    """`count` rows (b, h, count, e) from `first` on, after every row is repeated 2^level times."""
+    return rows.unsqueeze(3).expand(-1, -1, -1, 1 << level, -1).flatten(2, 3)[:, :, first : first + count]
 
 
 def hierarchical_scores(

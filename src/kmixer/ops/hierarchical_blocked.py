@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kmixer.ops.gradients import first_order
 
-# Queries of a block: its scores stay in the second cache level of a CPU for a thousand keys. A GPU wants few launches.
-BLOCK, GPU_BLOCK = 128, 512
+# Queries of a block: its scores stay in the second cache level for a thousand keys.
+BLOCK = 128
 
 
 def blocked_hierarchical_attention(
@@ -33,7 +33,7 @@ def _forward(
     """The output, and the logarithm of each query's normaliser (b, h, t, 1)."""
     y = values.new_empty(values.shape)
     normaliser = values.new_empty(*values.shape[:3], 1)
-    for start, stop, seen in _blocks(values, len(queries), causal):
+    for start, stop, seen in _blocks(values.shape[2], len(queries), causal):
         scores = _block_scores(weights, queries, keys, start, stop, seen, causal)
         normaliser[:, :, start:stop] = torch.logsumexp(scores, dim=-1, keepdim=True)
         attended = scores.sub_(normaliser[:, :, start:stop]).exp_()
@@ -65,7 +65,7 @@ def _backward(
     grad_queries = [torch.zeros_like(q) for q in queries]
     grad_keys = [torch.zeros_like(k) for k in keys]
     carried = (grad * y).sum(-1, keepdim=True)
-    for start, stop, seen in _blocks(values, len(queries), causal):
+    for start, stop, seen in _blocks(values.shape[2], len(queries), causal):
         scores = _block_scores(weights, queries, keys, start, stop, seen, causal)
         attended = scores.sub_(normaliser[:, :, start:stop]).exp_()
         here = grad[:, :, start:stop]
@@ -115,9 +115,9 @@ def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
 _forward.register_autograd(_gradients, setup_context=_keep)
 
 
-def _blocks(values: Tensor, levels: int, causal: bool) -> list[tuple[int, int, int]]:
+def _blocks(t: int, levels: int, causal: bool) -> list[tuple[int, int, int]]:
     """(first query, end of the queries, number of keys) of every block; blocks begin at whole cells of every level."""
-    t, size = values.shape[2], max(GPU_BLOCK if values.is_cuda else BLOCK, 1 << (levels - 1))
+    size = max(BLOCK, 1 << (levels - 1))
     return [(start, min(start + size, t), min(start + size, t) if causal else t) for start in range(0, t, size)]
 
 
