@@ -10,6 +10,7 @@ import torch
 
 import kmixer
 from kmixer.models import TransformerConfig
+from kmixer.training.language import LanguageTask
 from kmixer.training.loop import train
 from kmixer.training.optimizers import author_group, build_optimizers, is_stack_matrix
 from kmixer.training.recipe import Recipe, load_language_recipe
@@ -20,7 +21,7 @@ from tests.training.test_classification import CrashError, StopAfter
 def hybrid(text_file: Path) -> Recipe:
     settings = [f"data.corpus={text_file}", "data.validation=0.2", "tokenizer.vocabulary_size=300"]
     settings += ["model.width=16", "model.layers=3", "model.heads=2", "model.mixers=['gaussian', 'k2', 'softmax']"]
-    settings += ["model.windows=SLL", "model.window=9", "model.value_embeddings=true", "model.dropout.mlp=0.1"]
+    settings += ["model.windows=SLS", "model.window=9", "model.value_embeddings=true", "model.dropout.mlp=0.1"]
     settings += ["training.steps=8", "training.batch_size=4", "training.window=32", "training.warmup_steps=2"]
     return load_language_recipe("transformer-plays", [*settings, "training.evaluate_every=4", "training.log_every=2"])
 
@@ -44,6 +45,15 @@ def test_it_trains_resumes_loads_and_generates(hybrid: Recipe, tmp_path: Path) -
     text = whole.generate("The ", max_new_tokens=20, seed=1)
     assert text.startswith("The ")
     assert text == "".join(["The ", *whole.generate("The ", max_new_tokens=20, seed=1, stream=True)])
+
+
+def test_attention_to_the_whole_past_is_measured_in_windows_only(hybrid: Recipe) -> None:
+    assert not hybrid.model.state_grows
+    whole = load_language_recipe("transformer-plays", ["model.windows=SLL", "model.window=9", "model.mixers=gaussian"])
+    assert whole.model.state_grows
+    task = LanguageTask(hybrid.model_copy(update={"model": hybrid.model.model_copy(update={"windows": "SLL"})}))
+    measured = task.final_measures(task.build_model())["validation"]
+    assert [(each["protocol"], each["window"]) for each in measured] == [("windows", window) for window in (32, 256, 1024)]
 
 
 def test_bandwidths_and_scalars_take_no_decay_and_no_matrix_optimiser(hybrid: Recipe) -> None:

@@ -126,6 +126,11 @@ class StackConfig(LayersConfig):
         """What ends at `max_positions`."""
         return ""
 
+    @property
+    def state_grows(self) -> bool:
+        """Whether a stream needs ever more memory and time a position."""
+        return False
+
 
 class ModelConfig(StackConfig):
     """K1 -> K2 x layers -> K1 -> K0 between an embedding and a head."""
@@ -268,6 +273,10 @@ class TransformerConfig(BlocksConfig, StackConfig):
     """Blocks between an embedding and a head: a language model."""
 
     kind: Literal["transformer"] = "transformer"
+
+    @property
+    def state_grows(self) -> bool:
+        return any(self.mixer_of(layer) != "k2" and self.window_of(layer) is None for layer in range(self.layers))
 
 
 class SequenceClassifierConfig(BlocksConfig):

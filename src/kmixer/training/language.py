@@ -98,7 +98,10 @@ class LanguageTask(Task):
         save_weights(folder, model, self.dataset.tokenizer, about)
 
     def final_measures(self, model: CausalLM) -> dict[str, Any]:
-        """Evaluations of every part: the recipe's protocols first, then the common windows, then as one stream."""
+        """Evaluations of every part: the recipe's protocols first, then the common windows, then as one stream.
+
+        There is no stream where its state would grow with the text: its time goes with the square of the length.
+        """
         recipe, dataset = self.recipe, self.dataset
         parts = {"validation": dataset.validation, "test": dataset.test if recipe.evaluation.test else None}
         found: dict[str, Any] = {}
@@ -111,7 +114,7 @@ class LanguageTask(Task):
             for protocol in recipe.evaluation.protocols:
                 measures[protocol, recipe.evaluation_window if protocol == "windows" else None] = None
             measures |= {("windows", window): None for window in windows}
-            if model.config.max_positions is None:
+            if model.config.max_positions is None and not model.config.state_grows:
                 measures["stream", None] = None
             found[name] = [evaluate(model, split, protocol, window or 0).to_json() for protocol, window in measures]
         found["loss_by_position"] = loss_by_position(model, dataset.validation, recipe.evaluation_window)
