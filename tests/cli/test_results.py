@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tomli_w
 
+from kmixer.experiments import results
 from tests.cli.conftest import Run
 
 
@@ -52,3 +53,22 @@ def test_the_page_is_made_from_sweeps_and_again_without_them(
     assert "holds no table of it" in kmixer_command("results", file, "--out", out).error()
     file.write_text(tomli_w.dumps({"title": "Results", "result": [{"name": "none", "title": "Nothing"}]}))
     assert "give one of sweep and denoise" in kmixer_command("results", file, "--out", out).error()
+
+
+def test_classifiers_have_accuracies_and_no_windows(kmixer_command: Run, tmp_path: Path) -> None:
+    sizes = {"steps": 2, "warmup_steps": 1, "evaluate_every": 1, "batch_size": 8}
+    settings = [word for key, value in sizes.items() for word in ("--set", f"training.{key}={value}")]
+    kmixer_command("sweep", "vit-digits", "--out", tmp_path / "sweep", *settings, "--set", "model.layers=1")
+    file, out = tmp_path / "results.toml", tmp_path / "results.md"
+    entry = {"name": "digits", "title": "Digits", "sweep": "sweep"}
+    file.write_text(tomli_w.dumps({"title": "Results", "result": [entry]}))
+    assert kmixer_command("results", file, "--out", out).code == 0
+    page = out.read_text()
+    assert page.count("| arm | n | accuracy | loss | last |") == 2  # validation and test
+    assert "window" not in page
+
+
+def test_a_commit_that_the_checkout_was_not_stays_marked() -> None:
+    assert results._short("0123456789abcdef") == "0123456789"
+    assert results._short("0123456789abcdef-dirty") == "0123456789-dirty"
+    assert results._short("None") == "None"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import math
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -18,8 +19,9 @@ from kmixer.layers import BaseKernel
 from kmixer.training.recipe import Recipe
 
 WIDTH, HEIGHT = 6.4, 3.6
-# Of the many curves of a figure, the legend names as many as one can tell apart.
-LEGEND_LIMIT = 12
+# Of the many curves of a figure, the legend names as many as one can tell apart; more than a few stand below the axes.
+LEGEND_LIMIT, LEGEND_INSIDE = 12, 5
+LEGEND_COLUMNS, LEGEND_ROW_HEIGHT = 3, 0.2
 
 
 def _figure(title: str, x: str, y: str, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -35,9 +37,15 @@ def _figure(title: str, x: str, y: str, columns: int = 1) -> tuple[Figure, list[
 
 
 def _legend(axes: Axes) -> None:
-    count = len(axes.get_legend_handles_labels()[0])
-    if 1 < count <= LEGEND_LIMIT:
+    handles, labels = axes.get_legend_handles_labels()
+    if 1 < len(handles) <= LEGEND_INSIDE:
         axes.legend(frameon=False, fontsize=8)
+    elif LEGEND_INSIDE < len(handles) <= LEGEND_LIMIT:
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.set_figheight(HEIGHT + LEGEND_ROW_HEIGHT * math.ceil(len(handles) / LEGEND_COLUMNS))
+        place: Literal["outside lower center"] = "outside lower center"
+        figure.legend(handles, labels, loc=place, ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
 
 
 def _number_heads(axes: Axes, image: np.ndarray[Any, Any]) -> None:

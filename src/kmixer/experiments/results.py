@@ -122,7 +122,7 @@ def _measure(entry: ResultEntry, parent: Path) -> dict[str, Any]:
         "machine": ", ".join(device),
         "threads": " or ".join(threads),
         "minutes": sum(result["seconds"] for arm in ours for result in arm.results.values()) / 60,
-        "commits": list(dict.fromkeys(commit[:10] for commit in commits)),
+        "commits": list(dict.fromkeys(_short(commit) for commit in commits)),
         "tables": tables,
         "without_results": without_results(arms),
         "protocols": [{"arm": arm.name, **_protocols(arm)} for arm in arms if arm.results],
@@ -130,6 +130,12 @@ def _measure(entry: ResultEntry, parent: Path) -> dict[str, Any]:
         "reach": [] if entry.reach is None else describe_reach(tables["validation"], reach_of(arms, entry.reach)),
         "words": {arm.name: found for arm in arms if (found := _per_word(arm))},
     }
+
+
+def _short(commit: str) -> str:
+    """Ten digits of a commit, and whether the checkout was that commit."""
+    digits, dirty, _ = commit.partition("-dirty")
+    return digits[:10] + dirty
 
 
 def _per_word(arm: Arm) -> float | None:
@@ -141,10 +147,12 @@ def _per_word(arm: Arm) -> float | None:
 
 
 def _protocols(arm: Arm) -> dict[str, str]:
-    """Losses of an arm's best weights by every protocol they were measured by: mean and deviation over seeds."""
+    """Losses of an arm's best weights by every protocol of text: mean and deviation over seeds."""
     measured: dict[str, list[float]] = {}
     for result in arm.results.values():
         for each in result["best"]["validation"]:
+            if each["protocol"] == "examples":
+                continue
             key = "one stream" if each["window"] is None else f"windows of {each['window']:,}"
             measured.setdefault(key, []).append(each["loss"])
     summaries = {key: summarize(losses) for key, losses in measured.items()}
@@ -157,7 +165,7 @@ def _sweep_section(found: dict[str, Any]) -> list[str]:
         lines += [markdown_table(*table(rows)), describe(rows)]
     lines += [f"- {line}" for line in found["without_results"]]
     keys = list(dict.fromkeys(key for row in found["protocols"] for key in row if key != "arm"))
-    if len(keys) > 1 and found["tables"]["validation"][0]["metric"] != "accuracy":
+    if len(keys) > 1:
         body = [(row["arm"], *(row.get(key, "") for key in keys)) for row in found["protocols"]]
         lines += ["The same weights by each protocol, validation part, nats a token:"]
         lines += [markdown_table(("arm", *keys), body)]
