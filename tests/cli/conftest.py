@@ -6,11 +6,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
 
 from kmixer.cli.main import main
+from kmixer.experiments.sweep import SWEEP, Sweep, sweep_runs
+from kmixer.files import write_json
+from kmixer.training.loop import train
+from kmixer.training.recipe import load_recipe
 from tests.conftest import tiny_recipe_values
 
 
@@ -46,6 +51,16 @@ def kmixer_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
         return Answer(code or 0, out, err)
 
     return run
+
+
+def make_sweep(folder: Path, recipe: Path | str, *, seeds: int = 1, **fields: Any) -> None:
+    """The folder that `kmixer sweep` makes, with its runs trained in this process."""
+    first = load_recipe(str(recipe)).training.seed
+    sweep = Sweep(recipe=str(recipe), seeds=list(range(first, first + seeds)), **{"arms": {"base": []}, **fields})
+    folder.mkdir()
+    write_json(folder / SWEEP, sweep.model_dump())
+    for run in sweep_runs(folder, sweep):
+        train(load_recipe(sweep.recipe, run.settings), run.path)
 
 
 @pytest.fixture

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
+from kmixer.experiments.sweep import arms_of_grid
+from tests.cli.conftest import Run, make_sweep
 
 REFINED = ["--set", "model.refinement.steps=2"]
 
 
 @pytest.fixture
-def sweep(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> Path:
+def sweep(recipe_file: Path, tmp_path: Path) -> Path:
     out = tmp_path / "sweep"
-    grid = ["--grid", "model.base_kernel.kind=conv,none", "--seeds", 2, "--threads", 2]
-    assert kmixer_command("sweep", recipe_file, "--out", out, *grid, *REFINED).code == 0
+    arms = arms_of_grid({"model.base_kernel.kind": ["conv", "none"]})
+    make_sweep(out, recipe_file, seeds=2, arms=arms, settings=["model.refinement.steps=2"])
     return out
 
 

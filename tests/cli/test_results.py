@@ -9,14 +9,15 @@ from pathlib import Path
 import tomli_w
 
 from kmixer.experiments import results
-from tests.cli.conftest import Run
+from kmixer.experiments.sweep import arms_of_grid
+from tests.cli.conftest import Run, make_sweep
 
 
 def test_the_page_is_made_from_sweeps_and_again_without_them(
     kmixer_command: Run, recipe_file: Path, tmp_path: Path
 ) -> None:
     sweep, run = tmp_path / "sweep", tmp_path / "run"
-    kmixer_command("sweep", recipe_file, "--out", sweep, "--seeds", 2, "--grid", "model.rank=2,3", "--threads", 2)
+    make_sweep(sweep, recipe_file, seeds=2, arms=arms_of_grid({"model.rank": ["2", "3"]}))
     kmixer_command("train", recipe_file, "--out", run)
     entries = [
         {"name": "ranks", "title": "Two ranks", "published": "3.2 nats", "sweep": "sweep", "note": "No reason."},
@@ -57,8 +58,8 @@ def test_the_page_is_made_from_sweeps_and_again_without_them(
 
 def test_classifiers_have_accuracies_and_no_windows(kmixer_command: Run, tmp_path: Path) -> None:
     sizes = {"steps": 2, "warmup_steps": 1, "evaluate_every": 1, "batch_size": 8}
-    settings = [word for key, value in sizes.items() for word in ("--set", f"training.{key}={value}")]
-    kmixer_command("sweep", "vit-digits", "--out", tmp_path / "sweep", *settings, "--set", "model.layers=1")
+    settings = ["model.layers=1", *(f"training.{key}={value}" for key, value in sizes.items())]
+    make_sweep(tmp_path / "sweep", "vit-digits", settings=settings)
     file, out = tmp_path / "results.toml", tmp_path / "results.md"
     entry = {"name": "digits", "title": "Digits", "sweep": "sweep"}
     file.write_text(tomli_w.dumps({"title": "Results", "result": [entry]}))

@@ -178,18 +178,19 @@ def test_a_sweep_does_not_mix_recipes(kmixer_command: Run, recipe_path: Path, tm
 
 def test_two_processes_do_not_run_one_sweep(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    process = start(arguments(recipe_path, out))
+    words = ["sweep", str(recipe_path), "--out", str(out), "--threads", "1"]
+    process = start(words)
     deadline = time.monotonic() + 60
     while not (out / SWEEP).is_file():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     before = (out / SWEEP).read_text()
-    answer = kmixer_command("sweep", recipe_path, "--grid", GRID, "--seeds", 3, "--out", out)
+    answer = kmixer_command(*words, "--seeds", 3)
     assert "is being run by another process" in answer.error()
     assert (out / SWEEP).read_text() == before
     process.send_signal(signal.SIGINT)
     process.wait()
-    finish(kmixer_command, arguments(recipe_path, out))
+    finish(kmixer_command, words)
 
 
 def test_the_command_of_a_sweep_makes_it_again(recipe_path: Path) -> None:
