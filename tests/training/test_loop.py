@@ -19,6 +19,7 @@ from kmixer.data.token_files import prepare_dataset
 from kmixer.errors import DivergedError, InputError
 from kmixer.tensor_files import load_tensors
 from kmixer.training.evaluation import evaluate, loss_by_position
+from kmixer.training.language import LanguageTask
 from kmixer.training.loop import Reporter, train
 from kmixer.training.recipe import Recipe
 from kmixer.training.run_folder import RunFolder
@@ -108,6 +109,23 @@ def test_a_finished_run_resumes_to_itself(text_file: Path, tmp_path: Path) -> No
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert train(recipe, tmp_path / "run", resume=True).finished
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(("rate", "measured"), [(0.01, 1), (50.0, 2)])
+def test_weights_that_are_best_and_last_are_measured_once(
+    rate: float, measured: int, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = []
+    final_measures = LanguageTask.final_measures
+    monkeypatch.setattr(LanguageTask, "final_measures", lambda *task: count.append(1) or final_measures(*task))
+    recipe = make_recipe(text_file, optimizer="simple", learning_rate=rate, muon_learning_rate=None, evaluate_every=8)
+    train(recipe, tmp_path / "run")
+    results = RunFolder(tmp_path / "run").results()
+    assert results is not None
+    losses = [line["validation"][0]["loss"] for line in metrics_without_times(tmp_path / "run") if "validation" in line]
+    assert (losses[-1] == min(losses), len(count)) == (measured == 1, measured)
+    assert results["best"]["validation"][0]["loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert results["last"]["validation"][0]["loss"] == pytest.approx(losses[-1], rel=1e-6)
 
 
 def test_seeds_differ(text_file: Path, tmp_path: Path) -> None:

@@ -14,13 +14,18 @@ from kmixer.training.task import Task
 def write_results(run: RunFolder, model: Model, task: Task, progress: Progress) -> None:
     """Evaluate both sets of weights on every held-out part, and write them beside the size and cost of the run.
 
-    The test part, where the recipe holds one out, is measured here and nowhere else.
+    They are measured once where the last step was the best. The test part, where the recipe holds one out, is measured
+    here and nowhere else.
     """
     config = task.recipe.training
     tensors, about = load_weights(run.path)
-    best = copy.deepcopy(model)
-    device = next(model.parameters()).device
-    put_weights(best, {name: tensor.to(device) for name, tensor in tensors.items()}, WEIGHTS)
+    last = task.final_measures(model)
+    best = last
+    if about["step"] != progress.step:
+        chosen = copy.deepcopy(model)
+        device = next(model.parameters()).device
+        put_weights(chosen, {name: tensor.to(device) for name, tensor in tensors.items()}, WEIGHTS)
+        best = task.final_measures(chosen)
     write_json(
         run.path / RESULTS,
         {
@@ -31,7 +36,7 @@ def write_results(run: RunFolder, model: Model, task: Task, progress: Progress) 
             task.unit: config.steps * task.recipe.units_per_step,
             "flops": 3 * config.steps * task.forward_flops(model),
             "seconds": progress.seconds,
-            "best": {"step": about["step"], **task.final_measures(best)},
-            "last": {"step": progress.step, **task.final_measures(model)},
+            "best": {"step": about["step"], **best},
+            "last": {"step": progress.step, **last},
         },
     )
