@@ -23,6 +23,11 @@ from kmixer.ops.fused import dropout
 PADDING = 0
 
 
+def lengths_of(tokens: Int[Tensor, "b t"]) -> Int[Tensor, " b"]:
+    """How many positions of each row are not padding."""
+    return (tokens != PADDING).sum(1)
+
+
 class SequenceClassifier(nn.Module):
     """Tokens (b, t), padded with 0 at the end, to logits of the classes (b, k).
 
@@ -47,7 +52,7 @@ class SequenceClassifier(nn.Module):
         self.head = linear(config.width, config.classes)
 
     def forward(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b k"]:
-        lengths = self._lengths(tokens)
+        lengths = self._checked_lengths(tokens)
         padded = bool((lengths < tokens.shape[1]).any())
         if padded and not (self.training and self.config.causal):
             rows = zip(tokens, lengths.tolist(), strict=True)
@@ -56,13 +61,12 @@ class SequenceClassifier(nn.Module):
 
     def classify_together(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b k"]:
         """A padded batch at once, which agrees with its rows alone to rounding; rows go alone where causal is false."""
-        return self._classify(tokens, self._lengths(tokens)) if self.config.causal else self(tokens)
+        return self._classify(tokens, self._checked_lengths(tokens)) if self.config.causal else self(tokens)
 
-    def _lengths(self, tokens: Tensor) -> Tensor:
-        """Positions (b,) of each row that are not padding."""
+    def _checked_lengths(self, tokens: Tensor) -> Tensor:
         if tokens.shape[1] > self.config.length:
             raise InputError(f"tokens: got {tokens.shape[1]} positions; this model has {self.config.length}")
-        lengths = (tokens != PADDING).sum(1)
+        lengths = lengths_of(tokens)
         if bool((lengths == 0).any()):
             raise InputError("tokens: a row holds padding alone")
         return lengths

@@ -16,7 +16,7 @@ from kmixer.data.sequences import load_sequences
 from kmixer.errors import InputError
 from kmixer.models.classifiers import Classifier, build_classifier, count_example_flops
 from kmixer.models.model_folder import save_config, save_weights
-from kmixer.models.sequence_classifier import PADDING
+from kmixer.models.sequence_classifier import lengths_of
 from kmixer.models.vision import VisionTransformer
 from kmixer.training.dynamics import measure_mixers
 from kmixer.training.locality import attention_rollout, attention_weights
@@ -201,7 +201,7 @@ class SequenceTask(ClassificationTask):
             )
 
     def prepared(self, inputs: Tensor) -> Tensor:
-        longest = int((inputs != PADDING).sum(1).max())
+        longest = int(lengths_of(inputs).max())
         return inputs[:, :longest].long()
 
     def logits(self, model: Any, inputs: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class SequenceTask(ClassificationTask):
         return logits
 
     def _measure(self, model: Classifier, part: Examples) -> ClassificationEvaluation:
-        order = (part.inputs != PADDING).sum(1).argsort(stable=True)  # neighbours of one length need little padding
+        order = lengths_of(part.inputs).argsort(stable=True)  # neighbours of one length need little padding
         return super()._measure(model, Examples(part.inputs[order], part.labels[order]))
 
     @property
@@ -219,7 +219,7 @@ class SequenceTask(ClassificationTask):
     def looked_at(self) -> Tensor:
         """The longest sequences, cut to the shortest of them: attention to padding would mean nothing."""
         inputs = self.dataset.validation.inputs
-        lengths, order = (inputs != PADDING).sum(1).sort(descending=True, stable=True)
+        lengths, order = lengths_of(inputs).sort(descending=True, stable=True)
         count = max(1, LOCALITY_TOKENS // self.recipe.model.length)
         return inputs[order[:count], : int(lengths[:count].min())]
 
