@@ -70,12 +70,12 @@ def finish(kmixer_command: Run, words: list[str]) -> None:
 
 def test_a_sweep_killed_twice_ends_with_the_same_table(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as the killed sweep's runs have: sums depend on it
     try:
         make_sweep(whole, recipe_path, seeds=2, arms=arms_of_grid({"model.rank": ["2", "3"]}))
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
     for number in (signal.SIGKILL, signal.SIGINT):
         before = checkpoints(killed)
         process = start(arguments(recipe_path, killed, "--workers", 2))
