@@ -213,12 +213,12 @@ def level_approximation(arm: ArmRuns) -> Figure | None:
     if not recorded or len(recorded[-1][0]["remainder"]) < 2:
         return None
     figure, both = _figure(f"Scores of the first levels of {arm.name}", "levels", "", columns=2)
-    names = {"fit_error": "distance from the best full attention", "remainder": "part that later levels add"}
+    names = {"fit_error": "relative distance from full attention", "remainder": "relative part that later levels add"}
     for axes, (key, name) in zip(both, names.items(), strict=True):
         for layer, levels in enumerate(recorded[-1]):
             means = [np.mean(heads) for heads in levels[key] if heads]
             axes.plot(range(1, len(means) + 1), means, marker="o", markersize=4, label=f"layer {layer + 1}")
-        axes.set_ylabel(f"{name}, relative")
+        axes.set_ylabel(name)
         axes.set_xticks(range(1, len(recorded[-1][0][key]) + 1))
         axes.set_ylim(bottom=0)
     _legend(both[1])
