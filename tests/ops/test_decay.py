@@ -46,9 +46,18 @@ def run_with_gradients(inputs: list[Tensor], backend: Any) -> dict[str, Tensor]:
     return {"y": y.detach(), "state": state.detach()} | {n: x.grad for n, x in zip(names, leaves, strict=True)}
 
 
-def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+def assert_same(
+    actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, q: Tensor | None = None
+) -> None:
+    """Within `tolerance` of the largest value.
+
+    Given q, dlog_decay may also be off by a twentieth of that of the sum of |q dq| over time: the fast forms take it as
+    a difference of such sums, which can be hundreds of times larger than itself.
+    """
     for name, value in expected.items():
         scale = value.abs().max().item() + 1e-30
+        if name == "dlog_decay" and q is not None:
+            scale += 0.05 * (q * expected["dq"]).abs().sum(1).max().item()
         assert (actual[name] - value).abs().max().item() <= tolerance * scale, name
 
 
@@ -69,7 +78,8 @@ def test_the_compiled_recurrence_is_the_recurrence(
     finally:
         torch.set_num_threads(before)
     reference = run_with_gradients([x.double() for x in inputs], "recurrent")
-    assert_same({name: value.double() for name, value in actual.items()}, reference, 2e-5)
+    actual = {name: value.double() for name, value in actual.items()}
+    assert_same(actual, reference, 2e-5, inputs[0].double())
 
 
 @BUILT

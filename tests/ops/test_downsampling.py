@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kmixer.errors import InputError
 from kmixer.ops.downsampling import filter_and_halve
 
 
@@ -28,3 +30,28 @@ def test_its_gradients_are_right() -> None:
         weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(filter_and_halve, (x, weight))
         assert torch.autograd.gradgradcheck(filter_and_halve, (x, weight))
+
+
+@given(st.integers(1, 5), st.integers(0, 12), st.integers(1, 3), st.sampled_from([1, 4, 17, 40]), st.booleans())
+def test_float32_agrees_with_float64(taps: int, more: int, b: int, d: int, apart: bool) -> None:
+    generator = torch.Generator().manual_seed(taps + 10 * more)
+    wide = torch.randn(b, taps + more, 2 * d, generator=generator)
+    weight = torch.randn(d, taps, generator=generator)
+    gradient = torch.randn(b, more // 2 + 1, d, generator=generator)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        rows = (wide[..., ::2] if apart else wide[..., :d].contiguous()).to(dtype)  # rows whose channels lie apart too
+        x, w = rows.detach().requires_grad_(), weight.to(dtype).requires_grad_()
+        y = filter_and_halve(x, w)
+        results.append((y, *torch.autograd.grad(y, (x, w), gradient.to(dtype))))
+    for fast, exact in zip(*results, strict=True):
+        torch.testing.assert_close(fast.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_second_derivatives_in_float32_are_refused_where_the_kernel_is_compiled() -> None:
+    x, weight = torch.randn(1, 5, 2, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    y = filter_and_halve(x, weight)
+    if type(y.grad_fn).__name__ != "_CompiledBackward":
+        pytest.skip("there are no compiled kernels")
+    with pytest.raises(InputError, match="second derivatives"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)

@@ -6,13 +6,14 @@ import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.feed_forward import NORM_EPS, linear
-from kmixer.layers.heads import after, check_state, identity_values, kept, merge_heads, split_heads
-from kmixer.layers.rotary import check_heads, rotate
+from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
+from kmixer.layers.rotary import check_heads
 from kmixer.ops.gaussian import Backend, gaussian_attention
 
 ValueSource = Literal["kernel", "pre_rope"]
@@ -143,10 +144,9 @@ class GaussianAttention(nn.Module):
         """Keys (b, h, t, e), and values where they are others."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        slices = split_heads(x, self.heads)
-        if self.head_norm:  # before or after rotation is the same: rotations keep the length
-            slices = torch.nn.functional.rms_norm(slices, (self.head_width,), eps=NORM_EPS)
-        if not self.rotary:
-            return slices, None
-        rotated = rotate(slices, torch.arange(position, position + x.shape[1], device=x.device))
-        return rotated, slices if self.keeps_values else None
+        positions = torch.arange(position, position + x.shape[1], device=x.device)
+        keys = self._normalised(*heads_apart(x, self.heads, 1, rotated=int(self.rotary), positions=positions))
+        return keys, self._normalised(split_heads(x, self.heads)) if self.keeps_values else None
+
+    def _normalised(self, heads: Tensor) -> Tensor:
+        return F.rms_norm(heads, (self.head_width,), eps=NORM_EPS) if self.head_norm else heads

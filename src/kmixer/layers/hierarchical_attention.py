@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import linear
-from kmixer.layers.heads import after, check_state, identity_values, merge_heads, split_heads
-from kmixer.layers.rotary import check_heads, rotate
+from kmixer.layers.heads import after, check_state, heads_apart, identity_values, merge_heads, split_heads
+from kmixer.layers.rotary import check_heads
 from kmixer.ops.attention import softmax_attention
 from kmixer.ops.downsampling import filter_and_halve, lag
 from kmixer.ops.hierarchical import Backend, hierarchical_attention
@@ -191,7 +191,7 @@ class HierarchicalAttention(nn.Module):
             begun = start % (1 << level) != 0
             queries.append(after(state.query[level], q) if begun else q)
         values = [
-            after(past, split_heads(value(level_rows), self.heads))
+            after(past, *heads_apart(value(level_rows), self.heads, 1))
             for past, value, level_rows in zip(state.values, self.value, rows, strict=False)
         ]
         y = self._fuse(queries, keys, values, start, t)
@@ -215,18 +215,16 @@ class HierarchicalAttention(nn.Module):
             tail = tail.to(rows[-1].dtype)
             rows_below = rows[-1]
             rows.append(module(rows_below, tail, start))
-            whole = torch.cat([tail, rows_below], dim=1)
+            whole = torch.cat([tail, rows_below[:, max(0, rows_below.shape[1] - self.taps + 1) :]], dim=1)
             tails.append(whole[:, whole.shape[1] - self.taps + 1 :])
             start = -(-start // 2)
         return rows, tuple(tails)
 
     def _queries_keys(self, level: int, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Queries and keys (b, h, n, e) of the rows of a level, of which the first is row `first`."""
-        projected = self.query_key[level](rows).unflatten(-1, (2, self.heads, self.head_width)).permute(2, 0, 3, 1, 4)
-        if self.rotary:
-            positions = torch.arange(first, first + rows.shape[1], device=rows.device) << level
-            projected = rotate(projected, positions)
-        queries, keys = projected.unbind(0)
+        positions = torch.arange(first, first + rows.shape[1], device=rows.device) << level
+        rotated = 2 if self.rotary else 0
+        queries, keys = heads_apart(self.query_key[level](rows), self.heads, 2, rotated=rotated, positions=positions)
         return queries, keys
 
     def _fuse(self, queries: list[Tensor], keys: list[Tensor], values: list[Tensor], start: int, t: int) -> Tensor:

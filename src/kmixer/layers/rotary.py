@@ -25,6 +25,13 @@ def check_heads(width: int, heads: int, *, rotary: bool = True) -> None:
         )
 
 
+def rotation_tables(positions: Int[Tensor, " t"], e: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (t, e/2) of the angles of all positions and planes."""
+    exponent = torch.arange(e // 2, device=positions.device, dtype=dtype) / (e // 2)
+    angle = positions[:, None].to(dtype) * ROTARY_BASE**-exponent
+    return angle.cos(), angle.sin()
+
+
 def rotate(x: Float[Tensor, "*batch t e"], positions: Int[Tensor, " t"]) -> Float[Tensor, "*batch t e"]:
     """Rotate channels (i, i + e/2) of every position p by the angle p / 10000^(2 i / e).
 
@@ -39,12 +46,8 @@ def rotate(x: Float[Tensor, "*batch t e"], positions: Int[Tensor, " t"]) -> Floa
     Returns:
         The rotated vectors, in the dtype of x.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    half = x.shape[-1] // 2
-    exponent = torch.arange(half, device=x.device, dtype=dtype) / half
-    angle = positions[:, None].to(dtype) * ROTARY_BASE**-exponent
-    cosine, sine = angle.cos(), angle.sin()
-    rotated: Tensor = _Rotation.apply(x.to(dtype), cosine, sine)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rotated: Tensor = _Rotation.apply(x.to(dtype), *rotation_tables(positions, x.shape[-1], dtype))
     return rotated.to(x.dtype)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from kmixer.errors import InputError
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import NORM_EPS, linear
-from kmixer.layers.heads import after, check_state, identity_values, kept, merge_heads, split_heads
-from kmixer.layers.rotary import check_heads, rotate
+from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
+from kmixer.layers.rotary import check_heads
 from kmixer.ops.attention import softmax_attention
 from kmixer.ops.linear import linear_map
 
@@ -142,13 +142,15 @@ class SoftmaxAttention(nn.Module):
                 ],
                 dim=-1,
             )
-        parts = projected.unflatten(-1, (-1, x.shape[-1])).unbind(2)  # two or so of (b, t, d)
-        q, k, v = (None if part is None else split_heads(parts[part], self.heads) for part in self.parts)
-        assert q is not None and k is not None
-        both = torch.stack([q, k])
-        if self.rotary:
-            both = rotate(both, torch.arange(position, position + x.shape[1], device=x.device))
+        query, key, value = self.parts
+        heads = heads_apart(
+            projected,
+            self.heads,
+            projected.shape[-1] // x.shape[-1],
+            rotated=key + 1 if self.rotary else 0,
+            positions=torch.arange(position, position + x.shape[1], device=x.device),
+        )
+        queries, keys = heads[query], heads[key]
         if self.query_key_norm:
-            both = F.rms_norm(both, (self.head_width,), eps=NORM_EPS)
-        queries, keys = both.unbind(0)
-        return queries, keys, split_heads(x, self.heads) if v is None else v, tail
+            queries, keys = (F.rms_norm(each, (self.head_width,), eps=NORM_EPS) for each in (queries, keys))
+        return queries, keys, split_heads(x, self.heads) if value is None else heads[value], tail

@@ -10,12 +10,16 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kmixer.native.digest import sources_digest
+
+# Arguments of a kernel that ctypes passes as they are.
+Ready = ctypes.c_void_p | ctypes.c_int32 | ctypes.Array[ctypes.c_void_p]
 
 # Which build runs on which processor, best first, by torch's name for what the processor can do.
 BUILDS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
@@ -61,7 +65,12 @@ def available(*tensors: Tensor) -> bool:
     return kernels() is not None and all(x.device.type == "cpu" for x in tensors) and not torch.compiler.is_exporting()
 
 
-def call(name: str, *arguments: Tensor | float | ctypes.c_void_p | ctypes.c_int32 | None) -> None:
+def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    """An argument for a kernel that takes several tensors; they must be kept until it has returned."""
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def call(name: str, *arguments: Tensor | float | Ready | None) -> None:
     """Call a kernel; tensors go by the address of their first element and must be contiguous, None as null.
 
     Whole numbers go as int64 unless wrapped in a ctypes type; floats as float.
@@ -71,7 +80,7 @@ def call(name: str, *arguments: Tensor | float | ctypes.c_void_p | ctypes.c_int3
     getattr(library, name)(*(_convert(argument) for argument in arguments), ctypes.c_int64(torch.get_num_threads()))
 
 
-def _convert(argument: Tensor | float | ctypes.c_void_p | ctypes.c_int32 | None) -> object:
+def _convert(argument: Tensor | float | Ready | None) -> object:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, int):

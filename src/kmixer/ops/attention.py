@@ -62,7 +62,7 @@ def softmax_attention(
         and t <= MAX_NATIVE_LENGTH
     ):
         scale = e**-0.5 if scale is None else scale
-        return native_attention(*tensors, queries.new_ones(h, 1), causal=True, scale=scale)
+        return native_attention([queries], [keys], values, queries.new_ones(h, 1), causal=True, scale=scale)
     return sdpa_attention(*tensors, causal=causal, reach=reach, scale=scale)
 
 

@@ -13,38 +13,47 @@ from kmixer.ops.gradients import first_order
 
 
 def native_attention(
-    queries: Float[Tensor, "b h rows e"],
-    keys: Float[Tensor, "b h rows e"],
+    queries: list[Float[Tensor, "b h _ e"]],
+    keys: list[Float[Tensor, "b h _ e"]],
     values: Float[Tensor, "b h t f"],
     weights: Float[Tensor, "h l"],
     *,
     causal: bool,
     scale: float,
 ) -> Float[Tensor, "b h t f"]:
-    """`hierarchical_attention` of all positions, with a scale of its own; the rows of a level stand before the next."""
-    attended: Tensor = _Native.apply(queries, keys, values, weights, causal, scale)
-    return attended
+    """`hierarchical_attention` of all positions, with a scale of its own."""
+    attended: Tensor = _Native.apply(values, weights, causal, scale, *queries, *keys)
+    return attended.transpose(1, 2)
 
 
 class _Native(torch.autograd.Function):
+    """y (b, t, h, f): the heads side by side, as the layer after attention multiplies them, without a copy."""
+
     @staticmethod
-    def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, weights: Tensor, causal: bool, scale: float
-    ) -> Tensor:
-        tensors = [tensor.contiguous() for tensor in (queries, keys, values, weights)]
-        (b, h, t, f), levels, e = values.shape, weights.shape[1], queries.shape[-1]
-        y, normaliser = values.new_empty(b, h, t, f), values.new_empty(b, h, t)
+    def forward(ctx: Any, values: Tensor, weights: Tensor, causal: bool, scale: float, *rows: Tensor) -> Tensor:
+        (b, h, t, f), levels, e = values.shape, weights.shape[1], rows[0].shape[-1]
+        values, weights = values.contiguous(), weights.contiguous()
+        rows = tuple(tensor.contiguous() for tensor in rows)
+        y, normaliser = values.new_empty(b, t, h, f), values.new_empty(b, h, t)
         ctx.shape = (b * h, h, t, levels, e, f, float(scale), int(causal))
-        native.call("hierarchical_forward", *tensors, y, normaliser, *ctx.shape)
-        ctx.save_for_backward(*tensors, y, normaliser)
+        inputs = (native.addresses(rows[:levels]), native.addresses(rows[levels:]), values, weights)
+        native.call("hierarchical_forward", *inputs, y, normaliser, *ctx.shape)
+        ctx.save_for_backward(values, weights, y, normaliser, *rows)
         return y
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, weights, y, normaliser = ctx.saved_tensors
-        made = [torch.empty_like(tensor) for tensor in (queries, keys, values)]
-        by_row = weights.new_empty(*values.shape[:2], weights.shape[1])
-        inputs = (queries, keys, values, weights, y, normaliser, gradients[0].contiguous())
-        native.call("hierarchical_backward", *inputs, *made, by_row, *ctx.shape)
-        return *made, by_row.sum(0), None, None
+        values, weights, y, normaliser, *rows = ctx.saved_tensors
+        levels = weights.shape[1]
+        made, grad_values = [torch.empty_like(tensor) for tensor in rows], torch.empty_like(values)
+        by_row = weights.new_empty(*values.shape[:2], levels)
+        grad = gradients[0].contiguous()
+        native.call(
+            "hierarchical_backward",
+            *(native.addresses(each) for each in (rows[:levels], rows[levels:])),
+            *(values, weights, y, normaliser, grad),
+            *(native.addresses(each) for each in (made[:levels], made[levels:])),
+            *(grad_values, by_row, *ctx.shape),
+        )
+        return grad_values, by_row.sum(0), None, None, *made

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kmixer import native
+from kmixer.ops.gradients import first_order
+
 
 def lag(x: Float[Tensor, "b n d"], taps: int, r: int) -> Float[Tensor, "b m d"]:
     """The rows x[2k + K - 1 - r], k = 0 to (n - K) / 2: a view."""
@@ -18,7 +21,7 @@ def lag(x: Float[Tensor, "b n d"], taps: int, r: int) -> Float[Tensor, "b m d"]:
 def filter_and_halve(x: Float[Tensor, "b n d"], weight: Float[Tensor, "d k"]) -> Float[Tensor, "b m d"]:
     """Filter and keep every second row.
 
-    Written by hand because autograd would copy a whole x for the gradient of every lag.
+    Compiled for float32 on a CPU. Written by hand because autograd would copy a whole x for the gradient of every lag.
 
     Args:
         x: rows (b, n, d), K of them or more; the first K - 1 stand before those that are kept.
@@ -27,7 +30,8 @@ def filter_and_halve(x: Float[Tensor, "b n d"], weight: Float[Tensor, "d k"]) ->
     Returns:
         (b, (n - K) // 2 + 1, d).
     """
-    y: Tensor = _FilterAndHalve.apply(x, weight)
+    compiled = x.dtype == weight.dtype == torch.float32 and native.usable(x, weight)
+    y: Tensor = (_Compiled if compiled else _FilterAndHalve).apply(x, weight)
     return y
 
 
@@ -52,3 +56,23 @@ class _FilterAndHalve(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return grad_x, None
         return grad_x, torch.stack([(grad * lag(x, taps, r)).sum((0, 1)) for r in range(taps)], dim=1)
+
+
+class _Compiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        (b, n, d), taps = x.shape, weight.shape[1]
+        tensors = x.contiguous(), weight.T.contiguous()
+        ctx.save_for_backward(*tensors)
+        y = x.new_empty(b, (n - taps) // 2 + 1, d)
+        native.call("filter_and_halve_forward", *tensors, y, b, n, d, taps)
+        return y
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, by_lag = ctx.saved_tensors
+        grad_x, grad_by_lag = torch.empty_like(x), torch.empty_like(by_lag)
+        tensors = x, by_lag, gradients[0].contiguous(), grad_x, grad_by_lag
+        native.call("filter_and_halve_backward", *tensors, *x.shape, len(by_lag))
+        return grad_x, grad_by_lag.T

@@ -91,9 +91,8 @@ def hierarchical_attention(
     queries, keys = ([z.to(dtype) for z in levels] for levels in (queries, keys))
     with torch.autocast(values.device.type, enabled=False):
         if backend == "native":
-            rows = torch.cat(queries, 2), torch.cat(keys, 2)
             scale = queries[0].shape[-1] ** -0.5
-            y = native_attention(*rows, values.to(dtype), weights.to(dtype), causal=causal, scale=scale)
+            y = native_attention(queries, keys, values.to(dtype), weights.to(dtype), causal=causal, scale=scale)
             return y.to(values.dtype)
         if backend == "blocked":
             y = blocked_hierarchical_attention(queries, keys, values.to(dtype), weights.to(dtype), causal)
