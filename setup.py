@@ -25,6 +25,10 @@ def sources(pattern: str) -> list[str]:
 class BuildApart(build_ext):
     """Builds all kernels at once. They share their sources, so each has a folder for its object files."""
 
+    def finalize_options(self) -> None:
+        build_ext.finalize_options(self)
+        self.parallel = self.parallel or len(BUILDS)  # an option given to setup() is lost where the install is editable
+
     def build_extension(self, extension: Extension) -> None:
         apart = copy.copy(self)
         apart.build_temp = str(Path(self.build_temp, extension.name))
@@ -48,5 +52,4 @@ setup(
         for name, machine in BUILDS.items()
     ],
     cmdclass={"build_ext": BuildApart},
-    options={"build_ext": {"parallel": len(BUILDS)}},
 )

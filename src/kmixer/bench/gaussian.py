@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kmixer.bench.measure import peak_resident_bytes, time_calls
+from kmixer.bench.measure import peak_resident_bytes, time_calls, time_in_turn
 from kmixer.models.config import TransformerConfig
 from kmixer.models.transformer import Block
 from kmixer.ops import gaussian_attention
@@ -23,7 +23,7 @@ from kmixer.ops import gaussian_attention
 # Largest difference from `naive` that a backend may show before it is timed.
 TOLERANCE = 1e-4
 HEADS, HEAD_WIDTH = 4, 64
-WINDOW = 256
+WINDOWS = (None, 256)
 
 
 def one_product(x: Tensor, log_sigma: Tensor, window: int | None = None) -> Tensor:
@@ -51,7 +51,7 @@ def bench_backends(t: int, repeats: int) -> list[dict[str, Any]]:
     """A row a way and window: seconds of forward and backward, times faster than naive, peak memory."""
     x, log_sigma = _inputs(t)
     rows: list[dict[str, Any]] = []
-    for window in (None, WINDOW):
+    for window in WINDOWS:
         with torch.no_grad():
             exact = WAYS["naive"](x, log_sigma, window)
         for name, way in WAYS.items():
@@ -69,21 +69,23 @@ def bench_backends(t: int, repeats: int) -> list[dict[str, Any]]:
 
 def bench_blocks(width: int, t: int, b: int, repeats: int) -> list[dict[str, Any]]:
     """A row a mixer: seconds of forward and backward of a whole block of nanochat, relative to softmax."""
-    rows: list[dict[str, Any]] = []
+    x = torch.randn(b, t, width, requires_grad=True)
+    calls: dict[str, Callable[[], object]] = {}
+    caches = {}
     for mixer in ("softmax", "gaussian"):
         torch.manual_seed(0)
         settings: dict[str, Any] = {"query_key_norm": True} if mixer == "softmax" else {}
         values = {"width": width, "layers": 1, "heads": width // HEAD_WIDTH, "mixers": [mixer], "blocks": "nanochat"}
         block = Block(TransformerConfig.parse({**values, mixer: settings}, source="bench"), 0)
-        x = torch.randn(b, t, width, requires_grad=True)
-        timing = time_calls(lambda block=block, x=x: block(x)[0].backward(torch.ones_like(x)), repeats)  # type: ignore[misc]
+        what = f"{mixer} block"
+        calls[what] = lambda block=block: block(x)[0].backward(torch.ones_like(x))  # type: ignore[misc]
         _, state = block(x)
-        cache = sum(z.numel() for z in state if isinstance(z, Tensor)) / (b * t)
-        shape = {"what": f"{mixer} block", "width": width, "t": t, "b": b}
-        rows.append({**shape, "seconds": timing.median, "cache": cache})
-    for row in rows:
-        row["relative"] = row["seconds"] / rows[0]["seconds"]
-    return rows
+        caches[what] = sum(z.numel() for z in state if isinstance(z, Tensor)) / (b * t)
+    return [
+        {"what": what, "width": width, "t": t, "b": b, "cache": caches[what]}
+        | {"seconds": side.median, "relative": side.relative}
+        for what, side in time_in_turn(calls, repeats).items()
+    ]
 
 
 def _inputs(t: int) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kmixer.bench.measure import time_calls
+from kmixer.bench.measure import time_in_turn
 from kmixer.errors import InputError
 from kmixer.layers import HierarchicalAttention, SoftmaxAttention
 from kmixer.ops import hierarchical_attention
@@ -33,45 +34,50 @@ def bench_backends(t: int, causal: bool, repeats: int) -> list[dict[str, Any]]:
             inputs = [[z.double() for z in each] if isinstance(each, list) else each.double() for each in inputs]
         return hierarchical_attention(*inputs, t=t, causal=causal, backend=backend)
 
-    shape = {"t": t, "causal": causal, "width": HEADS * HEAD_WIDTH, "b": BATCH}
-    found: list[dict[str, Any]] = []
-    for what, attention in {"softmax, torch": sdpa_attention, "softmax": softmax_attention}.items():
-        timing = time_calls(
-            lambda attention=attention: attention(queries[0], keys[0], values, causal=causal).sum().backward(),  # type: ignore[misc]
-            repeats,
-        )
-        found.append({"what": what, **shape, "seconds": timing.median})
+    def attention(compute: Any) -> Callable[[], object]:
+        return lambda: compute(queries[0], keys[0], values, causal=causal).sum().backward()
+
+    def hierarchical(backend: str) -> Callable[[], object]:
+        return lambda: attend(backend).sum().backward()
+
+    calls = {"softmax, torch": attention(sdpa_attention), "softmax": attention(softmax_attention)}
     with torch.no_grad():
         exact = attend("naive", exact=True)
+    errors = {}
     for backend in BACKENDS:
         if backend == "auto":
             continue
         try:
             with torch.no_grad():
-                error = float((attend(backend).double() - exact).abs().max())
+                errors[backend] = float((attend(backend).double() - exact).abs().max())
         except InputError:  # this backend cannot run here
             continue
-        if error > TOLERANCE:
-            raise RuntimeError(f"{backend} differs from naive by {error:.1e}: not timed")
-        timing = time_calls(lambda backend=backend: attend(backend).sum().backward(), repeats)  # type: ignore[misc]
-        found.append({"what": backend, **shape, "error": error, "seconds": timing.median})
-    for row in found:
-        row["relative"] = row["seconds"] / found[0]["seconds"]
-    return found
+        if errors[backend] > TOLERANCE:
+            raise RuntimeError(f"{backend} differs from naive by {errors[backend]:.1e}: not timed")
+        calls[backend] = hierarchical(backend)
+    shape = {"t": t, "causal": causal, "width": HEADS * HEAD_WIDTH, "b": BATCH}
+    return [
+        {"what": what, **shape}
+        | ({"error": errors[what]} if what in errors else {})
+        | {"seconds": side.median, "relative": side.relative}
+        for what, side in time_in_turn(calls, repeats).items()
+    ]
 
 
 def bench_layers(width: int, t: int, causal: bool, repeats: int) -> list[dict[str, Any]]:
     """Both layers, forward and backward, relative to softmax attention."""
     torch.manual_seed(0)
-    layers = {
-        "softmax layer": SoftmaxAttention(width, HEADS, causal=causal),
-        "hierarchical layer": HierarchicalAttention(width, HEADS, levels=LEVELS, causal=causal),
-    }
     x = torch.randn(BATCH, t, width, requires_grad=True)
-    rows: list[dict[str, Any]] = []
-    for name, layer in layers.items():
-        timing = time_calls(lambda layer=layer: layer(x)[0].sum().backward(), repeats)  # type: ignore[misc]
-        shape = {"what": name, "t": t, "causal": causal, "width": width, "b": BATCH}
-        rows.append({**shape, "seconds": timing.median})
-        rows[-1]["relative"] = timing.median / rows[0]["seconds"]
-    return rows
+
+    def training(layer: nn.Module) -> Callable[[], object]:
+        return lambda: layer(x)[0].sum().backward()
+
+    calls = {
+        "softmax layer": training(SoftmaxAttention(width, HEADS, causal=causal)),
+        "hierarchical layer": training(HierarchicalAttention(width, HEADS, levels=LEVELS, causal=causal)),
+    }
+    shape = {"t": t, "causal": causal, "width": width, "b": BATCH}
+    return [
+        {"what": what, **shape, "seconds": side.median, "relative": side.relative}
+        for what, side in time_in_turn(calls, repeats).items()
+    ]

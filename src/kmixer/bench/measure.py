@@ -35,7 +35,34 @@ def time_calls(call: Callable[[], object], repeats: int = 5, longest: float = fl
         seconds.append(time.perf_counter() - began)
         if seconds[0] > longest:
             return Timing(seconds[0], seconds[0])
-    return Timing(seconds[0], statistics.median(seconds[1:]))
+    return Timing(seconds[0], statistics.median(seconds[1:] or seconds))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of several calls timed in turn: its median in seconds, and the median of its ratios to the first call."""
+
+    median: float
+    relative: float
+
+
+def time_in_turn(calls: dict[str, Callable[[], object]], repeats: int = 5) -> dict[str, Side]:
+    """Time calls one after the other, in as many rounds; a ratio is taken within a round.
+
+    On a shared machine the speed drifts by more than calls differ. What is timed in the same second drifts alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            seconds[name].append(time_calls(call, 0).first)
+    first = next(iter(seconds.values()))
+    return {
+        name: Side(
+            median=statistics.median(each[1:]),
+            relative=statistics.median(a / b for a, b in zip(each[1:], first[1:], strict=True)),
+        )
+        for name, each in seconds.items()
+    }
 
 
 def matmul_flops_per_second(dtype: torch.dtype = torch.float32) -> float:
