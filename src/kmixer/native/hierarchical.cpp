@@ -84,14 +84,33 @@ INLINE float exponentiate(float* x, int64_t count, int64_t columns, float* total
   return highest;
 }
 
+// Of every group of four lanes: the first and third of a and b, the second and fourth; and such groups in order.
+#if defined(__AVX512F__)
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31)
+#define IN_ORDER(x) __builtin_shufflevector(x, x, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)
+#elif defined(__AVX__)
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15)
+#define IN_ORDER(x) __builtin_shufflevector(x, x, 0, 1, 4, 5, 2, 3, 6, 7)
+#else
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7)
+#define IN_ORDER(x) (x)
+#endif
+
 // Row i of `to`: the sums of the cells of two rows and two columns; what lies past the end counts as nothing.
 INLINE void gather_row(const Padded& from, Padded& to, int64_t i, int64_t rows, int64_t columns) {
-  const float* __restrict upper = from.row(2 * i);
-  const float* __restrict lower = from.row(2 * i + 1 < rows ? 2 * i + 1 : 2 * i);
+  const float *upper = from.row(2 * i), *lower = from.row(2 * i + 1 < rows ? 2 * i + 1 : 2 * i);
   const float factor = 2 * i + 1 < rows ? 1.0f : 0.0f;
-  float* __restrict out = to.row(i);
-  for (int64_t j = 0; j < columns / 2; ++j)
-    out[j] = (upper[2 * j] + factor * lower[2 * j]) + (upper[2 * j + 1] + factor * lower[2 * j + 1]);
+  float* out = to.row(i);
+  // Reads up to two vectors past the columns of `from`: rows are padded, and what comes of them is made zero below.
+  for (int64_t j = 0; j < padded(columns / 2); j += kLanes) {
+    const Vector first = load(upper + 2 * j) + factor * load(lower + 2 * j);
+    const Vector second = load(upper + 2 * j + kLanes) + factor * load(lower + 2 * j + kLanes);
+    const Vector pairs = EVEN(first, second) + ODD(first, second);
+    store(IN_ORDER(pairs), out + j);
+  }
   std::fill(out + columns / 2, out + padded(columns / 2), 0.0f);
 }
 
