@@ -70,13 +70,17 @@ class Downsample(nn.Module):
         first = start % 2  # an odd row begins no cell
         if x.shape[1] <= first:
             return x[:, :0]
-        whole = torch.cat([tail, x], dim=1)[:, first:]
         if self.matrices is not None:
+            whole = torch.cat([tail, x], dim=1)[:, first:]
             terms = (lag(whole, self.taps, r) @ matrix.to(x.dtype) for r, matrix in enumerate(self.matrices))
             return functools.reduce(torch.add, terms)
+        if self.taps > 1:
+            tail = tail[:, first:]
+        else:
+            x = x[:, first:]
         if self.filter is None or self.mixing is None:
-            return filter_and_halve(whole, whole.new_full((whole.shape[-1], self.taps), 1 / self.taps))
-        return filter_and_halve(whole, self.filter.to(x.dtype)) @ self.mixing.to(x.dtype)
+            return filter_and_halve(tail, x, x.new_full((x.shape[-1], self.taps), 1 / self.taps))
+        return filter_and_halve(tail, x, self.filter.to(x.dtype)) @ self.mixing.to(x.dtype)
 
 
 def _logits_of(weights: tuple[float, ...], levels: int) -> Tensor:

@@ -18,20 +18,25 @@ def lag(x: Float[Tensor, "b n d"], taps: int, r: int) -> Float[Tensor, "b m d"]:
     return x[:, place : x.shape[1] - r : 2]
 
 
-def filter_and_halve(x: Float[Tensor, "b n d"], weight: Float[Tensor, "d k"]) -> Float[Tensor, "b m d"]:
+def filter_and_halve(
+    tail: Float[Tensor, "b p d"], x: Float[Tensor, "b n d"], weight: Float[Tensor, "d k"]
+) -> Float[Tensor, "b m d"]:
     """Filter and keep every second row.
 
     Compiled for float32 on a CPU. Written by hand because autograd would copy a whole x for the gradient of every lag.
 
     Args:
-        x: rows (b, n, d), K of them or more; the first K - 1 stand before those that are kept.
+        tail, x: the rows (b, p + n, d), K of them or more; the first K - 1 stand before those that are kept.
         weight: K weights a channel, that of the row itself first.
 
     Returns:
-        (b, (n - K) // 2 + 1, d).
+        (b, (p + n - K) // 2 + 1, d).
     """
-    compiled = x.dtype == weight.dtype == torch.float32 and native.usable(x, weight)
-    y: Tensor = (_Compiled if compiled else _FilterAndHalve).apply(x, weight)
+    tensors = (tail, x, weight)
+    if all(tensor.dtype == torch.float32 for tensor in tensors) and native.usable(*tensors):
+        y: Tensor = _Compiled.apply(*tensors)
+    else:
+        y = _FilterAndHalve.apply(torch.cat([tail, x], dim=1), weight)
     return y
 
 
@@ -60,19 +65,19 @@ class _FilterAndHalve(torch.autograd.Function):
 
 class _Compiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        (b, n, d), taps = x.shape, weight.shape[1]
-        tensors = x.contiguous(), weight.T.contiguous()
+    def forward(ctx: Any, tail: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        (b, n, d), p, taps = x.shape, tail.shape[1], weight.shape[1]
+        tensors = tail.contiguous(), x.contiguous(), weight.T.contiguous()
         ctx.save_for_backward(*tensors)
-        y = x.new_empty(b, (n - taps) // 2 + 1, d)
-        native.call("filter_and_halve_forward", *tensors, y, b, n, d, taps)
+        ctx.shape = (b, p, n, d, taps)
+        y = x.new_empty(b, (p + n - taps) // 2 + 1, d)
+        native.call("filter_and_halve_forward", *tensors, y, *ctx.shape)
         return y
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        x, by_lag = ctx.saved_tensors
-        grad_x, grad_by_lag = torch.empty_like(x), torch.empty_like(by_lag)
-        tensors = x, by_lag, gradients[0].contiguous(), grad_x, grad_by_lag
-        native.call("filter_and_halve_backward", *tensors, *x.shape, len(by_lag))
-        return grad_x, grad_by_lag.T
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        made = tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors)
+        native.call("filter_and_halve_backward", *ctx.saved_tensors, gradients[0].contiguous(), *made, *ctx.shape)
+        grad_tail, grad_x, by_lag = made
+        return grad_tail, grad_x, by_lag.T
