@@ -34,13 +34,15 @@ def heads_apart(
         heads: h, of width e = d / h.
         rotated: how many of the parts, the first ones, are rotated by `positions` (t,).
     """
-    e = projected.shape[-1] // (parts * heads)
+    if rotated == 0:
+        positions = None
     if projected.dtype == torch.float32 and native.usable(projected):
+        e = projected.shape[-1] // (parts * heads)
         tables = (None, None) if positions is None else rotation_tables(positions, e, projected.dtype)
         apart: tuple[Tensor, ...] = _HeadsApart.apply(projected, heads, parts, rotated, *tables)
         return apart
     each = [split_heads(part, heads) for part in projected.chunk(parts, dim=-1)]
-    if positions is None or rotated == 0:
+    if positions is None:
         return tuple(each)
     return *rotate(torch.stack(each[:rotated]), positions).unbind(0), *each[rotated:]
 
