@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pydoc_data.topics
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ if not torch.cuda.is_available():
 settings.register_profile("kmixer", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("kmixer")
 torch.set_num_threads(2)
+
+
+@contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    """As many threads inside, and as many as before afterwards, whatever was set in between."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,13 @@ import torch
 from kmixer.bench.measure import time_in_turn
 from kmixer.bench.op import bench_op, usable_backends
 from tests.cli.conftest import Run
+from tests.conftest import threads_of_torch
 
 
 @pytest.fixture(autouse=True)
-def keep_threads() -> object:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def keep_threads() -> Iterator[None]:
+    with threads_of_torch(torch.get_num_threads()):
+        yield
 
 
 def test_the_operator_by_backend(kmixer_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +113,6 @@ def test_ratios_are_those_of_calls_timed_in_the_same_round(monkeypatch: pytest.M
     monkeypatch.setattr("kmixer.bench.measure.time.perf_counter", lambda: clock[0])
     found = time_in_turn({"first": lambda: call("first", 2.0), "second": lambda: call("second", 6.0)}, 3)
     assert order == ["first", "second"] * 4  # the first round is not counted
-    assert found["first"].relative == 1.0
-    assert found["second"].relative == pytest.approx(3.0)
-    assert found["first"].median == pytest.approx(200.0)
+    assert found["first"]["relative"] == 1.0
+    assert found["second"]["relative"] == pytest.approx(3.0)
+    assert found["first"]["seconds"] == pytest.approx(200.0)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-import torch
 
 from kmixer.cli.experiments import plan
 from kmixer.cli.inspect import account_of
@@ -32,6 +31,7 @@ from kmixer.experiments.sweep import (
 from kmixer.files import write_json
 from kmixer.training.recipe import load_recipe
 from tests.cli.conftest import Run, make_sweep
+from tests.conftest import threads_of_torch
 
 GRID = "model.rank=2,3"
 
@@ -70,12 +70,8 @@ def finish(kmixer_command: Run, words: list[str]) -> None:
 
 def test_a_sweep_killed_twice_ends_with_the_same_table(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as many as the killed sweep's runs have: sums depend on it
-    try:
+    with threads_of_torch(1):  # as many as the killed sweep's runs have: sums depend on it
         make_sweep(whole, recipe_path, seeds=2, arms=arms_of_grid({"model.rank": ["2", "3"]}))
-    finally:
-        torch.set_num_threads(threads)
     for number in (signal.SIGKILL, signal.SIGINT):
         before = checkpoints(killed)
         process = start(arguments(recipe_path, killed, "--workers", 2))

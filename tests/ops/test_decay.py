@@ -16,6 +16,7 @@ from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops import decayed_linear_attention
 from kmixer.ops.decay import BACKENDS, MAX_EXPONENT, _chunk_length
+from tests.conftest import threads_of_torch
 
 FAST = ["mask", "block"]  # in every dtype; `native` is for float32
 BUILT = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
@@ -71,12 +72,8 @@ def test_the_compiled_recurrence_is_the_recurrence(
     shape: tuple[int, int, int, int], decays: list[float], threads: int
 ) -> None:
     inputs = make_inputs(shape, decays, torch.float32)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads_of_torch(threads):
         actual = run_with_gradients(inputs, "native")
-    finally:
-        torch.set_num_threads(before)
     reference = run_with_gradients([x.double() for x in inputs], "recurrent")
     actual = {name: value.double() for name, value in actual.items()}
     assert_same(actual, reference, 2e-5, inputs[0].double())

@@ -57,10 +57,8 @@ def bench_backends(t: int, causal: bool, repeats: int) -> list[dict[str, Any]]:
         calls[backend] = hierarchical(backend)
     shape = {"t": t, "causal": causal, "width": HEADS * HEAD_WIDTH, "b": BATCH}
     return [
-        {"what": what, **shape}
-        | ({"error": errors[what]} if what in errors else {})
-        | {"seconds": side.median, "relative": side.relative}
-        for what, side in time_in_turn(calls, repeats).items()
+        {"what": what, **shape} | ({"error": errors[what]} if what in errors else {}) | timed
+        for what, timed in time_in_turn(calls, repeats).items()
     ]
 
 
@@ -77,7 +75,4 @@ def bench_layers(width: int, t: int, causal: bool, repeats: int) -> list[dict[st
         "hierarchical layer": training(HierarchicalAttention(width, HEADS, levels=LEVELS, causal=causal)),
     }
     shape = {"t": t, "causal": causal, "width": width, "b": BATCH}
-    return [
-        {"what": what, **shape, "seconds": side.median, "relative": side.relative}
-        for what, side in time_in_turn(calls, repeats).items()
-    ]
+    return [{"what": what, **shape, **timed} for what, timed in time_in_turn(calls, repeats).items()]

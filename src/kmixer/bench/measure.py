@@ -30,39 +30,34 @@ def time_calls(call: Callable[[], object], repeats: int = 5, longest: float = fl
     """Time a call: once, and then `repeats` times, unless the first took more than `longest` seconds."""
     seconds = []
     for _ in range(repeats + 1):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(_seconds_of(call))
         if seconds[0] > longest:
             return Timing(seconds[0], seconds[0])
-    return Timing(seconds[0], statistics.median(seconds[1:] or seconds))
+    return Timing(seconds[0], statistics.median(seconds[1:]))
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of several calls timed in turn: its median in seconds, and the median of its ratios to the first call."""
-
-    median: float
-    relative: float
-
-
-def time_in_turn(calls: dict[str, Callable[[], object]], repeats: int = 5) -> dict[str, Side]:
-    """Time calls one after the other, in as many rounds; a ratio is taken within a round.
+def time_in_turn(calls: dict[str, Callable[[], object]], repeats: int = 5) -> dict[str, dict[str, float]]:
+    """Time calls one after the other, in as many rounds; the first round is not counted.
 
     On a shared machine the speed drifts by more than calls differ. What is timed in the same second drifts alike.
+
+    Returns:
+        Of every call `seconds`, its median, and `relative`, the median of its ratios to the first call of the round.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats + 1):
-        for name, call in calls.items():
-            seconds[name].append(time_calls(call, 0).first)
-    first = next(iter(seconds.values()))
+    rounds = [[_seconds_of(call) for call in calls.values()] for _ in range(repeats + 1)][1:]
     return {
-        name: Side(
-            median=statistics.median(each[1:]),
-            relative=statistics.median(a / b for a, b in zip(each[1:], first[1:], strict=True)),
-        )
-        for name, each in seconds.items()
+        name: {
+            "seconds": statistics.median(seconds[place] for seconds in rounds),
+            "relative": statistics.median(seconds[place] / seconds[0] for seconds in rounds),
+        }
+        for place, name in enumerate(calls)
     }
+
+
+def _seconds_of(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def matmul_flops_per_second(dtype: torch.dtype = torch.float32) -> float:

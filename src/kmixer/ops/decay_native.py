@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from kmixer import native
 from kmixer.ops.gradients import first_order
@@ -23,7 +24,7 @@ def native_decay(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tens
     return y, final
 
 
-@torch.library.custom_op("kmixer::native_decay", mutates_args=())
+@custom_op("kmixer::native_decay", mutates_args=())
 def _native_forward(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The compiled recurrence."""
     q, k, v, state = (x.contiguous() for x in (q, k, v, state))
@@ -37,7 +38,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tupl
     return v.new_empty(v.shape), state.new_empty(state.shape)
 
 
-@torch.library.custom_op("kmixer::native_decay_backward", mutates_args=())
+@custom_op("kmixer::native_decay_backward", mutates_args=())
 def _native_backward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, dy: Tensor, dfinal: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

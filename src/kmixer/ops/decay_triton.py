@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.library import custom_op
 
 from kmixer.errors import InputError
 from kmixer.ops import decay_kernels as kernels
@@ -83,7 +84,7 @@ def triton_decay(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tens
     return y, final
 
 
-@torch.library.custom_op(
+@custom_op(
     "kmixer::decay_forward",
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor state) -> (Tensor, Tensor, Tensor)",
@@ -107,7 +108,7 @@ def _empty_outputs(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Te
     return torch.empty_like(v), torch.empty_like(state), state.new_empty(b, boundaries, r, d)
 
 
-@torch.library.custom_op(
+@custom_op(
     "kmixer::decay_backward",
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor state, Tensor interior, Tensor dy, Tensor dfinal)"

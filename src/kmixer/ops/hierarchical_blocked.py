@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from kmixer.ops.gradients import first_order
 
@@ -26,7 +27,7 @@ def blocked_hierarchical_attention(
     return y
 
 
-@torch.library.custom_op("kmixer::blocked_hierarchical", mutates_args=())
+@custom_op("kmixer::blocked_hierarchical", mutates_args=())
 def _forward(
     queries: list[Tensor], keys: list[Tensor], values: Tensor, weights: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor]:
@@ -48,7 +49,7 @@ def _(
     return values.new_empty(values.shape), values.new_empty(*values.shape[:3], 1)
 
 
-@torch.library.custom_op("kmixer::blocked_hierarchical_backward", mutates_args=())
+@custom_op("kmixer::blocked_hierarchical_backward", mutates_args=())
 def _backward(
     queries: list[Tensor],
     keys: list[Tensor],
