@@ -95,8 +95,8 @@ def test_a_level_anchored_to_the_right_leaks(t: int, monkeypatch: pytest.MonkeyP
 def test_one_level_is_softmax_attention() -> None:
     torch.manual_seed(0)
     layer, softmax = HierarchicalAttention(WIDTH, 2, levels=1).double(), SoftmaxAttention(WIDTH, 2).double()
-    joined = torch.cat([layer.query_key[0].weight, layer.value[0].weight])
-    softmax.load_state_dict({"query_key_value.weight": joined, "out.weight": layer.out.weight})
+    weights = {"query_key_value.weight": layer.query_key_value[0].weight, "out.weight": layer.out.weight}
+    softmax.load_state_dict(weights)
     torch.testing.assert_close(layer(inputs(13))[0], softmax(inputs(13))[0])
 
 
@@ -129,8 +129,8 @@ def test_fixed_weights_stay_and_the_first_level_alone_is_softmax_attention() -> 
     assert not layer.level_logit.requires_grad
     assert torch.equal(layer.level_weights(), torch.tensor([[1.0, 0.0, 0.0]] * 2, dtype=torch.float64))
     softmax = SoftmaxAttention(WIDTH, 2).double()
-    joined = torch.cat([layer.query_key[0].weight, layer.value[0].weight])
-    softmax.load_state_dict({"query_key_value.weight": joined, "out.weight": layer.out.weight})
+    weights = {"query_key_value.weight": layer.query_key_value[0].weight, "out.weight": layer.out.weight}
+    softmax.load_state_dict(weights)
     torch.testing.assert_close(layer(inputs(13))[0], softmax(inputs(13))[0])
     thirds = HierarchicalAttention(WIDTH, 2, fixed_weights=(0.333, 0.333, 0.333)).level_weights()
     torch.testing.assert_close(thirds, torch.full((2, 3), 1 / 3))
@@ -142,7 +142,8 @@ def test_its_weights_make_its_output() -> None:
     torch.manual_seed(0)
     layer = HierarchicalAttention(WIDTH, 2).double()
     x = inputs(10)
-    y = (layer.weights(x) @ split_heads(layer.value[0](x), 2)).transpose(1, 2).flatten(2)
+    values = layer.query_key_value[0](x).chunk(3, -1)[2]
+    y = (layer.weights(x) @ split_heads(values, 2)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(layer.out(y), layer(x)[0])
 
 
@@ -160,11 +161,11 @@ def test_output_fusion_is_its_formula(causal: bool, t: int) -> None:
         if level:
             rows = layer.downsample[level - 1](rows, tail(4), 0)
         n = rows.shape[1]
-        q, k = (split_heads(part, 2) for part in layer.query_key[level](rows).chunk(2, -1))
+        q, k, v = (split_heads(part, 2) for part in layer.query_key_value[level](rows).chunk(3, -1))
         scores = q @ k.mT / (WIDTH // 2) ** 0.5
         if causal:
             scores = scores.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
-        attended = torch.softmax(scores, -1) @ split_heads(layer.value[level](rows), 2)
+        attended = torch.softmax(scores, -1) @ v
         y = y + alpha[:, level, None, None] * attended.repeat_interleave(2**level, dim=2)[:, :, :t]
     torch.testing.assert_close(layer(x)[0], layer.out(y.transpose(1, 2).flatten(2)))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 from kmixer.layers import SoftmaxAttention
-from kmixer.layers.rotary import rotate
+from kmixer.layers.rotary import rotate, rotation
 
 WIDTH, HEADS = 12, 3
 
@@ -29,7 +29,7 @@ def inputs(t: int, b: int = 2) -> Tensor:
     return torch.randn(b, t, WIDTH, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
 
 
-def rotation(position: int, e: int) -> Tensor:
+def rotation_matrix(position: int, e: int) -> Tensor:
     """The (e, e) rotation of a position: plane i is spanned by the channels i and i + e/2."""
     matrix = torch.zeros(e, e, dtype=torch.float64)
     for i in range(e // 2):
@@ -45,8 +45,8 @@ def test_it_is_its_formula() -> None:
     attended = torch.zeros(9, WIDTH, dtype=torch.float64)
     for head in range(HEADS):
         part = slice(head * e, (head + 1) * e)
-        q = torch.stack([rotation(t, e) @ query[part] @ x[0, t] for t in range(9)])
-        k = torch.stack([rotation(t, e) @ key[part] @ x[0, t] for t in range(9)])
+        q = torch.stack([rotation_matrix(t, e) @ query[part] @ x[0, t] for t in range(9)])
+        k = torch.stack([rotation_matrix(t, e) @ key[part] @ x[0, t] for t in range(9)])
         for t in range(9):
             scores = k[: t + 1] @ q[t] / math.sqrt(e)
             weights = scores.exp() / scores.exp().sum()
@@ -84,17 +84,21 @@ def test_shifting_all_positions_leaves_the_scores(shift: int, i: int, j: int) ->
     q, k = torch.randn(2, 1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(i + 51 * j))
 
     def score(first: int, second: int) -> Tensor:
-        return rotate(q, torch.tensor([first])) @ rotate(k, torch.tensor([second])).T
+        turned = [
+            rotate(z, rotation(torch.tensor([place]), 32, torch.float64)) for z, place in ((q, first), (k, second))
+        ]
+        return turned[0] @ turned[1].T
 
     torch.testing.assert_close(score(i + shift, j + shift), score(i, j), rtol=0, atol=1e-9)
 
 
 def test_rotation_keeps_lengths_and_dtype_and_leaves_position_zero() -> None:
     x = torch.randn(2, 3, 40, 8)
-    rotated = rotate(x, torch.arange(40))
+    angles = rotation(torch.arange(40), 8, torch.bfloat16)
+    rotated = rotate(x, angles)
     torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(rotated[:, :, 0], x[:, :, 0])
-    assert rotate(x.bfloat16(), torch.arange(40)).dtype == torch.bfloat16
+    assert rotate(x.bfloat16(), angles).dtype == torch.bfloat16
 
 
 def test_a_checkpoint_holds_weights_only() -> None:

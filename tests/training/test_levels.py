@@ -32,8 +32,8 @@ def test_equal_queries_and_keys_are_reciprocal_and_positive() -> None:
     assert all(0 < share < 1 for heads in free["reciprocity"] for share in heads)
     assert all(value < 0 for heads in free["smallest_eigenvalue"] for value in heads)
     with torch.no_grad():
-        for projection in layer.query_key:
-            projection.weight[12:] = projection.weight[:12]
+        for projection in layer.query_key_value:
+            projection.weight[12:24] = projection.weight[:12]
     tied = measure_levels(layer, x)
     assert [len(tied[key]) for key in ("reciprocity", "smallest_eigenvalue", "kurtosis")] == [3, 3, 3]
     for heads in tied["reciprocity"]:
@@ -56,7 +56,7 @@ def test_kurtosis_tells_normal_from_other_distributions() -> None:
 def test_one_level_is_full_attention_and_coarse_levels_are_not() -> None:
     torch.manual_seed(0)
     layer = HierarchicalAttention(12, 2, levels=3, rotary=False).double()
-    for projection in layer.query_key:
+    for projection in layer.query_key_value:
         torch.nn.init.normal_(projection.weight)
     x = torch.randn(2, 40, 12, dtype=torch.float64)
     found = measure_levels(layer, x)

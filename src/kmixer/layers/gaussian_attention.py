@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
-from kmixer.layers.rotary import check_heads
+from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.gaussian import Backend, gaussian_attention
 
 ValueSource = Literal["kernel", "pre_rope"]
@@ -145,7 +145,8 @@ class GaussianAttention(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         positions = torch.arange(position, position + x.shape[1], device=x.device)
-        keys = self._normalised(*heads_apart(x, self.heads, 1, rotated=int(self.rotary), positions=positions))
+        angles = rotation(positions, self.head_width, x.dtype) if self.rotary else None
+        keys = self._normalised(*heads_apart(x, self.heads, 1, rotated=int(self.rotary), angles=angles))
         return keys, self._normalised(split_heads(x, self.heads)) if self.keeps_values else None
 
     def _normalised(self, heads: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.layers.rotary import rotate, rotation_tables
+from kmixer.layers.rotary import Rotation, rotate
 from kmixer.ops.gradients import first_order
 
 
@@ -20,70 +20,54 @@ def split_heads(x: Float[Tensor, "b t d"], heads: int) -> Float[Tensor, "b h t e
 
 
 def heads_apart(
-    projected: Float[Tensor, "b t _"],
-    heads: int,
-    parts: int,
-    *,
-    rotated: int = 0,
-    positions: Int[Tensor, " t"] | None = None,
+    projected: Float[Tensor, "b t _"], heads: int, parts: int, *, rotated: int = 0, angles: Rotation | None = None
 ) -> tuple[Float[Tensor, "b h t e"], ...]:
     """The heads of queries, keys and values that stand side by side, or of some of them: a tensor each.
 
     Args:
         projected: (b, t, parts d).
         heads: h, of width e = d / h.
-        rotated: how many of the parts, the first ones, are rotated by `positions` (t,).
+        rotated: how many of the parts, the first ones, are rotated by the `angles` of the t positions.
     """
-    if rotated == 0:
-        positions = None
     if projected.dtype == torch.float32 and native.usable(projected):
-        e = projected.shape[-1] // (parts * heads)
-        tables = (None, None) if positions is None else rotation_tables(positions, e, projected.dtype)
-        apart: tuple[Tensor, ...] = _HeadsApart.apply(projected, heads, parts, rotated, *tables)
+        apart: tuple[Tensor, ...] = _HeadsApart.apply(projected, heads, parts, rotated, *(angles or (None, None)))
         return apart
     each = [split_heads(part, heads) for part in projected.chunk(parts, dim=-1)]
-    if positions is None:
+    if rotated == 0 or angles is None:
         return tuple(each)
-    return *rotate(torch.stack(each[:rotated]), positions).unbind(0), *each[rotated:]
+    return *rotate(torch.stack(each[:rotated]), angles).unbind(0), *each[rotated:]
 
 
 class _HeadsApart(torch.autograd.Function):
-    """Written by hand: one pass over each part, and autograd would copy them, rotate, and copy again."""
+    """Written by hand: one pass over all parts, and autograd would copy them, rotate, and copy again."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        projected: Tensor,
-        heads: int,
-        parts: int,
-        rotated: int,
-        cosine: Tensor | None,
-        sine: Tensor | None,
+        ctx: Any, projected: Tensor, heads: int, parts: int, rotated: int, cosine: Tensor | None, sine: Tensor | None
     ) -> tuple[Tensor, ...]:
         b, t, width = projected.shape
         ctx.save_for_backward(cosine, sine)
-        ctx.rotated, ctx.shape = rotated, (b, heads, t, width // (parts * heads), width)
-        apart = tuple(projected.new_empty(ctx.shape[:4]) for _ in range(parts))
-        _move(ctx, projected.contiguous(), apart, (cosine, sine), back=False)
+        ctx.rotated, ctx.shape = rotated, (b, heads, t, width // (parts * heads))
+        apart = tuple(projected.new_empty(ctx.shape) for _ in range(parts))
+        _move(ctx, projected.contiguous(), apart, cosine, sine, back=False)
         return apart
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        b, _, t, _, width = ctx.shape
-        together = gradients[0].new_empty(b, t, width)
-        _move(ctx, together, tuple(gradient.contiguous() for gradient in gradients), ctx.saved_tensors, back=True)
+        b, heads, t, e = ctx.shape
+        together = gradients[0].new_empty(b, t, len(gradients) * heads * e)
+        _move(ctx, together, tuple(gradient.contiguous() for gradient in gradients), *ctx.saved_tensors, back=True)
         return together, None, None, None, None, None
 
 
 def _move(
-    ctx: Any, together: Tensor, apart: tuple[Tensor, ...], tables: tuple[Tensor | None, Tensor | None], *, back: bool
+    ctx: Any, together: Tensor, apart: tuple[Tensor, ...], cosine: Tensor | None, sine: Tensor | None, *, back: bool
 ) -> None:
     """From one tensor into those apart, or back."""
-    for part, heads in enumerate(apart):
-        first = part * (ctx.shape[-1] // len(apart))
-        turned = tables if part < ctx.rotated else (None, None)
-        native.call("heads_apart", together, heads, *turned, *ctx.shape, first, int(back))
+    row = 0 if cosine is None else cosine.stride(0)
+    parts = native.addresses(apart)
+    native.call("heads_apart", together, parts, cosine, sine, row, len(apart), ctx.rotated, *ctx.shape, int(back))
 
 
 def merge_heads(y: Float[Tensor, "b h t e"]) -> Float[Tensor, "b t d"]:

@@ -13,7 +13,7 @@ from kmixer.errors import InputError, check_choice
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, merge_heads, split_heads
-from kmixer.layers.rotary import check_heads
+from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.attention import softmax_attention
 from kmixer.ops.downsampling import filter_and_halve, lag
 from kmixer.ops.hierarchical import Backend, hierarchical_attention
@@ -80,7 +80,7 @@ class Downsample(nn.Module):
             x = x[:, first:]
         if self.filter is None or self.mixing is None:
             return filter_and_halve(tail, x, x.new_full((x.shape[-1], self.taps), 1 / self.taps))
-        return filter_and_halve(tail, x, self.filter.to(x.dtype)) @ self.mixing.to(x.dtype)
+        return filter_and_halve(tail, x, self.filter.to(x.dtype), self.mixing.to(x.dtype))
 
 
 def _logits_of(weights: tuple[float, ...], levels: int) -> Tensor:
@@ -150,9 +150,11 @@ class HierarchicalAttention(nn.Module):
         self.causal, self.rotary = causal, rotary
         self.backend: Backend = backend
         self.downsample = nn.ModuleList(Downsample(width, taps, downsampling) for _ in range(levels - 1))
-        self.query_key = nn.ModuleList(linear(width, 2 * width, bias=bias) for _ in range(levels))
-        values = levels if fusion == "output" else 1
-        self.value = nn.ModuleList(linear(width, width, bias=bias) for _ in range(values))
+        # Only outputs have values of coarse levels to be made of.
+        self.value_levels = levels if fusion == "output" else 1
+        self.query_key_value = nn.ModuleList(
+            linear(width, (3 if level < self.value_levels else 2) * width, bias=bias) for level in range(levels)
+        )
         logits = torch.zeros(levels) if fixed_weights is None else _logits_of(fixed_weights, levels)
         self.level_logit = nn.Parameter(logits.repeat(heads, 1), requires_grad=fixed_weights is None)
         average = torch.full((taps,), 1 / taps)
@@ -171,7 +173,7 @@ class HierarchicalAttention(nn.Module):
         tail = like.new_zeros(batch_size, self.taps - 1, width)
         return HierarchicalCache(
             keys=(empty,) * self.levels,
-            values=(empty,) * len(self.value),
+            values=(empty,) * self.value_levels,
             query=(empty,) * self.levels,
             tails=(tail,) * (self.levels - 1),
             convolution=None if self.convolution is None else self.convolution.initial_tail(batch_size),
@@ -187,17 +189,13 @@ class HierarchicalAttention(nn.Module):
             return x, state
         start, t = state.position, x.shape[1]
         rows, tails = self._levels_of(x, state)
-        queries, keys = [], []
-        for level, level_rows in enumerate(rows):
-            q, k = self._queries_keys(level, level_rows, -(-start >> level))
+        queries, keys, values = [], [], []
+        for level, (q, k, *new_values) in enumerate(self._project(rows, start)):
+            values += [after(state.values[level], v) for v in new_values]
             keys.append(after(state.keys[level], k))
             # A position inside a cell that began before this call still uses that cell's query.
             begun = start % (1 << level) != 0
             queries.append(after(state.query[level], q) if begun else q)
-        values = [
-            after(past, *heads_apart(value(level_rows), self.heads, 1))
-            for past, value, level_rows in zip(state.values, self.value, rows, strict=False)
-        ]
         y = self._fuse(queries, keys, values, start, t)
         y, convolution = self._convolve(y, x, state.convolution)
         kept = tuple(q[:, :, -1:] for q in queries)
@@ -208,9 +206,10 @@ class HierarchicalAttention(nn.Module):
     def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
         """What every position takes of every other, in every head; all of it in memory. For score fusion."""
         rows, _ = self._levels_of(x, self.initial_state(x.shape[0]))
-        queries, keys = zip(*(self._queries_keys(level, each, 0) for level, each in enumerate(rows)), strict=True)
+        projected = self._project(rows, 0)
+        queries, keys = [parts[0] for parts in projected], [parts[1] for parts in projected]
         values, alpha = identity_values(keys[0]), self.level_weights()
-        return hierarchical_attention(list(queries), list(keys), values, alpha, t=x.shape[1], causal=self.causal)
+        return hierarchical_attention(queries, keys, values, alpha, t=x.shape[1], causal=self.causal)
 
     def _levels_of(self, x: Tensor, state: HierarchicalCache) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """The new rows of every level, and the tails after them."""
@@ -224,12 +223,18 @@ class HierarchicalAttention(nn.Module):
             start = -(-start // 2)
         return rows, tuple(tails)
 
-    def _queries_keys(self, level: int, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Queries and keys (b, h, n, e) of the rows of a level, of which the first is row `first`."""
-        positions = torch.arange(first, first + rows.shape[1], device=rows.device) << level
-        rotated = 2 if self.rotary else 0
-        queries, keys = heads_apart(self.query_key[level](rows), self.heads, 2, rotated=rotated, positions=positions)
-        return queries, keys
+    def _project(self, rows: list[Tensor], start: int) -> list[tuple[Tensor, ...]]:
+        """Of every level queries, keys and, where it has them, values (b, h, n, e) of its rows from `start` on."""
+        positions = torch.arange(start, start + rows[0].shape[1], device=rows[0].device)
+        angles = rotation(positions, self.head_width, rows[0].dtype) if self.rotary else None
+        levels = []
+        for level, level_rows in enumerate(rows):
+            projected = self.query_key_value[level](level_rows)
+            parts, first = projected.shape[-1] // level_rows.shape[-1], -start % (1 << level)
+            of_cells = None if angles is None else angles.every(1 << level, first)
+            rotated = 2 if self.rotary else 0
+            levels.append(heads_apart(projected, self.heads, parts, rotated=rotated, angles=of_cells))
+        return levels
 
     def _fuse(self, queries: list[Tensor], keys: list[Tensor], values: list[Tensor], start: int, t: int) -> Tensor:
         """y (b, h, t, e) of the last t positions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -25,29 +25,46 @@ def check_heads(width: int, heads: int, *, rotary: bool = True) -> None:
         )
 
 
-def rotation_tables(positions: Int[Tensor, " t"], e: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (t, e/2) of the angles of all positions and planes."""
-    exponent = torch.arange(e // 2, device=positions.device, dtype=dtype) / (e // 2)
-    angle = positions[:, None].to(dtype) * ROTARY_BASE**-exponent
-    return angle.cos(), angle.sin()
+class Rotation(NamedTuple):
+    """The angles of positions and planes: their cosines and sines (t, e/2)."""
+
+    cosine: Float[Tensor, "t p"]
+    sine: Float[Tensor, "t p"]
+
+    def every(self, step: int, first: int) -> Rotation:
+        """That of every so many positions, from the one in place `first` on; views."""
+        return Rotation(self.cosine[first::step], self.sine[first::step])
 
 
-def rotate(x: Float[Tensor, "*batch t e"], positions: Int[Tensor, " t"]) -> Float[Tensor, "*batch t e"]:
-    """Rotate channels (i, i + e/2) of every position p by the angle p / 10000^(2 i / e).
+def rotation(positions: Int[Tensor, " t"], e: int, dtype: torch.dtype) -> Rotation:
+    """The angles p / 10000^(2 i / e), i < e / 2, of positions p.
 
-    The product of a rotated query and a rotated key depends on their distance only. Angles and
-    tables are float64 for float64 inputs and float32 for every other dtype: an angle in bfloat16
-    would be off by whole turns from position 256 on.
+    Angles and tables are float64 for float64 and float32 for every other dtype: an angle in bfloat16 would be off by
+    whole turns from position 256 on.
 
     Args:
-        x: queries or keys (..., t, e), e even.
         positions: (t,), counted from the start of the sequence.
+        e: width of what is rotated, even.
+        dtype: of what is rotated.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    exponent = torch.arange(e // 2, device=positions.device, dtype=dtype) / (e // 2)
+    angle = positions[:, None].to(dtype) * ROTARY_BASE**-exponent
+    return Rotation(angle.cos(), angle.sin())
+
+
+def rotate(x: Float[Tensor, "*batch t e"], angles: Rotation) -> Float[Tensor, "*batch t e"]:
+    """Rotate channels (i, i + e/2) of every position by its angle.
+
+    The product of a rotated query and a rotated key depends on their distance only.
+
+    Args:
+        x: queries or keys (..., t, e).
 
     Returns:
         The rotated vectors, in the dtype of x.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    rotated: Tensor = _Rotation.apply(x.to(dtype), *rotation_tables(positions, x.shape[-1], dtype))
+    rotated: Tensor = _Rotation.apply(x.to(angles.cosine.dtype), *angles)
     return rotated.to(x.dtype)
 
 

@@ -13,7 +13,7 @@ from kmixer.errors import InputError
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
-from kmixer.layers.rotary import check_heads
+from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.attention import softmax_attention
 from kmixer.ops.linear import linear_map
 
@@ -143,13 +143,10 @@ class SoftmaxAttention(nn.Module):
                 dim=-1,
             )
         query, key, value = self.parts
-        heads = heads_apart(
-            projected,
-            self.heads,
-            projected.shape[-1] // x.shape[-1],
-            rotated=key + 1 if self.rotary else 0,
-            positions=torch.arange(position, position + x.shape[1], device=x.device),
-        )
+        positions = torch.arange(position, position + x.shape[1], device=x.device)
+        angles = rotation(positions, self.head_width, x.dtype) if self.rotary else None
+        parts, rotated = projected.shape[-1] // x.shape[-1], key + 1 if self.rotary else 0
+        heads = heads_apart(projected, self.heads, parts, rotated=rotated, angles=angles)
         queries, keys = heads[query], heads[key]
         if self.query_key_norm:
             queries, keys = (F.rms_norm(each, (self.head_width,), eps=NORM_EPS) for each in (queries, keys))

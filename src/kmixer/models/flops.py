@@ -62,11 +62,10 @@ def _hierarchical_flops(layer: HierarchicalAttention, window: int, every_key: bo
     flops = 2.0 * layer.out.weight.numel()
     for level in range(layer.levels):
         part = 0.5**level
-        flops += part * 2 * layer.query_key[level].weight.numel()  # type: ignore[union-attr, operator]
+        flops += part * 2 * layer.query_key_value[level].weight.numel()  # type: ignore[union-attr, operator]
         flops += part * part * 2 * keys * width
-        if level < len(layer.value):
+        if level < layer.value_levels:
             value_keys = part * part if layer.fusion == "output" else 1.0
-            flops += part * 2 * layer.value[level].weight.numel()  # type: ignore[union-attr, operator]
             flops += value_keys * 2 * keys * width
     for level, module in enumerate(layer.downsample):
         flops += 0.5 ** (level + 1) * 2 * sum(p.numel() for p in module.parameters())
@@ -114,7 +113,7 @@ def cache_size(model: CausalLM) -> tuple[float, int]:
         elif isinstance(part, HierarchicalAttention):
             width, levels = part.heads * part.head_width, range(part.levels)
             a_token += sum(width / 2**level for level in levels)  # keys
-            a_token += sum(width / 2**level for level in levels[: len(part.value)])  # values
+            a_token += sum(width / 2**level for level in levels[: part.value_levels])  # values
             constant += part.levels * width + (part.levels - 1) * (part.taps - 1) * width  # last queries; tails
             constant += _tail_numbers(part.convolution)
         elif isinstance(part, K2Mixer):

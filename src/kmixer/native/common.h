@@ -16,6 +16,7 @@
 #include <vector>
 
 #define INLINE static inline __attribute__((always_inline))
+#define METHOD inline __attribute__((always_inline))  // the same inside a struct
 
 namespace {
 

@@ -41,8 +41,11 @@ INLINE Padded copy_of(const float* from, int64_t rows, int64_t columns) {
 
 INLINE Padded transpose_of(const float* from, int64_t rows, int64_t columns, float factor = 1) {
   Padded to(columns, rows);
-  for (int64_t j = 0; j < columns; ++j)
-    for (int64_t i = 0; i < rows; ++i) to.row(j)[i] = factor * from[i * columns + j];
+  for (int64_t first = 0; first < rows; first += kPadding) {  // as many rows as stay in cache
+    const int64_t last = std::min(first + kPadding, rows);
+    for (int64_t j = 0; j < columns; ++j)
+      for (int64_t i = first; i < last; ++i) to.row(j)[i] = factor * from[i * columns + j];
+  }
   return to;
 }
 
@@ -75,13 +78,25 @@ class Tile {
 struct Operand {
   const float* data;
   int64_t row, column;
+  METHOD Operand part(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
 };
 
-template <int rows, int parts>
-INLINE void multiply_block(Operand a, const float* b, int64_t b_row, int64_t inner, float* c, int64_t c_row, bool add) {
+// What a product begins from: what stands in C, where `add` holds, or else nothing. Another kind of beginning has the
+// same two members: of the block at (i, j) of C, and its first sums.
+struct Onto {
+  bool add;
+  METHOD Onto at(int64_t, int64_t) const { return *this; }
+  template <int rows, int parts>
+  METHOD void begin(Vector (&sum)[rows][parts], const float* c, int64_t c_row) const {
+    for (int r = 0; r < rows; ++r)
+      for (int p = 0; p < parts; ++p) sum[r][p] = add ? load(c + r * c_row + p * kLanes) : Vector{};
+  }
+};
+
+template <int rows, int parts, class From>
+INLINE void multiply_block(Operand a, const float* b, int64_t b_row, int64_t inner, float* c, int64_t c_row, From from) {
   Vector sum[rows][parts];
-  for (int r = 0; r < rows; ++r)
-    for (int p = 0; p < parts; ++p) sum[r][p] = add ? load(c + r * c_row + p * kLanes) : Vector{};
+  from.begin(sum, c, c_row);
   const float* x = a.data;
   for (int64_t i = 0; i < inner; ++i, x += a.column, b += b_row) {
     Vector w[parts];
@@ -93,37 +108,41 @@ INLINE void multiply_block(Operand a, const float* b, int64_t b_row, int64_t inn
     for (int p = 0; p < parts; ++p) store(sum[r][p], c + r * c_row + p * kLanes);
 }
 
-template <int parts>
+template <int parts, class From>
 INLINE void multiply_panel(Operand a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows,
-                           int64_t inner, bool add) {
+                           int64_t inner, From from) {
   int64_t i = 0;
   for (; i + kRows <= rows && i + kRows != rows - 2; i += kRows)  // eight rows are four and four, not six and two
-    multiply_block<kRows, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
+    multiply_block<kRows, parts>(a.part(i, 0), b, b_row, inner, c + i * c_row, c_row, from.at(i, 0));
   for (; i + 4 <= rows; i += 4)
-    multiply_block<4, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
+    multiply_block<4, parts>(a.part(i, 0), b, b_row, inner, c + i * c_row, c_row, from.at(i, 0));
   for (; i + 2 <= rows; i += 2)
-    multiply_block<2, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
+    multiply_block<2, parts>(a.part(i, 0), b, b_row, inner, c + i * c_row, c_row, from.at(i, 0));
   for (; i < rows; ++i)
-    multiply_block<1, parts>({a.data + i * a.row, a.row, a.column}, b, b_row, inner, c + i * c_row, c_row, add);
+    multiply_block<1, parts>(a.part(i, 0), b, b_row, inner, c + i * c_row, c_row, from.at(i, 0));
+}
+
+// One pass of `multiply` over at most kInner inner positions.
+template <class From>
+INLINE void multiply_pass(Operand a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows,
+                          int64_t inner, int64_t columns, From from) {
+  int64_t j = 0;
+  for (; j + kParts * kLanes <= columns; j += kParts * kLanes)
+    multiply_panel<kParts>(a, b + j, b_row, c + j, c_row, rows, inner, from.at(0, j));
+  if constexpr (kParts > 2)
+    for (; j + 2 * kLanes <= columns; j += 2 * kLanes)
+      multiply_panel<2>(a, b + j, b_row, c + j, c_row, rows, inner, from.at(0, j));
+  for (; j < columns; j += kLanes)
+    multiply_panel<1>(a, b + j, b_row, c + j, c_row, rows, inner, from.at(0, j));
 }
 
 // C (rows, columns) = A (rows, inner) B (inner, columns), or C + A B where `add` holds. The rows of B and C
 // are contiguous; columns is a multiple of 16.
 INLINE void multiply(Operand a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows, int64_t inner,
                      int64_t columns, bool add) {
-  for (int64_t first = 0; first < inner; first += kInner) {
-    const int64_t length = std::min(kInner, inner - first);
-    const Operand part = {a.data + first * a.column, a.row, a.column};
-    const float* panel = b + first * b_row;
-    int64_t j = 0;
-    for (; j + kParts * kLanes <= columns; j += kParts * kLanes)
-      multiply_panel<kParts>(part, panel + j, b_row, c + j, c_row, rows, length, add || first > 0);
-    if constexpr (kParts > 2)
-      for (; j + 2 * kLanes <= columns; j += 2 * kLanes)
-        multiply_panel<2>(part, panel + j, b_row, c + j, c_row, rows, length, add || first > 0);
-    for (; j < columns; j += kLanes)
-      multiply_panel<1>(part, panel + j, b_row, c + j, c_row, rows, length, add || first > 0);
-  }
+  for (int64_t first = 0; first < inner; first += kInner)
+    multiply_pass(a.part(0, first), b + first * b_row, b_row, c, c_row, rows, std::min(kInner, inner - first), columns,
+                  Onto{add || first > 0});
 }
 
 }  // namespace

@@ -24,21 +24,25 @@ INLINE void turn(const float* __restrict from, float* __restrict to, const float
 
 extern "C" {
 
-// y (b, h, t, e) from the h heads that begin at channel `first` of x (b, t, width), by cosine and sine (t, e / 2) or
-// null. `back`: x from y, turned back.
-void heads_apart(float* x, float* y, const float* cosine, const float* sine, int64_t b, int64_t h, int64_t t, int64_t e,
-                 int64_t width, int64_t first, int64_t back, int64_t threads) {
+// The parts y (b, h, t, e) of x (b, t, parts h e), whose channels are those of part after part, head after head. The
+// first `rotated` parts are turned by cosine and sine, t rows of e / 2 that lie `row` apart. `back`: x from the parts,
+// turned back.
+void heads_apart(float* x, float* const* y, const float* cosine, const float* sine, int64_t row, int64_t parts,
+                 int64_t rotated, int64_t b, int64_t h, int64_t t, int64_t e, int64_t back, int64_t threads) {
   parallel(b * t, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t at = begin; at < end; ++at) {
       const int64_t batch = at / t, i = at % t;
-      const float* c = cosine == nullptr ? nullptr : cosine + i * (e / 2);
-      const float* s = cosine == nullptr ? nullptr : sine + i * (e / 2);
-      for (int64_t head = 0; head < h; ++head) {
-        float *together = x + at * width + first + head * e, *apart = y + ((batch * h + head) * t + i) * e;
-        if (back)
-          turn(apart, together, c, s, e, -1.0f);
-        else
-          turn(together, apart, c, s, e, 1.0f);
+      float* together = x + at * parts * h * e;
+      for (int64_t part = 0; part < parts; ++part) {
+        const float* c = part < rotated ? cosine + i * row : nullptr;
+        const float* s = part < rotated ? sine + i * row : nullptr;
+        for (int64_t head = 0; head < h; ++head, together += e) {
+          float* apart = y[part] + ((batch * h + head) * t + i) * e;
+          if (back)
+            turn(apart, together, c, s, e, -1.0f);
+          else
+            turn(together, apart, c, s, e, 1.0f);
+        }
       }
     }
   });

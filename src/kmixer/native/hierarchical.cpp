@@ -3,8 +3,8 @@
 // heads are shared by the threads.
 //
 // Queries and keys are one tensor a level: q[l], k[l] (n, rows of l, e), n batch rows and heads, where level l has
-// ceil(t / 2^l) rows. y and its gradient are (batch, t, heads, f), as the matrix after attention wants them. Coarse
-// scores are spread from level to level, by two each time.
+// ceil(t / 2^l) rows. y and its gradient are (batch, t, heads, f), as the matrix after attention wants them. The
+// scores of a level are added to those of the next coarser one, whose elements are cells of two by two.
 
 #include "gemm.h"
 
@@ -30,10 +30,33 @@ void write_transposed(const Padded& from, int64_t columns, float factor, float* 
       for (int64_t j = first; j < std::min(first + kPadding, columns); ++j) to[j * rows + i] = factor * from.row(i)[j];
 }
 
-// to[2j] = to[2j + 1] = from[j]; columns of `to` are even.
-INLINE void spread_row(const float* __restrict from, float* __restrict to, int64_t columns) {
-  for (int64_t j = 0; j < columns / 2; ++j) to[2 * j] = to[2 * j + 1] = from[j];
-}
+// The first or the last half of a vector, every lane twice.
+#if defined(__AVX512F__)
+#define FIRST_TWICE(x) __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7)
+#define LAST_TWICE(x) __builtin_shufflevector(x, x, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15)
+#elif defined(__AVX__)
+#define FIRST_TWICE(x) __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3)
+#define LAST_TWICE(x) __builtin_shufflevector(x, x, 4, 4, 5, 5, 6, 6, 7, 7)
+#else
+#define FIRST_TWICE(x) __builtin_shufflevector(x, x, 0, 0, 1, 1)
+#define LAST_TWICE(x) __builtin_shufflevector(x, x, 2, 2, 3, 3)
+#endif
+
+// What a product begins from: a matrix of half its rows and columns, each element of which stands for a cell of two by
+// two. Blocks begin at even rows. Reads up to half a vector past the columns: rows are padded.
+struct Cells {
+  const float* data;
+  int64_t stride;
+  METHOD Cells at(int64_t i, int64_t j) const { return {data + i / 2 * stride + j / 2, stride}; }
+  template <int rows, int parts>
+  METHOD void begin(Vector (&sum)[rows][parts], const float*, int64_t) const {
+    for (int r = 0; r < rows; ++r)
+      for (int p = 0; p < parts; ++p) {
+        const Vector cells = load(data + r / 2 * stride + p / 2 * kLanes);
+        sum[r][p] = p % 2 == 0 ? FIRST_TWICE(cells) : LAST_TWICE(cells);
+      }
+  }
+};
 
 // What one thread needs for the blocks of one batch row and head.
 struct Head {
@@ -67,9 +90,17 @@ struct Head {
       const int64_t rows = rows_of(count, l), columns = padded(rows_of(last - first, l));
       const Operand queries = {queries_of(l, start), e, 1};
       const float* from = keys.row(0) + (first >> l);
-      const bool coarser = l + 1 < levels;
-      for (int64_t i = 0; coarser && i < rows; ++i) spread_row(scores[l + 1].row(i / 2), s.row(i), columns);
-      multiply(queries, from, keys.stride, s.row(0), s.stride, rows, e, columns, coarser);
+      if (l + 1 == levels) {
+        multiply(queries, from, keys.stride, s.row(0), s.stride, rows, e, columns, false);
+        continue;
+      }
+      // The first pass of the product begins from the coarser scores, which are never written out.
+      const Cells cells = {scores[l + 1].row(0), scores[l + 1].stride};
+      const int64_t inner = std::min(kInner, e);
+      multiply_pass(queries, from, keys.stride, s.row(0), s.stride, rows, inner, columns, cells);
+      if (inner < e)
+        multiply(queries.part(0, inner), from + inner * keys.stride, keys.stride, s.row(0), s.stride, rows, e - inner,
+                 columns, true);
     }
   }
 };

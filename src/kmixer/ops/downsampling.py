@@ -1,4 +1,7 @@
-"""A depthwise filter over time that keeps every second row: y[k] = sum_{r < K} w_r * x[2k + K - 1 - r]."""
+"""A depthwise filter over time that keeps every second row, then a matrix.
+
+y[k] = (sum_{r < K} w_r * x[2k + K - 1 - r]) M
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.ops.gradients import first_order
+from kmixer.ops.linear import MAX_WEIGHTS
 
 
 def lag(x: Float[Tensor, "b n d"], taps: int, r: int) -> Float[Tensor, "b m d"]:
@@ -19,9 +23,12 @@ def lag(x: Float[Tensor, "b n d"], taps: int, r: int) -> Float[Tensor, "b m d"]:
 
 
 def filter_and_halve(
-    tail: Float[Tensor, "b p d"], x: Float[Tensor, "b n d"], weight: Float[Tensor, "d k"]
+    tail: Float[Tensor, "b p d"],
+    x: Float[Tensor, "b n d"],
+    weight: Float[Tensor, "d k"],
+    mixing: Float[Tensor, "d d"] | None = None,
 ) -> Float[Tensor, "b m d"]:
-    """Filter and keep every second row.
+    """Filter, keep every second row, and multiply it by a matrix from the right where one is given.
 
     Compiled for float32 on a CPU. Written by hand because autograd would copy a whole x for the gradient of every lag.
 
@@ -33,11 +40,13 @@ def filter_and_halve(
         (b, (p + n - K) // 2 + 1, d).
     """
     tensors = (tail, x, weight)
-    if all(tensor.dtype == torch.float32 for tensor in tensors) and native.usable(*tensors):
-        y: Tensor = _Compiled.apply(*tensors)
+    if not all(tensor.dtype == torch.float32 for tensor in tensors) or not native.usable(*tensors):
+        y: Tensor = _FilterAndHalve.apply(torch.cat([tail, x], dim=1), weight)
+    elif mixing is None or mixing.numel() > MAX_WEIGHTS or torch.is_autocast_enabled("cpu"):
+        y = _Compiled.apply(*tensors, None)
     else:
-        y = _FilterAndHalve.apply(torch.cat([tail, x], dim=1), weight)
-    return y
+        y, mixing = _Compiled.apply(*tensors, mixing), None
+    return y if mixing is None else y @ mixing
 
 
 class _FilterAndHalve(torch.autograd.Function):
@@ -65,9 +74,10 @@ class _FilterAndHalve(torch.autograd.Function):
 
 class _Compiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tail: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, tail: Tensor, x: Tensor, weight: Tensor, mixing: Tensor | None) -> Tensor:
         (b, n, d), p, taps = x.shape, tail.shape[1], weight.shape[1]
-        tensors = tail.contiguous(), x.contiguous(), weight.T.contiguous()
+        mixing = None if mixing is None else mixing.contiguous()
+        tensors = tail.contiguous(), x.contiguous(), weight.T.contiguous(), mixing
         ctx.save_for_backward(*tensors)
         ctx.shape = (b, p, n, d, taps)
         y = x.new_empty(b, (p + n - taps) // 2 + 1, d)
@@ -76,8 +86,11 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        made = tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        made = [None if tensor is None else torch.empty_like(tensor) for tensor in ctx.saved_tensors]
         native.call("filter_and_halve_backward", *ctx.saved_tensors, gradients[0].contiguous(), *made, *ctx.shape)
-        grad_tail, grad_x, by_lag = made
-        return grad_tail, grad_x, by_lag.T
+        grad_tail, grad_x, by_lag, grad_mixing = made
+        assert grad_tail is not None
+        assert grad_x is not None
+        assert by_lag is not None
+        return grad_tail, grad_x, by_lag.T, grad_mixing

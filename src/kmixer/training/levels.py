@@ -27,16 +27,15 @@ def measure_levels(layer: HierarchicalAttention, x: Tensor) -> dict[str, list[li
     found: dict[str, list[list[float]]] = {"reciprocity": [], "smallest_eigenvalue": [], "kurtosis": []}
     terms = []
     rows, _ = layer._levels_of(x, layer.initial_state(len(x)))
-    for level, level_rows in enumerate(rows):
-        q, k = layer._queries_keys(level, level_rows, 0)
+    for level, (level_rows, (q, k, *_)) in enumerate(zip(rows, layer._project(rows, 0), strict=True)):
         scores = (q @ k.mT).double()
         found["reciprocity"].append(symmetric_part(scores))
         cells = torch.arange(x.shape[1], device=x.device) >> level
         weights = layer.level_weights()[:, level, None, None].double() * layer.head_width**-0.5
         terms.append(weights * scores[:, :, cells[:, None], cells])
-        projection = layer.query_key[level]
+        projection = layer.query_key_value[level]
         assert isinstance(projection, nn.Linear)
-        queries, keys = projection.weight.double().unflatten(0, (2, layer.heads, layer.head_width))
+        queries, keys, *_ = projection.weight.double().unflatten(0, (-1, layer.heads, layer.head_width))
         form = queries.mT @ keys  # (h, d, d)
         found["smallest_eigenvalue"].append(torch.linalg.eigvalsh((form + form.mT) / 2)[:, 0].tolist())
         flat = level_rows.flatten(0, 1).double()
