@@ -47,7 +47,7 @@ def make_mixer(form: tuple[MixerName, dict[str, Any], dict[str, Any]], **place: 
     mixer = build_mixer(name, config, Place(WIDTH, **{**where, **place})).double()
     for parameter in mixer.parameters():  # away from the start of training, so that every path matters
         if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.7)
+            nn.init.normal_(parameter, std=0.5)
     return mixer
 
 

@@ -21,10 +21,11 @@ def make(b: int, h: int, t: int, e: int, f: int) -> list[Tensor]:
     return [torch.randn(b, h, t, width, generator=generator) for width in (e, e, f)]
 
 
-def formula(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+def formula(q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool) -> Tensor:
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
-    mask = causal_mask(q.shape[2], k.shape[2], None, q.device)
-    return torch.softmax(scores.masked_fill(~mask, -torch.inf), dim=-1) @ v
+    if causal:
+        scores = scores.masked_fill(~causal_mask(q.shape[2], k.shape[2], None, q.device), -torch.inf)
+    return torch.softmax(scores, dim=-1) @ v
 
 
 def results(attention: Any, inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -35,6 +36,7 @@ def results(attention: Any, inputs: list[Tensor], dtype: torch.dtype) -> list[Te
     return [value.detach().double() for value in (y, *gradients)]
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("attention", [softmax_attention, sdpa_attention])
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -44,29 +46,31 @@ def results(attention: Any, inputs: list[Tensor], dtype: torch.dtype) -> list[Te
     st.sampled_from([None, 0.3, 1.0]),
 )
 def test_it_is_its_formula(
-    attention: Any, batch_and_heads: tuple[int, int], t: int, e: int, f: int, scale: float | None
+    attention: Any, causal: bool, batch_and_heads: tuple[int, int], t: int, e: int, f: int, scale: float | None
 ) -> None:
     inputs = make(*batch_and_heads, t, e, f)
-    found = results(lambda *z: attention(*z, scale=scale), inputs, torch.float32)
-    exact = results(lambda *z: formula(*z, scale), inputs, torch.float64)
+    found = results(lambda *z: attention(*z, scale=scale, causal=causal), inputs, torch.float32)
+    exact = results(lambda *z: formula(*z, scale, causal), inputs, torch.float64)
     for actual, expected in zip(found, exact, strict=True):
         assert (actual - expected).abs().max().item() <= 1e-5 * (1 + expected.abs().max().item())
 
 
 @REQUIRES_KERNELS
-def test_the_compiled_kernel_takes_whole_causal_sequences_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_kernel_takes_whole_sequences_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     monkeypatch.setattr("kmixer.ops.attention.native_attention", lambda *z, **_: called.append(z) or z[2])
     q, k, v = make(2, 2, 5, 4, 4)
     softmax_attention(q, k, v)
     softmax_attention(q, k, v, reach=5)
-    assert len(called) == 2
     softmax_attention(q, k, v, causal=False)
+    assert len(called) == 3
     softmax_attention(q, k, v, reach=4)
     softmax_attention(q[:, :, 2:], k, v)
     softmax_attention(q[:1, :1], k[:1, :1], v[:1, :1])  # no work for a second thread
     softmax_attention(q.double(), k.double(), v.double())
-    assert len(called) == 2
+    long = torch.zeros(2, 2, 2049, 2)
+    softmax_attention(long, long, long, causal=False)
+    assert len(called) == 3
 
 
 def test_no_later_position_changes_an_earlier_output() -> None:

@@ -17,15 +17,15 @@ from kmixer.ops.hierarchical import BACKENDS
 
 # Largest difference from `naive` in float64 that a backend may show before it is timed.
 TOLERANCE = 1e-4
-LEVELS, HEADS, HEAD_WIDTH, BATCH = 3, 4, 64, 2
+LEVELS, HEADS, BATCH = 3, 4, 2
 
 
-def bench_backends(t: int, causal: bool, repeats: int) -> list[dict[str, Any]]:
+def bench_backends(width: int, t: int, causal: bool, repeats: int) -> list[dict[str, Any]]:
     """A row a backend: seconds of forward and backward, relative to torch's fused softmax attention."""
     torch.manual_seed(0)
     rows_of = [-(-t >> level) for level in range(LEVELS)]
-    queries, keys = ([torch.randn(BATCH, HEADS, n, HEAD_WIDTH).requires_grad_() for n in rows_of] for _ in range(2))
-    values = torch.randn(BATCH, HEADS, t, HEAD_WIDTH).requires_grad_()
+    queries, keys = ([torch.randn(BATCH, HEADS, n, width // HEADS).requires_grad_() for n in rows_of] for _ in range(2))
+    values = torch.randn(BATCH, HEADS, t, width // HEADS).requires_grad_()
     weights = torch.full((HEADS, LEVELS), 1 / LEVELS).requires_grad_()
 
     def attend(backend: Any, *, exact: bool = False) -> Tensor:
@@ -55,7 +55,7 @@ def bench_backends(t: int, causal: bool, repeats: int) -> list[dict[str, Any]]:
         if errors[backend] > TOLERANCE:
             raise RuntimeError(f"{backend} differs from naive by {errors[backend]:.1e}: not timed")
         calls[backend] = hierarchical(backend)
-    shape = {"t": t, "causal": causal, "width": HEADS * HEAD_WIDTH, "b": BATCH}
+    shape = {"t": t, "causal": causal, "width": width, "b": BATCH}
     return [
         {"what": what, **shape} | ({"error": errors[what]} if what in errors else {}) | timed
         for what, timed in time_in_turn(calls, repeats).items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -179,7 +180,7 @@ def gaussian(
 @app.command()
 def hierarchical(
     t: Annotated[list[int] | None, typer.Option("--t", help="Positions; may be given again.")] = None,
-    width: Annotated[list[int] | None, typer.Option(help="Width of the layers; may be given again.")] = None,
+    width: Annotated[list[int] | None, typer.Option(help="Width, all heads together; may be given again.")] = None,
     threads: Threads = 1,
     repeats: Repeats = 5,
     as_json: Json = False,
@@ -189,10 +190,9 @@ def hierarchical(
     Example: kmixer bench hierarchical --t 1024
     """
     found = _start(threads)
-    cases = [(positions, causal) for positions in t or (1024,) for causal in (True, False)]
-    rows = [row for positions, causal in cases for row in bench_hierarchical_backends(positions, causal, repeats)]
-    for d in width or (128, 256, 512):
-        rows += [row for positions, causal in cases for row in bench_layers(d, positions, causal, repeats)]
+    rows = []
+    for case in itertools.product(width or (128, 256), t or (1024,), (True, False)):
+        rows += bench_hierarchical_backends(*case, repeats) + bench_layers(*case, repeats)
     columns = {
         "what": "what", "t": "t", "causal": "causal", "width": "width", "fwd+bwd ms": "seconds",
         "of softmax": "relative",

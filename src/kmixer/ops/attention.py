@@ -1,6 +1,6 @@
 """Fused softmax attention with windows: softmax over the allowed keys of scale q k^T, times the values.
 
-A compiled kernel for whole causal sequences in float32 on a CPU, and torch's own kernels for the rest, all in memory
+A compiled kernel for whole sequences in float32 on a CPU, and torch's own kernels for the rest, all in memory
 linear in t. What torch's lack is cut to fit: fewer queries than keys, and windows. A window of a whole sequence (t = s)
 that is longer than twice the window goes in blocks, in time linear in t; any other is a mask (t, s).
 """
@@ -23,7 +23,8 @@ from kmixer.ops.attention_native import native_attention
 # FlexAttention wants head widths in powers of two, this at least.
 MIN_FLEX_WIDTH = 16
 
-# A block of the compiled kernel's scores leaves the second cache level beyond this, and torch's kernel is faster.
+# A block of the compiled kernel's scores leaves the second cache level beyond this, or half of it where all is seen, and
+# torch's kernel is faster.
 MAX_NATIVE_LENGTH = 4096
 
 
@@ -52,17 +53,17 @@ def softmax_attention(
         scale: of the products; 1 / sqrt(e) when None.
     """
     b, h, t, e = queries.shape
-    whole = causal and t == keys.shape[2] and (reach is None or reach >= t)
+    whole = t == keys.shape[2] and (reach is None or reach >= t)
     tensors = (queries, keys, values)
     if (
         whole
         and all(tensor.dtype == torch.float32 for tensor in tensors)
         and native.usable(*tensors)
         and b * h >= torch.get_num_threads()
-        and t <= MAX_NATIVE_LENGTH
+        and t <= MAX_NATIVE_LENGTH // (1 if causal else 2)
     ):
         scale = e**-0.5 if scale is None else scale
-        return native_attention([queries], [keys], values, queries.new_ones(h, 1), causal=True, scale=scale)
+        return native_attention([queries], [keys], values, queries.new_ones(h, 1), causal=causal, scale=scale)
     return sdpa_attention(*tensors, causal=causal, reach=reach, scale=scale)
 
 
