@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,7 @@ class BaseKernel(nn.Module):
     def __init__(self, kind: Kind, size: int, *, rank: int = 2, init: Init = "exponential") -> None:
         super().__init__()
         check_choice("base kernel", kind, KINDS)
+        check_choice("init of the base kernel", init, get_args(Init))
         if size < 1:
             raise InputError(f"size of the base kernel: got {size}; allowed: 1 or more")
         self.kind = kind

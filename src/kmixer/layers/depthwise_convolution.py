@@ -34,4 +34,4 @@ class DepthwiseConvolution(nn.Module):
         whole = torch.cat([tail.to(x.dtype), x], dim=1)
         kernel = self.filter.flip(-1)[:, None].to(x.dtype)  # weight r is of lag r
         y = F.conv1d(whole.mT, kernel, groups=x.shape[-1]).mT
-        return y, whole[:, whole.shape[1] - self.taps + 1 :]
+        return y, whole[:, whole.shape[1] - self.taps + 1 :].clone()  # a view would keep all inputs in memory

@@ -142,6 +142,8 @@ class GaussianAttention(nn.Module):
 
     def _heads_of(self, x: Tensor, position: int) -> tuple[Tensor, Tensor | None]:
         """Keys (b, h, t, e), and values where they are others."""
+        if not torch.is_grad_enabled():
+            x = x.clone()  # they may be views: a caller may fill the same memory again, which autograd would not allow
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         positions = torch.arange(position, position + x.shape[1], device=x.device)

@@ -88,7 +88,9 @@ def after(past: Float[Tensor, "b h s e"], new: Float[Tensor, "b h t e"]) -> Floa
 
 def kept(tensor: Float[Tensor, "b h s e"], reach: int | None) -> Float[Tensor, "b h _ e"]:
     """The positions that later ones may look at, where each sees `reach` of them, itself included; None is all."""
-    return tensor if reach is None else tensor[:, :, max(0, tensor.shape[2] - reach + 1) :]
+    if reach is None or tensor.shape[2] < reach:
+        return tensor
+    return tensor[:, :, tensor.shape[2] - reach + 1 :].clone()  # a view would keep them all in memory
 
 
 def identity_values(like: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h t t"]:

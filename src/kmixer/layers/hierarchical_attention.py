@@ -85,7 +85,7 @@ class Downsample(nn.Module):
 
 def _logits_of(weights: tuple[float, ...], levels: int) -> Tensor:
     """Logits whose softmax is these weights; minus infinity for a weight of zero."""
-    if len(weights) != levels or min(weights) < 0 or abs(sum(weights) - 1) > WEIGHTS_TOLERANCE:
+    if len(weights) != levels or min(weights) < 0 or not abs(sum(weights) - 1) <= WEIGHTS_TOLERANCE:
         raise InputError(
             f"fixed_weights: got {list(weights)} for {levels} levels; allowed: as many, none negative, that add to 1"
         )
@@ -198,7 +198,7 @@ class HierarchicalAttention(nn.Module):
             queries.append(after(state.query[level], q) if begun else q)
         y = self._fuse(queries, keys, values, start, t)
         y, convolution = self._convolve(y, x, state.convolution)
-        kept = tuple(q[:, :, -1:] for q in queries)
+        kept = tuple(q[:, :, -1:].clone() for q in queries)  # views would keep all queries in memory
         state = HierarchicalCache(tuple(keys), tuple(values), kept, tails, convolution, start + t)
         return self.out(merge_heads(y)), state
 

@@ -5,13 +5,13 @@ Every layer adds to its input (b, t, d). Source: Koneko 2026 (Zenodo 19004569, 1
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kmixer.errors import InputError
+from kmixer.errors import InputError, check_choice
 from kmixer.layers.base_kernel import BaseKernel
 from kmixer.layers.feed_forward import NORM_EPS, FeedForward, RMSNorm, linear
 from kmixer.ops.base_kernel import State as BaseKernelState
@@ -109,6 +109,9 @@ class K2Mixer(nn.Module):
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
+        if rank < 1:
+            raise InputError(f"rank: got {rank}; allowed: 1 or more")
+        check_choice("decay_init", decay_init, get_args(DecayInit))
         low, high = decay_range
         if not 0 < low < high <= 1:
             raise InputError(f"decay_range: got {decay_range}; allowed: 0 < low < high <= 1")

@@ -16,7 +16,7 @@ ROTARY_BASE = 10_000.0
 
 def check_heads(width: int, heads: int, *, rotary: bool = True) -> None:
     """Raises InputError where heads does not divide width, into an even head width where positions rotate."""
-    if width % heads:
+    if heads < 1 or width % heads:
         raise InputError(f"heads: got {heads} for width {width}; heads must divide width")
     if rotary and width // heads % 2:
         raise InputError(

@@ -82,6 +82,8 @@ class SoftmaxAttention(nn.Module):
         check_heads(width, heads, rotary=rotary)
         if window is not None and (window < 1 or not causal):
             raise InputError(f"window: got {window} with causal={causal}; it is 1 or more, and goes with causal=True")
+        if convolution is not None and convolution < 1:
+            raise InputError(f"convolution: got {convolution}; allowed: 1 tap or more, or None")
         self.heads, self.head_width = heads, width // heads
         self.causal, self.rotary, self.query_key_norm = causal, rotary, query_key_norm
         self.reach = None if window is None else window + window_inclusive
@@ -112,7 +114,8 @@ class SoftmaxAttention(nn.Module):
             return x, state
         queries, keys, values, tail = self._project(x, state)
         if self.gate is not None:
-            assert value_embedding is not None
+            if value_embedding is None:
+                raise InputError("value_embedding: got none; a layer with value_embedding=True takes one")
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (b, t, h)
             values = values + gate.transpose(1, 2).unsqueeze(-1) * split_heads(value_embedding, self.heads)
         keys, values = after(state.keys, keys), after(state.values, values)
@@ -150,4 +153,8 @@ class SoftmaxAttention(nn.Module):
         queries, keys = heads[query], heads[key]
         if self.query_key_norm:
             queries, keys = (F.rms_norm(each, (self.head_width,), eps=NORM_EPS) for each in (queries, keys))
-        return queries, keys, split_heads(x, self.heads) if value is None else heads[value], tail
+        if value is not None:
+            return queries, keys, heads[value], tail
+        # A view, where a caller may fill the same memory again, which autograd would not allow.
+        values = split_heads(x if torch.is_grad_enabled() else x.clone(), self.heads)
+        return queries, keys, values, tail

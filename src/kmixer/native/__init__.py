@@ -82,7 +82,10 @@ def call(name: str, *arguments: Tensor | float | Ready | None) -> None:
 
 def _convert(argument: Tensor | float | Ready | None) -> object:
     if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
+        address = argument.data_ptr()
+        if not address and argument.numel():
+            raise RuntimeError("a compiled kernel got a tensor without memory, as in FakeTensorMode")
+        return ctypes.c_void_p(address)
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
     if isinstance(argument, float):

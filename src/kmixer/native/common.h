@@ -2,7 +2,7 @@
 //
 // Every file is built three times, for AVX-512, for AVX2 and for any processor; native/__init__.py loads the build that
 // the machine can run. Loops are written so that the compiler makes vectors of them. Every kernel has its definition in
-// Python, in ops/, and is tested against it. Sums over rows are made per thread and added in the order of the threads:
+// Python, in ops/ or layers/, and is tested against it. Sums over rows are made per thread and added in the order of the threads:
 // the same number of threads gives the same bits.
 //
 // This file is what they share: threads, vectors of floats, and functions of one number.

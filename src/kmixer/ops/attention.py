@@ -23,8 +23,8 @@ from kmixer.ops.attention_native import native_attention
 # FlexAttention wants head widths in powers of two, this at least.
 MIN_FLEX_WIDTH = 16
 
-# A block of the compiled kernel's scores leaves the second cache level beyond this, or half of it where all is seen, and
-# torch's kernel is faster.
+# A block of the compiled kernel's scores leaves the second cache level beyond this, or beyond half of it where all is
+# seen, and torch's kernel is faster.
 MAX_NATIVE_LENGTH = 4096
 
 
@@ -57,6 +57,8 @@ def softmax_attention(
     tensors = (queries, keys, values)
     if (
         whole
+        and keys.shape == queries.shape
+        and values.shape[:3] == keys.shape[:3]
         and all(tensor.dtype == torch.float32 for tensor in tensors)
         and native.usable(*tensors)
         and b * h >= torch.get_num_threads()

@@ -77,7 +77,8 @@ def base_kernel(
         y (b, t, d) and the state after the last position.
 
     Raises:
-        InputError: an unknown kind, or `dense` and `low_rank` past position W.
+        InputError: an unknown kind, `dense` and `low_rank` past position W, a dense kernel that is not square, or a
+            state of another filter.
     """
     if kind not in KINDS:
         raise InputError(f"base kernel: got {kind!r}; allowed: {', '.join(KINDS)}")
@@ -104,7 +105,11 @@ def _check_window(kind: str, position: int, t: int, window: int) -> None:
 
 def _dense(x: Tensor, kernel: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     position, t = seen.shape[1], x.shape[1]
+    if kernel.shape[0] != kernel.shape[1]:
+        raise InputError(f"the dense base kernel: got {tuple(kernel.shape)}; it is square")
     _check_window("dense", position, t, kernel.shape[0])
+    if not torch.is_grad_enabled():
+        x = x.clone()  # it is the state: a caller may fill the same memory again, which autograd would not allow
     if (
         position == 0
         and _float32(x, kernel)
@@ -139,8 +144,10 @@ def _low_rank(x: Tensor, left: Tensor, right: Tensor, state: LowRankState) -> tu
 def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
     past = lags.shape[0] - 1
+    if history.shape[1] != past:
+        raise InputError(f"state: got {history.shape[1]} inputs; a filter of {past + 1} lags keeps {past}")
     history = history.to(x.dtype)
-    if _float32(x, lags) and len(lags) <= MAX_NATIVE_LAGS:
+    if _float32(x, lags) and len(lags) <= MAX_NATIVE_LAGS and history.shape == (b, past, d):
         y = _NativeFilter.apply(x.contiguous(), history.contiguous(), lags.contiguous())
         kept = torch.cat([history, x[:, max(0, t - past) :]], dim=1)
         return y, kept[:, kept.shape[1] - past :].clone()

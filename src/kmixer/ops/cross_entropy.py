@@ -24,11 +24,15 @@ def cross_entropies(
 ) -> Float[Tensor, "*rows"]:
     """-log softmax(soft_capped(logits, cap))[target] in nats for every row, in float32 or better.
 
-    Raises InputError for a target that is not in 0..v - 1, on a CPU.
+    Raises InputError for a target that is not in 0..v - 1, where the compiled kernels are built and targets on a CPU.
     """
     accurate = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if accurate.dtype == torch.float32 and targets.numel() and native.usable(accurate, targets):
-        return _CrossEntropy.apply(accurate.contiguous(), targets.to(torch.int64).contiguous(), cap or 0.0)
+    if targets.numel() and native.usable(accurate, targets):
+        lowest, highest = (int(x) for x in torch.aminmax(targets))
+        if lowest < 0 or highest >= logits.shape[-1]:
+            raise InputError(f"targets: got {lowest}..{highest}; allowed: 0..{logits.shape[-1] - 1}")
+        if accurate.dtype == torch.float32 and targets.shape == logits.shape[:-1]:
+            return _CrossEntropy.apply(accurate.contiguous(), targets.to(torch.int64).contiguous(), float(cap or 0))
     flat = soft_capped(accurate, cap).flatten(0, -2)
     return F.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
 
@@ -39,9 +43,6 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, cap: float) -> Tensor:
         width = logits.shape[-1]
-        lowest, highest = (int(x) for x in torch.aminmax(targets))
-        if lowest < 0 or highest >= width:
-            raise InputError(f"targets: got {lowest}..{highest}; allowed: 0..{width - 1}")
         losses, log_sums = logits.new_empty(targets.shape), logits.new_empty(targets.shape)
         native.call("cross_entropy_forward", logits, targets, losses, log_sums, targets.numel(), width, cap)
         ctx.save_for_backward(logits, targets, log_sums)

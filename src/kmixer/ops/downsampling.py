@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kmixer import native
+from kmixer.errors import InputError
 from kmixer.ops.gradients import first_order
 from kmixer.ops.linear import MAX_WEIGHTS
 
@@ -38,15 +39,30 @@ def filter_and_halve(
 
     Returns:
         (b, (p + n - K) // 2 + 1, d).
+
+    Raises:
+        InputError: fewer rows than K.
     """
+    if (rows := tail.shape[1] + x.shape[1]) < weight.shape[1]:
+        raise InputError(f"downsampling: got {rows} rows for a filter of {weight.shape[1]}; it needs as many or more")
     tensors = (tail, x, weight)
     if not all(tensor.dtype == torch.float32 for tensor in tensors) or not native.usable(*tensors):
         y: Tensor = _FilterAndHalve.apply(torch.cat([tail, x], dim=1), weight)
-    elif mixing is None or mixing.numel() > MAX_WEIGHTS or torch.is_autocast_enabled("cpu"):
+    elif mixing is None or not _fits(mixing, x):
         y = _Compiled.apply(*tensors, None)
     else:
         y, mixing = _Compiled.apply(*tensors, mixing), None
     return y if mixing is None else y @ mixing
+
+
+def _fits(mixing: Tensor, x: Tensor) -> bool:
+    return (
+        mixing.dtype == torch.float32
+        and native.usable(mixing)
+        and mixing.shape == (x.shape[-1], x.shape[-1])
+        and mixing.numel() <= MAX_WEIGHTS
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 class _FilterAndHalve(torch.autograd.Function):
@@ -87,8 +103,9 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        made = [None if tensor is None else torch.empty_like(tensor) for tensor in ctx.saved_tensors]
-        native.call("filter_and_halve_backward", *ctx.saved_tensors, gradients[0].contiguous(), *made, *ctx.shape)
+        saved = ctx.saved_tensors  # to be read once: activation checkpointing makes them again
+        made = [None if tensor is None else torch.empty_like(tensor) for tensor in saved]
+        native.call("filter_and_halve_backward", *saved, gradients[0].contiguous(), *made, *ctx.shape)
         grad_tail, grad_x, by_lag, grad_mixing = made
         assert grad_tail is not None
         assert grad_x is not None

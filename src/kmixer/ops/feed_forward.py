@@ -54,7 +54,8 @@ def feed_forward(
     squared_relu = activation == "squared_relu"
     if _compiled(h, norm, up, up_bias, down, down_bias):
         return _FeedForward.apply(
-            h.contiguous(), norm, up, up_bias, down, down_bias, eps, squared_relu, dropout, dropout_seed(dropout)
+            *(tensor.contiguous() for tensor in (h, norm, up, up_bias, down, down_bias)),
+            *(eps, squared_relu, dropout, dropout_seed(dropout)),
         )
     h, x = keep_and_rms_norm(h, norm, eps)
     if squared_relu:
@@ -64,10 +65,13 @@ def feed_forward(
     return linear_dropout_add(h, hidden, down, down_bias, 0.0)
 
 
-def _compiled(h: Tensor, norm: Tensor, up: Tensor, *others: Tensor) -> bool:
+def _compiled(h: Tensor, norm: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> bool:
+    tensors, (m, d) = (h, norm, up, up_bias, down, down_bias), up.shape
     return (
-        native.usable(h, norm, up, *others)
-        and all(x.dtype == torch.float32 for x in (h, norm, up, *others))
+        native.usable(*tensors)
+        and all(x.dtype == torch.float32 for x in tensors)
+        # Where they do not fit each other, torch says so.
+        and (h.shape[-1], *norm.shape, *up_bias.shape, *down.shape, *down_bias.shape) == (d, d, m, d, m, d)
         and not torch.is_autocast_enabled("cpu")
         and up.numel() <= MAX_WEIGHTS
         and 0 < h.numel() // h.shape[-1] * up.shape[0] < MAX_ELEMENTS
@@ -94,7 +98,6 @@ class _FeedForward(torch.autograd.Function):
         m, d = up.shape
         rows = h.numel() // d
         out, hidden, inverse = torch.empty_like(h), h.new_empty(rows, m), h.new_empty(rows)
-        up, down = up.contiguous(), down.contiguous()
         tensors = (h, norm, up, up_bias, down, down_bias, out, hidden, inverse)
         arguments = (*dropout_arguments(dropout, seed), int(squared_relu))
         native.call("feed_forward_forward", *tensors, rows, d, m, float(eps), *arguments)

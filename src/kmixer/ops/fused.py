@@ -31,8 +31,9 @@ def keep_and_rms_norm(
     x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"] | None, eps: float
 ) -> tuple[Float[Tensor, "*rows d"], Float[Tensor, "*rows d"]]:
     """x and rms_norm(x), for a layer that adds to its input: one pass makes the gradient of both."""
-    if _float32(x) and (weight is None or _float32(weight)):
-        return _RMSNorm.apply(x.contiguous(), x.new_ones(x.shape[-1]) if weight is None else weight, eps)
+    if _float32(x) and (weight is None or (_float32(weight) and weight.shape == x.shape[-1:])):
+        weight = x.new_ones(x.shape[-1]) if weight is None else weight.contiguous()
+        return _RMSNorm.apply(x.contiguous(), weight, eps)
     return x, F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
@@ -52,30 +53,33 @@ def normalize(x: Float[Tensor, "*rows r"], eps: float) -> Float[Tensor, "*rows r
 
 def silu_gate(x: Float[Tensor, "*rows d"], gate: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
     """x SiLU(gate), element by element."""
-    if _float32(x, gate):
+    if _float32(x, gate) and x.shape == gate.shape:
         return _SiluGate.apply(x.contiguous(), gate.contiguous())
     return x * F.silu(gate)
 
 
 def linear_gelu_dropout(x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """dropout(GELU(x W^T + bias)), the exact GELU; `dropout` is the probability in force, 0 in evaluation."""
-    if _elementwise(x, bias):
-        return _BiasGeluDropout.apply(linear_map(x, weight), bias, dropout, dropout_seed(dropout))
+    if _elementwise(x, bias) and bias.shape == weight.shape[:1]:
+        return _BiasGeluDropout.apply(linear_map(x, weight), bias.contiguous(), dropout, dropout_seed(dropout))
     return F.dropout(F.gelu(F.linear(x, weight, bias)), dropout)
 
 
 def linear_dropout_add(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """residual + dropout(x W^T + bias)."""
-    if _elementwise(x, bias) and residual.dtype == torch.float32:
-        return _BiasDropoutAdd.apply(residual.contiguous(), linear_map(x, weight), bias, dropout, dropout_seed(dropout))
+    if _elementwise(x, bias) and residual.dtype == torch.float32 and bias.shape == weight.shape[:1]:
+        mapped = linear_map(x, weight)
+        if mapped.shape == residual.shape:
+            seed = dropout_seed(dropout)
+            return _BiasDropoutAdd.apply(residual.contiguous(), mapped, bias.contiguous(), dropout, seed)
     return residual + F.dropout(F.linear(x, weight, bias), dropout)
 
 
 def scaled_norm_add(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """x + rms_norm(x) + bias, with the norm's weight."""
     kept, normed = keep_and_rms_norm(x, weight, eps)
-    if _elementwise(normed, bias) and kept.dtype == torch.float32:
-        return _BiasDropoutAdd.apply(kept.contiguous(), normed, bias, 0.0, 0)
+    if _elementwise(normed, bias) and kept.dtype == torch.float32 and bias.shape == x.shape[-1:]:
+        return _BiasDropoutAdd.apply(kept.contiguous(), normed, bias.contiguous(), 0.0, 0)
     return kept + normed + bias
 
 
@@ -101,7 +105,8 @@ def dropout_seed(dropout: float) -> int:
 def dropout_arguments(dropout: float, seed: int) -> tuple[Any, ...]:
     """Seed, threshold and scale as the compiled kernels take them."""
     threshold = min(round(dropout * 2**32), 2**32 - 1)
-    return ctypes.c_uint32(seed), ctypes.c_uint32(threshold), float(1 / (1 - dropout))
+    scale = 1 / (1 - dropout) if dropout < 1 else 0.0  # where all is dropped
+    return ctypes.c_uint32(seed), ctypes.c_uint32(threshold), float(scale)
 
 
 def _element(x: Tensor) -> ctypes.c_int32:

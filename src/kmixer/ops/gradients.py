@@ -19,7 +19,8 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
         if torch.is_grad_enabled():  # create_graph=True
             raise InputError(
                 "this backward has no derivative of its own: for second derivatives use float64, with backend "
-                "'recurrent' for decayed_linear_attention and 'naive' for hierarchical_attention"
+                "'recurrent' for decayed_linear_attention, 'naive' for hierarchical_attention and gaussian_attention; "
+                "softmax attention has none on a CPU"
             )
         return backward(ctx, *gradients)
 

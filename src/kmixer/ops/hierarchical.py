@@ -70,7 +70,7 @@ def hierarchical_attention(
     if backend not in BACKENDS:
         raise InputError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
     s = values.shape[2]
-    _check(queries, keys, weights, s, t)
+    _check(queries, keys, values, weights, t)
     if t == 0:
         return values[:, :, :0]
     compiled = t == s and len(queries) <= MAX_NATIVE_LEVELS and native.usable(values) and values.dtype != torch.float64
@@ -142,14 +142,21 @@ def hierarchical_scores(
     return scores
 
 
-def _check(queries: list[Tensor], keys: list[Tensor], weights: Tensor, s: int, t: int) -> None:
+def _check(queries: list[Tensor], keys: list[Tensor], values: Tensor, weights: Tensor, t: int) -> None:
+    s = values.shape[2]
     if not len(queries) == len(keys) == weights.shape[-1] > 0:
         raise InputError(
             f"levels: got {len(queries)} of queries, {len(keys)} of keys, {weights.shape[-1]} weights; as many of each"
         )
     if not 0 <= t <= s:
         raise InputError(f"t: got {t} queries for {s} positions")
+    like = (*values.shape[:2], queries[0].shape[3])
+    if tuple(weights.shape) != (like[1], len(keys)):
+        raise InputError(f"weights: got {tuple(weights.shape)}; allowed: {(like[1], len(keys))}, heads and levels")
     for level, (q, k) in enumerate(zip(queries, keys, strict=True)):
+        for what, tensor in (("queries", q), ("keys", k)):
+            if (found := (*tensor.shape[:2], tensor.shape[3])) != like:
+                raise InputError(f"level {level}: got {what} {found}; allowed: {like}, batch, heads and head width")
         rows = ((s - 1) >> level) - ((s - t) >> level) + 1 if t else 0
         if (q.shape[2] != rows and t) or k.shape[2] != -(-s >> level):
             raise InputError(

@@ -30,6 +30,8 @@ def linear_map(
         and not torch.is_autocast_enabled("cpu")
         and weight.numel() <= MAX_WEIGHTS
         and x.numel() > 0
+        and x.shape[-1] == weight.shape[1]  # torch says what does not fit
+        and (bias is None or bias.shape == weight.shape[:1])
     ):
         return _LinearMap.apply(x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous())
     return F.linear(x, weight, bias)
