@@ -48,6 +48,28 @@ def describe_write_error(error: OSError, path: Path) -> InputError:
     return InputError(f"cannot write {path}: {error.strerror or error}")
 
 
+def lock(path: Path, what: Path) -> int:
+    """Hold a file, made where it is not there, until the handle that is returned is closed.
+
+    Raises InputError where another process holds it: that `what` is in use.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise describe_write_error(error, path) from error
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        return handle
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"{what} is being run by another process; wait for it or stop it") from None
+    return handle
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_write(path) as file:

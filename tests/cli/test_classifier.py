@@ -28,5 +28,8 @@ def test_the_commands_take_a_classifier(
     kmixer_command("report", str(tmp_path / "run"), "--figures", str(tmp_path / "figures"))
     assert "What the class token" in (tmp_path / "run/report.html").read_text()
     assert (tmp_path / "figures/class-token.png").stat().st_size > 1000
+    assert kmixer_command("pack", str(tmp_path / "run"), "--out", str(tmp_path / "run.tar.gz")).code == 0
+    assert kmixer_command("unpack", str(tmp_path / "run.tar.gz"), "--out", str(tmp_path / "again")).code == 0
+    assert json.loads(kmixer_command("eval", str(tmp_path / "again"), "--json").out) == answer
     said = kmixer_command("generate", str(tmp_path / "run"), "--prompt", "x").error()
     assert "holds a classifier, not a language model" in said

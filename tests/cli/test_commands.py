@@ -84,10 +84,12 @@ def test_every_command_has_help_with_an_example(kmixer_command: Run, command: st
     assert f"Example: kmixer {command}" in answer.out
 
 
-def author_checkpoint(path: Path, *, copy_gate: float = -2.1972, width: int = 8, layers: int = 2) -> None:
+def author_checkpoint(
+    path: Path, *, copy_gate: float = -2.1972, width: int = 8, layers: int = 2, vocabulary: int = 65
+) -> None:
     """A file with the layout of the author's checkpoints, as torch.compile and its optimiser leave it."""
     torch.manual_seed(0)
-    r, v, d = 3, 65, width
+    r, v, d = 3, vocabulary, width
 
     def mlp_and_norms() -> dict[str, torch.Tensor]:
         return {
@@ -166,6 +168,16 @@ def test_the_authors_checkpoints_become_runs(
         "last.safetensors is missing"
         in kmixer_command("train", tmp_path / "run" / "recipe.toml", "--out", tmp_path / "run", "--resume").error()
     )
+
+
+def test_a_converted_byte_model_is_measured_on_any_text(kmixer_command: Run, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("any text at all. " * 300)
+    author_checkpoint(tmp_path / "author.pt", vocabulary=256)
+    options = [*CONVERT[:8], "--set", f"data.corpus={tmp_path / 'corpus.txt'}"]
+    answer = kmixer_command("convert", tmp_path / "author.pt", *options, "--out", tmp_path / "run")
+    assert answer.code == 0, answer
+    assert "tokenizer byte (256 tokens)" in answer.out
+    assert kmixer_command("eval", tmp_path / "run", "--window", 64).code == 0
 
 
 def test_checkpoints_that_do_not_fit_are_named(

@@ -69,6 +69,18 @@ def test_classifiers_have_accuracies_and_no_windows(kmixer_command: Run, tmp_pat
     assert "window" not in page
 
 
+def test_the_page_is_not_written_over_anything_else(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> None:
+    kmixer_command("train", recipe_file, "--out", tmp_path / "run")
+    before = (tmp_path / "run/results.json").read_bytes()
+    file = tmp_path / "results.toml"
+    file.write_text(tomli_w.dumps({"title": "R", "result": [{"name": "x", "title": "X", "sweep": "run"}]}))
+    said = kmixer_command("results", file, "--out", tmp_path / "run/results.md").error()
+    assert "holds a run or a sweep" in said
+    for out in (file, tmp_path / "run/results.json"):
+        assert "allowed: a Markdown page" in kmixer_command("results", file, "--out", out).error()
+    assert (tmp_path / "run/results.json").read_bytes() == before
+
+
 def test_a_commit_that_the_checkout_was_not_stays_marked() -> None:
     assert results._short("0123456789abcdef") == "0123456789"
     assert results._short("0123456789abcdef-dirty") == "0123456789-dirty"

@@ -102,6 +102,8 @@ def test_what_a_sweep_refuses(kmixer_command: Run, recipe_path: Path, tmp_path: 
         (["--grid", "model.rank"], "write it as key=a,b"),
         (["--grid", "model.rank=2,2"], "give every value once"),
         (["--grid", "model.rnak=2"], "did you mean rank?"),
+        (["--grid", "model.rank=2", "--grid", "model.rank=3"], "got model.rank more than once"),
+        (["--grid", "training.seed=1,2"], "choose them with --seeds"),
     ):
         assert said in kmixer_command("sweep", recipe_path, "--out", out, *wrong).error()
         assert not out.exists()

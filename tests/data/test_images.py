@@ -66,6 +66,22 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     np.savez(broken, **{f"x_{part}": np.zeros((2, 3, 3)) for part in ("train", "test")}, y_train=[0, 1], y_test=[0, 1])
     with pytest.raises(InputError, match=r"x_train is float64 \(2, 3, 3\); it should be uint8"):
         load_images(ImageDataConfig(dataset=str(broken), validation=0.1))
+    images = {f"x_{part}": np.zeros((2, 3, 3, 1), dtype=np.uint8) for part in ("train", "test")}
+    np.savez(broken, **images, y_train=["a", "b"], y_test=[0, 1])
+    with pytest.raises(InputError, match=r"y_train is .*; it should be whole numbers"):
+        load_images(ImageDataConfig(dataset=str(broken), validation=0.1))
+    np.savez(broken, **images, y_train=[0, 1], y_test=[0, 1])
+    whole = broken.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 4] ^= 0xFF
+    for content in (b"", whole[: len(whole) // 2], bytes(flipped)):
+        broken.write_bytes(content)
+        with pytest.raises(InputError, match="does not hold x_train, y_train, x_test and y_test"):
+            load_images(ImageDataConfig(dataset=str(broken), validation=0.1))
+    with broken.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(InputError, match="does not hold x_train, y_train, x_test and y_test"):
+        load_images(ImageDataConfig(dataset=str(broken), validation=0.1))
     objects = np.array([{"a": 1}], dtype=object)
     np.savez(broken, x_train=objects, y_train=objects, x_test=objects, y_test=objects)
     with pytest.raises(InputError, match=r"broken\.npz does not hold"):  # and nothing was unpickled

@@ -197,6 +197,65 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert not RunFolder(run).diverged()
 
 
+def recipe_without_a_finite_loss(corpus: Path) -> Recipe:
+    values = tiny_recipe_values(corpus)
+    values["model"].setdefault("decay", {})["alpha_cap"] = 1e39
+    return Recipe.parse(values, source="test")
+
+
+def test_a_run_that_diverges_before_its_first_step_leaves_what_was_there(text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(make_recipe(text_file), run)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for out in (run, tmp_path / "new"):
+        with pytest.raises(DivergedError, match="step 0: validation loss"):
+            train(recipe_without_a_finite_loss(text_file), out, force=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved_on_an_interrupt(text_file: Path, tmp_path: Path) -> None:
+    class Interrupt(Reporter):
+        def trained(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    recipe, run = make_recipe(text_file, learning_rate=1e39, warmup_steps=0), tmp_path / "run"
+    with pytest.raises(DivergedError, match="weights are not finite"):
+        train(recipe, run, reporter=Interrupt())
+    tensors, metadata = load_tensors(run / "checkpoints/last.safetensors")
+    assert metadata["step"] == 0
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_two_processes_do_not_train_into_one_folder(text_file: Path, tmp_path: Path) -> None:
+    recipe, run = make_recipe(text_file), tmp_path / "run"
+    train(recipe, run)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with RunFolder(run).held():
+        for how in ({"resume": True}, {"force": True}):
+            with pytest.raises(InputError, match="run is being run by another process; wait for it or stop it"):
+                train(recipe, run, **how)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    assert [path.name for path in tmp_path.glob(".run*")] == []
+
+
+def test_a_link_stays_one_and_the_current_folder_is_not_replaced(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    train(make_recipe(text_file), link)
+    train(make_recipe(text_file), link, force=True)
+    assert link.is_symlink()
+    assert RunFolder(real).results() is not None
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(InputError, match="is the current folder"):
+        train(make_recipe(text_file), Path())
+
+
 def test_a_run_is_neither_overwritten_nor_resumed_with_another_recipe(text_file: Path, tmp_path: Path) -> None:
     recipe, run = make_recipe(text_file), tmp_path / "run"
     train(recipe, run)

@@ -127,6 +127,37 @@ def test_reviews_become_bytes(tmp_path: Path) -> None:
         load_sequences(SequenceDataConfig(dataset="imdb", length=24), tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "line", ["[1]", '{"label": 1, "text": null}', '{"label": null, "text": "a"}', '{"text": 3}', ""]
+)
+def test_broken_reviews_are_named(line: str, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        with lzma.open(tmp_path / f"imdb_{part}.jsonl.xz", "wt", encoding="utf-8") as file:
+            file.write(line)
+    with pytest.raises(InputError, match=r"does not hold reviews with label and text|holds no review"):
+        load_sequences(SequenceDataConfig(dataset="imdb", length=24), tmp_path)
+    (tmp_path / "imdb_train.jsonl.xz").write_bytes((tmp_path / "imdb_train.jsonl.xz").read_bytes()[:-9])
+    with pytest.raises(InputError, match="does not hold reviews with label and text"):
+        load_sequences(SequenceDataConfig(dataset="imdb", length=24), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "said"),
+    [(7, "good", "the test part of imdb has labels 0 to 7"), (1, "", "the test part of imdb has an empty sequence")],
+)
+def test_the_test_part_is_checked_before_training(label: int, text: str, said: str, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        with lzma.open(tmp_path / f"imdb_{part}.jsonl.xz", "wt", encoding="utf-8") as file:
+            for i in range(10):
+                file.write(json.dumps({"label": i // 5, "text": f"review {i}"}) + "\n")
+            if part == "test":
+                file.write(json.dumps({"label": label, "text": text}) + "\n")
+    recipe = load_recipe("imdb", ["data.length=24", "model.length=24"])
+    with pytest.raises(InputError, match=said):
+        train(recipe, tmp_path / "run", data_dir=tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_evaluation_counts_every_sequence_as_it_is_alone() -> None:
     settings = ["data.length=40", "data.examples=30", "model.length=40", "model.width=12", "model.heads=3"]
     recipe = load_recipe("listops", settings)

@@ -150,7 +150,10 @@ def plan(recipe: str, seeds: str | None, grid: list[str], settings: list[str]) -
     if ablation is None:
         first = load_recipe(recipe, settings).training.seed
         chosen = _parse_seeds(seeds or "1", first)
-        arms = arms_of_grid(dict(_parse_grid(text) for text in grid))
+        parsed = [_parse_grid(text) for text in grid]
+        if repeated := {key for key, _ in parsed if [other for other, _ in parsed].count(key) > 1}:
+            raise InputError(f"--grid: got {', '.join(sorted(repeated))} more than once; give all its values at once")
+        arms = arms_of_grid(dict(parsed))
         values = {"recipe": recipe, "settings": settings, "arms": arms, "seeds": chosen}
         return Sweep.parse(values, source="kmixer sweep")
     if grid:

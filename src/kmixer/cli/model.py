@@ -24,7 +24,7 @@ from kmixer.training.archive import unpack as unpack_run
 from kmixer.training.author_checkpoint import convert as convert_checkpoint
 from kmixer.training.evaluation import evaluate as measure
 from kmixer.training.recipe import ClassificationRecipe, as_language, load_language_recipe, load_recipe
-from kmixer.training.run_folder import RunFolder
+from kmixer.training.run_folder import UNKNOWN, RunFolder
 
 
 def train(
@@ -89,7 +89,7 @@ def evaluate(
     model = load(run)
     assert model.tokenizer is not None
     dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)
-    if model.about.get("corpus_sha256") != dataset.sha256:
+    if model.about.get("corpus_sha256") not in (dataset.sha256, UNKNOWN):
         raise InputError(f"the text of corpus {recipe.data.corpus} is not what {run} was trained on")
     result = measure(model, dataset.validation, protocol, window or recipe.evaluation_window)
     if as_json:

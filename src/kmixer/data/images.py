@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,15 +77,18 @@ def find_arrays(name: str, data_dir: Path | None) -> Path:
 def read_arrays(path: Path) -> tuple[Tensor, Tensor, Examples]:
     """Training pixels (n, c, h, w) and labels, and the test part."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: where it is damaged, numpy would not close it.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} does not hold x_train, y_train, x_test and y_test: {error}") from None
 
     def part(name: str) -> tuple[Tensor, Tensor]:
         pixels, labels = arrays[f"x_{name}"], arrays[f"y_{name}"].reshape(-1)
         if pixels.ndim != 4 or pixels.dtype != np.uint8 or len(pixels) != len(labels) or len(labels) == 0:
             raise InputError(f"{path}: x_{name} is {pixels.dtype} {pixels.shape}; it should be uint8 (n, h, w, c)")
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise InputError(f"{path}: y_{name} is {labels.dtype}; it should be whole numbers")
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))
 
     return *part("train"), Examples(*part("test"))

@@ -98,8 +98,10 @@ def _read_reviews(path: Path, length: int) -> Examples:
             reviews = [json.loads(line) for line in file]
         rows = [[byte + 1 for byte in review["text"].encode()[:length]] for review in reviews]
         labels = torch.tensor([int(review["label"]) for review in reviews])
-    except (OSError, ValueError, KeyError, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, lzma.LZMAError) as error:
         raise InputError(f"{path} does not hold reviews with label and text: {error}") from None
+    if not rows:
+        raise InputError(f"{path} holds no review")
     return Examples(padded(rows, length), labels)
 
 

@@ -38,7 +38,7 @@ from kmixer.experiments.tables import (
     with_deviation,
 )
 from kmixer.files import read_json, read_text, write_json, write_text
-from kmixer.training.run_folder import ENVIRONMENT
+from kmixer.training.run_folder import ENVIRONMENT, RunFolder
 
 
 class ResultEntry(StrictConfig):
@@ -71,8 +71,13 @@ class ResultsConfig(StrictConfig):
 def write_results_page(file: Path, out: Path) -> list[str]:
     """Write the page and its JSON; returns the names of the entries whose sweeps were not at hand.
 
-    Raises InputError where an entry has neither a sweep nor a table kept from before.
+    Raises InputError where an entry has neither a sweep nor a table kept from before, and where the page would be
+    written over something else.
     """
+    if out.suffix != ".md":
+        raise InputError(f"--out: got {out}; allowed: a Markdown page, NAME.md")
+    if RunFolder(out.parent).exists() or (out.parent / SWEEP).is_file():
+        raise InputError(f"--out: {out.parent} holds a run or a sweep; choose another folder for the page")
     try:
         values = tomllib.loads(read_text(file))
     except tomllib.TOMLDecodeError as error:

@@ -152,6 +152,8 @@ def sweep_runs(folder: Path, sweep: Sweep) -> list[SweepRun]:
     runs = []
     for seed in sweep.seeds:
         for name, changed in sweep.arms.items():
+            if any(setting.partition("=")[0].strip() == "training.seed" for setting in changed):
+                raise InputError("training.seed: a sweep gives every arm the same seeds; choose them with --seeds")
             settings = [*sweep.settings, *changed, f"training.seed={seed}"]
             recipe = load_recipe(sweep.recipe, settings)
             run = SweepRun(name, seed, run_path(folder, name, seed), settings, recipe.training.steps)

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kmixer.errors import InputError
 from kmixer.experiments.sweep import LOCK, SWEEP, Status, Sweep, SweepRun, check_sweep, sweep_runs
-from kmixer.files import write_json
+from kmixer.files import lock, write_json
 from kmixer.training.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
@@ -47,7 +46,7 @@ def run_sweep(
     """
     check_sweep(folder, sweep)
     runs = sweep_runs(folder, sweep)
-    lock = _lock(folder)
+    held = lock(folder / LOCK, folder)
     write_json(folder / SWEEP, check_sweep(folder, sweep).model_dump())  # once more: seeds may have come meanwhile
     stopped: list[int] = []
     before = {
@@ -61,7 +60,7 @@ def run_sweep(
             for slot in range(workers):
                 if slot not in running and waiting and not stopped:
                     run = waiting.pop(0)
-                    running[slot] = run, _start(run, sweep, slot, workers, threads, options, lock)
+                    running[slot] = run, _start(run, sweep, slot, workers, threads, options, held)
                     run.status = "running"
             report(runs)
             if stopped and not told:
@@ -78,7 +77,7 @@ def run_sweep(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(lock)
+        os.close(held)
 
 
 def log_of(run: SweepRun) -> Path:
@@ -86,22 +85,8 @@ def log_of(run: SweepRun) -> Path:
     return run.path.with_name(f"{run.path.name}.log")
 
 
-def _lock(folder: Path) -> int:
-    """Hold the sweep for this process and the ones it starts."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(f"{folder} is being run by another process; wait for it or stop it") from None
-    return handle
-
-
 def _start(
-    run: SweepRun, sweep: Sweep, slot: int, workers: int, threads: int, options: list[str], lock: int
+    run: SweepRun, sweep: Sweep, slot: int, workers: int, threads: int, options: list[str], held: int
 ) -> subprocess.Popen[bytes]:
     run.path.parent.mkdir(parents=True, exist_ok=True)
     settings = [part for setting in run.settings for part in ("--set", setting)]
@@ -118,7 +103,7 @@ def _start(
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on
-            pass_fds=[lock],
+            pass_fds=[held],
             preexec_fn=lambda: _settle(own),
         )
 

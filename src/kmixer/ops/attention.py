@@ -80,6 +80,8 @@ def sdpa_attention(
 ) -> Float[Tensor, "b h t f"]:
     """The same through torch's scaled_dot_product_attention, fused where torch has a kernel for it."""
     (t, e), (s, f) = queries.shape[2:], values.shape[2:]
+    if keys.shape[3] != e:
+        raise InputError(f"keys: got width {keys.shape[3]} for queries of {e}; they have the same")
     if e != f:  # the fused kernels want one width for all three
         padded = (F.pad(tensor, (0, max(e, f) - tensor.shape[-1])) for tensor in (queries, keys, values))
         scale = e**-0.5 if scale is None else scale

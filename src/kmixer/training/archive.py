@@ -12,14 +12,21 @@ from pathlib import Path
 from kmixer.errors import InputError
 from kmixer.files import atomic_write
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS, load_weights
+from kmixer.training.recipe import AnyRecipe, Recipe
 from kmixer.training.run_folder import FILES, RECIPE, RunFolder
 
-NEEDED = {RECIPE, CONFIG, TOKENIZER, WEIGHTS}
+NEEDED = {RECIPE, CONFIG, WEIGHTS}
+
+
+def _needed(recipe: AnyRecipe) -> set[str]:
+    """The files without which a run is none: classifiers have no tokenizer."""
+    return NEEDED | ({TOKENIZER} if isinstance(recipe, Recipe) else set())
 
 
 def pack(run: Path, archive: Path, *, force: bool = False) -> None:
-    """Write the files of a run into an archive."""
-    RunFolder(run).read_recipe()
+    """Write the files of a run into an archive. Raises InputError for a run that `unpack` would not take."""
+    if missing := [name for name in sorted(_needed(RunFolder(run).read_recipe())) if not (run / name).is_file()]:
+        raise InputError(f"{run} cannot be packed: {', '.join(missing)} is missing")
     if archive.resolve().is_relative_to(run.resolve()):
         raise InputError(f"{archive} lies inside the run; choose --out elsewhere")
     if archive.exists() and not force:
@@ -60,7 +67,8 @@ def unpack(archive: Path, run: Path) -> None:
                     assert source is not None
                     with source, atomic_write(whole / member.name) as target:
                         shutil.copyfileobj(source, target)
-                RunFolder(whole).read_recipe()
+                if missing := _needed(RunFolder(whole).read_recipe()) - set(names):
+                    raise InputError(f"{archive} is not a run archive: {', '.join(sorted(missing))} is missing")
                 load_weights(whole)
                 whole.rename(run)
     except FileNotFoundError:

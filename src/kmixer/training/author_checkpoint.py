@@ -22,7 +22,7 @@ from kmixer.models.causal_lm import CausalLM
 from kmixer.models.config import ModelConfig
 from kmixer.models.model_folder import put_weights, save_config, save_weights
 from kmixer.training.recipe import Recipe
-from kmixer.training.run_folder import RunFolder
+from kmixer.training.run_folder import UNKNOWN, RunFolder
 
 # The gate of the copy branch starts here, and stays where the branch is off.
 COPY_GATE_INIT = -2.1972
@@ -82,7 +82,7 @@ def convert(file: Path, recipe: Recipe, out: Path, *, force: bool = False, data_
     model = CausalLM(recipe.model, recipe.tokenizer.vocabulary_size)
     put_weights(model, tensors, f"{file} does not fit recipe {recipe.name}")
     tokenizer: Tokenizer = ByteTokenizer()
-    corpus_sha256 = "unknown: not needed for bytes"
+    corpus_sha256 = UNKNOWN  # nothing is read of a text for bytes
     if recipe.tokenizer.kind != "byte":
         dataset = prepare_dataset(recipe.data, recipe.tokenizer, data_dir)
         tokenizer, corpus_sha256 = dataset.tokenizer, dataset.sha256

@@ -55,6 +55,22 @@ class ClassificationTask(Task):
         self.corpus_sha256 = dataset.sha256
         self.train = dataset.train
 
+    def parts(self) -> dict[str, Examples]:
+        """The parts there are, by name."""
+        data = self.dataset
+        parts = {"training": data.train, "validation": data.validation, "test": data.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def check_labels(self, classes: int) -> None:
+        """Raises InputError where a part, the test part too, has a label that the model has no class for."""
+        for name, part in self.parts().items():
+            lowest, highest = (int(label) for label in part.labels.aminmax())
+            if lowest < 0 or highest >= classes:
+                raise InputError(
+                    f"the {name} part of {self.recipe.dataset} has labels {lowest} to {highest}; the recipe's model "
+                    f"takes 0 to {classes - 1}"
+                )
+
     def describe(self) -> list[str]:
         data, config = self.dataset, self.recipe.training
         parts = f"{len(data.train):,} training, {len(data.validation):,} validation"
@@ -146,13 +162,15 @@ class ImageTask(ClassificationTask):
         super().__init__(recipe, load_images(recipe.data, data_dir))
 
     def check(self) -> None:
-        model, pixels = self.recipe.model, self.dataset.train.inputs
+        model = self.recipe.model
         expected = (model.channels, model.image_size, model.image_size)
-        if pixels.shape[1:] != expected or self.dataset.classes > model.classes:
-            raise InputError(
-                f"the images of {self.recipe.dataset} are {tuple(pixels.shape[1:])} of {self.dataset.classes} "
-                f"classes; the recipe's model takes {expected} of {model.classes}"
-            )
+        for name, part in self.parts().items():
+            if part.inputs.shape[1:] != expected:
+                raise InputError(
+                    f"the {name} images of {self.recipe.dataset} are {tuple(part.inputs.shape[1:])}; the recipe's "
+                    f"model takes {expected}"
+                )
+        self.check_labels(model.classes)
 
     def build_model(self) -> Classifier:
         model = super().build_model()
@@ -191,14 +209,17 @@ class SequenceTask(ClassificationTask):
         super().__init__(recipe, load_sequences(recipe.data, data_dir))
 
     def check(self) -> None:
-        model, data = self.recipe.model, self.dataset
-        largest = int(data.train.inputs.max()) + 1
-        if data.train.inputs.shape[1] > model.length or largest > model.vocabulary or data.classes > model.classes:
-            raise InputError(
-                f"the sequences of {self.recipe.dataset} have {data.train.inputs.shape[1]} tokens of {largest} kinds "
-                f"and {data.classes} classes; the recipe's model takes {model.length} of {model.vocabulary}, and "
-                f"{model.classes}"
-            )
+        model = self.recipe.model
+        for name, part in self.parts().items():
+            longest, largest = part.inputs.shape[1], int(part.inputs.max()) + 1
+            if longest > model.length or largest > model.vocabulary:
+                raise InputError(
+                    f"the {name} sequences of {self.recipe.dataset} have {longest} tokens of {largest} kinds; the "
+                    f"recipe's model takes {model.length} of {model.vocabulary}"
+                )
+            if int(lengths_of(part.inputs).min()) == 0:
+                raise InputError(f"the {name} part of {self.recipe.dataset} has an empty sequence, which has no class")
+        self.check_labels(model.classes)
 
     def prepared(self, inputs: Tensor) -> Tensor:
         longest = int(lengths_of(inputs).max())

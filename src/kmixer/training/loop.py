@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,13 @@ def train(
     task.check()
     _check_sharing(recipe, accelerator.num_processes)
 
+    with run.held() if accelerator.is_main_process else contextlib.nullcontext():
+        return _train(task, run, accelerator, resume=resume, reporter=reporter or Reporter())
+
+
+def _train(task: Task, place: RunFolder, accelerator: Accelerator, *, resume: bool, reporter: Reporter) -> Result:
+    """The training itself, in a folder that no other process trains into."""
+    recipe = task.recipe
     dtype = torch.float64 if recipe.training.precision == "float64" else torch.float32
     torch.manual_seed(seed_of(recipe.training.seed, 0, "weights"))
     model = task.build_model().to(accelerator.device, dtype)
@@ -108,13 +116,13 @@ def train(
 
     average = None if recipe.training.average is None else WeightAverage(model, recipe.training.average)
 
-    place, progress = run, Progress(corpus_sha256=task.corpus_sha256)
+    run, progress = place, Progress(corpus_sha256=task.corpus_sha256)
     if resume:
         run.check_recipe(recipe)
         progress = load_checkpoint(run, model, optimizers, average)
         if progress.corpus_sha256 != task.corpus_sha256:
-            raise InputError(f"cannot resume {out}: the data is not what it was")
-        load_weights(out)  # they may be the best there will be: damage is to be known now
+            raise InputError(f"cannot resume {place.path}: the data is not what it was")
+        load_weights(place.path)  # they may be the best there will be: damage is to be known now
         if accelerator.is_main_process:
             run.remove_leftovers()
             run.rewind_metrics(progress.metrics)
@@ -127,13 +135,14 @@ def train(
             task.save_config(run.path, model)
             run.write_environment(accelerator.device, accelerator.num_processes, task.corpus_sha256)
     accelerator.wait_for_everyone()
-    reporter = reporter or Reporter()
     trainer = _Trainer(task, run, place, model, optimizers, average, progress, accelerator, reporter)
     try:
         return trainer.run_to_the_end()
     except DivergedError as error:
-        if accelerator.is_main_process and place.exists():
+        if accelerator.is_main_process and trainer.run is place:
             write_json(place.path / DIVERGED, {"step": progress.step, "why": str(error)})
+        elif accelerator.is_main_process:  # it never came to its place, where an older run may be
+            shutil.rmtree(trainer.run.path, ignore_errors=True)
         raise
 
 
@@ -176,6 +185,7 @@ class _Trainer:
                 if self._is_evaluated(progress.step):
                     self._evaluate()
             if progress.step < config.steps:
+                self._check_weights()
                 self._checkpoint()
         assert progress.best is not None
         finished = progress.step == config.steps
@@ -186,6 +196,14 @@ class _Trainer:
         return Result(
             self.place.path, progress.step, finished, progress.best, progress.seconds, self.accelerator.is_main_process
         )
+
+    def _check_weights(self) -> None:
+        """Raises DivergedError where the last step, which no evaluation has seen, made weights that are not finite."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise DivergedError(
+                f"step {self.progress.step}: weights are not finite; training stopped. "
+                f"{self.place.path} keeps the best weights and the last good checkpoint"
+            )
 
     def _is_evaluated(self, step: int) -> bool:
         return step % self.config.evaluate_every == 0 or step == self.config.steps

@@ -231,7 +231,7 @@ def as_language(recipe: AnyRecipe) -> Recipe:
 def parse_recipe(values: dict[str, Any], source: str) -> AnyRecipe:
     """A recipe from nested plain values; `source` says where they are from."""
     task = values.get("task", "language")
-    if task not in RECIPES:
+    if not isinstance(task, str) or task not in RECIPES:
         raise InputError(f"{source}: task: got {task!r}; allowed: {', '.join(RECIPES)}")
     return RECIPES[task].parse(values, source=source)
 

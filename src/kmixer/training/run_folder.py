@@ -13,6 +13,7 @@ checkpoints/last.safetensors    weights and optimiser state of the last checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ import torch
 
 import kmixer
 from kmixer.errors import InputError
-from kmixer.files import describe_write_error, read_json, read_text, write_json, write_text
+from kmixer.files import describe_write_error, lock, read_json, read_text, write_json, write_text
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
 from kmixer.training.recipe import AnyRecipe, parse_recipe
 
@@ -44,12 +46,16 @@ RECIPE, METRICS, ENVIRONMENT, RESULTS, DIVERGED, CHECKPOINT = (
 FILES = (RECIPE, CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, RESULTS, DIVERGED, CHECKPOINT)
 NAMES = {Path(file).parts[0] for file in FILES}
 
+# In the place of the sha256 of a text that was not at hand.
+UNKNOWN = "unknown"
+
 
 class RunFolder:
     """Paths and small files of one run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        # A link would be replaced by a folder, and the current folder has no name to put others beside.
+        self.path = path = path.resolve() if path.is_symlink() or not path.name else path
         self.metrics = path / METRICS
         self.checkpoint = path / CHECKPOINT
 
@@ -58,6 +64,10 @@ class RunFolder:
 
     def check_free(self, *, force: bool) -> None:
         """Raises InputError where a new run would destroy something."""
+        if self.path.resolve() == Path.cwd():
+            raise InputError(
+                f"--out: {self.path} is the current folder, which cannot be replaced; choose one inside it"
+            )
         if self.exists():
             if not force:
                 raise InputError(
@@ -65,6 +75,17 @@ class RunFolder:
                 )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(f"{self.path} exists and is not a run; choose another --out")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training into this folder. Raises InputError where one does already."""
+        beside = self.path.with_name(f".{self.path.name}.lock")
+        handle = lock(beside, self.path)
+        try:
+            yield
+        finally:
+            beside.unlink(missing_ok=True)
+            os.close(handle)
 
     def staged(self) -> RunFolder:
         """A fresh hidden folder beside this one, for a run that has still to prove that it works."""
