@@ -62,6 +62,8 @@ def numbers(state: Any) -> int:
         ("k2", {}),
         ("k2", {"base_kernel": {"kind": "toeplitz", "size": 5, "shared": False}}),
         ("k2", {"base_kernel": {"kind": "none", "shared": False}}),
+        ("k2", {"base_kernel": {"kind": "dense", "size": 2 * T, "shared": False}}),
+        ("k2", {"base_kernel": {"kind": "low_rank", "size": 2 * T, "rank": 2, "shared": False}}),
     ],
     ids=str,
 )

@@ -98,8 +98,8 @@ def cache_size(model: CausalLM) -> tuple[float, int]:
 
     A coarse level keeps a row for several tokens, so that a token more is a mean.
 
-    The layers with a window keep their tokens only for as long as the window reaches. A dense base kernel
-    keeps the whole of its window as well, which is not counted.
+    Layers with a window keep their tokens only for as long as it reaches, and a dense base kernel, which keeps all
+    of its inputs, ends at its size.
     """
     a_token, constant = 0.0, 0
     stack = model.stack
@@ -121,6 +121,8 @@ def cache_size(model: CausalLM) -> tuple[float, int]:
                 kernel = part.base_kernel or shared
                 state = None if kernel is None else kernel.initial_state(1, part.width)
             constant += part.rank * part.width
+            if kernel is not None and kernel.kind == "dense":
+                a_token += part.width
             if isinstance(state, Tensor):
                 constant += state.numel()
             elif state is not None:
