@@ -62,8 +62,6 @@ def numbers(state: Any) -> int:
         ("k2", {}),
         ("k2", {"base_kernel": {"kind": "toeplitz", "size": 5, "shared": False}}),
         ("k2", {"base_kernel": {"kind": "none", "shared": False}}),
-        ("k2", {"base_kernel": {"kind": "dense", "size": 2 * T, "shared": False}}),
-        ("k2", {"base_kernel": {"kind": "low_rank", "size": 2 * T, "rank": 2, "shared": False}}),
     ],
     ids=str,
 )
@@ -74,6 +72,15 @@ def test_the_state_is_as_large_as_counted(mixer: str, settings: dict[str, Any]) 
     tokens = torch.zeros(1, 2 * T, dtype=torch.long)
     for t in (T, 2 * T):
         assert numbers(model(tokens[:, :t]).state) == constant + t * a_token
+
+
+@pytest.mark.parametrize("kernel", [{"kind": "dense"}, {"kind": "low_rank", "rank": 2}], ids=str)
+def test_the_state_of_a_base_kernel_that_ends_is_as_large_as_counted(kernel: dict[str, Any]) -> None:
+    model = lm(base_kernel={"size": 2 * T, **kernel})
+    a_token, constant = cache_size(model)
+    assert a_token == (3 * D if kernel["kind"] == "dense" else 0)
+    for t in (T, 2 * T):
+        assert numbers(model(torch.zeros(1, t, dtype=torch.long)).state) == constant + t * a_token
 
 
 def test_training_of_a_classifier_is_counted_as_papers_do() -> None:
