@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from kmixer.cli.options import Run
+from kmixer.cli.options import RunOrPackaged
 
 
 def export(
-    run: Run,
+    run: RunOrPackaged,
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     format: Annotated[
         Literal["onnx", "torch"], typer.Option(help="For an ONNX runtime, or for torch.export.load.")

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kmixer.cli.options import Cpu, DataDir, Json, RecipeName, Run, Settings
+from kmixer.cli.options import Cpu, DataDir, Json, RecipeName, Run, RunOrPackaged, Settings
 from kmixer.data.token_files import prepare_dataset
 from kmixer.errors import InputError
 from kmixer.generation.sampling import Sampling
@@ -121,7 +121,7 @@ def _evaluate_classifier(run: Path, recipe: ClassificationRecipe, as_json: bool,
 
 
 def generate(
-    run: Run,
+    run: RunOrPackaged,
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 400,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,

@@ -27,7 +27,10 @@ class BaseKernel(nn.Module):
         init: "exponential" starts from exp(-0.15 lag), "uniform" from the mean of what has been
             seen; rows sum to 1 in both. `low_rank` starts from the best rank-R fit to that.
 
-    Shapes: x (b, t, d) to y (b, t, d).
+    Shapes: x (b, t, d) to y (b, t, d), and the state of `kmixer.ops.base_kernel`.
+    Raises InputError for another kind or init, a size below 1, and positions past the end of one that ends.
+
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; the author's later code for "conv".
     """
 
     def __init__(self, kind: Kind, size: int, *, rank: int = 2, init: Init = "exponential") -> None:

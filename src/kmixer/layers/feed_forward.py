@@ -56,6 +56,15 @@ class FeedForward(nn.Module):
     """h + down(dropout(GELU(up(RMSNorm(h))))) with hidden width 2d, or the one given, and the exact GELU.
 
     The norm is an argument of `forward`: it belongs to the layer around this one.
+
+    Args:
+        width: d.
+        hidden_width: of what lies between the two matrices; 2 d when None.
+        dropout: on the hidden units, in training.
+
+    Shapes: h (..., d) to (..., d).
+
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), feed-forward part of K1 and K2.
     """
 
     def __init__(self, width: int, *, hidden_width: int | None = None, dropout: float = 0.0) -> None:
@@ -72,7 +81,17 @@ class FeedForward(nn.Module):
 
 
 class SquaredReluFeedForward(nn.Module):
-    """h + down(dropout(relu(up(norm(h)))^2)) with a norm without weights, and without biases (So et al. 2021)."""
+    """h + down(dropout(relu(up(norm(h)))^2)) with a norm without weights, and without biases.
+
+    Args:
+        width: d.
+        hidden_width: of what lies between the two matrices.
+        dropout: on the hidden units, in training.
+
+    Shapes: h (..., d) to (..., d).
+
+    Source: So et al. 2021, squared ReLU.
+    """
 
     def __init__(self, width: int, *, hidden_width: int, dropout: float = 0.0) -> None:
         super().__init__()

@@ -27,7 +27,16 @@ MIN_FRACTION = 1e-6
 
 
 class K1(nn.Module):
-    """h + A RMSNorm(h) + a, then h + FeedForward(RMSNorm(h)): position-wise."""
+    """h + A RMSNorm(h) + a, then h + FeedForward(RMSNorm(h)): position-wise.
+
+    Args:
+        width: d.
+        mlp_dropout: on the hidden units of the feed-forward part.
+
+    Shapes: h (..., d) to (..., d).
+
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K1.
+    """
 
     def __init__(self, width: int, *, mlp_dropout: float = 0.0) -> None:
         super().__init__()
@@ -43,7 +52,15 @@ class K1(nn.Module):
 
 
 class K0(nn.Module):
-    """h + gain * RMSNorm(h) + bias: the read-out."""
+    """h + gain * RMSNorm(h) + bias: the read-out.
+
+    Args:
+        width: d.
+
+    Shapes: h (..., d) to (..., d).
+
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K0.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -91,6 +108,10 @@ class K2Mixer(nn.Module):
         backend: of `decayed_linear_attention`.
 
     Shapes: x (b, t, d) to (b, t, d), and a `K2State`.
+    Raises InputError for a rank below 1, a decay_range or decay_init that is not allowed, and a shared kernel that is
+    missing or not asked for.
+
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K2, and the author's later code; the output gate is ours.
     """
 
     def __init__(
@@ -214,6 +235,9 @@ class K2(K2Mixer):
         mixing: the keyword arguments of `K2Mixer`.
 
     Shapes: h (b, t, d) to (b, t, d), and a `K2State`.
+    Raises InputError as `K2Mixer` does.
+
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K2.
     """
 
     def __init__(

@@ -79,6 +79,8 @@ def base_kernel(
     Raises:
         InputError: an unknown kind, `dense` and `low_rank` past position W, a dense kernel that is not square, or a
             state of another filter.
+
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; the author's later code for `conv`.
     """
     if kind not in KINDS:
         raise InputError(f"base kernel: got {kind!r}; allowed: {', '.join(KINDS)}")

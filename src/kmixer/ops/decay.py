@@ -57,7 +57,8 @@ def decayed_linear_attention(
     Args:
         q, k: queries and keys (b, t, r).
         v: values (b, t, d).
-        log_decay: natural logarithm of the decays (r,), each in (-inf, 0].
+        log_decay: natural logarithm of the decays (r,), each in (-inf, 0], which is not checked: sums of a decay
+            above 1 overflow.
         state: S before the first position (b, r, d); zeros when None.
         backend: "auto" takes `recurrent` for a single position, `triton` for tensors on an NVIDIA GPU where
             triton is installed (r up to 128, not float64), `native` on a CPU where it can run, and
@@ -69,6 +70,8 @@ def decayed_linear_attention(
 
     Raises:
         InputError: shapes that do not fit each other, or a backend that does not exist or cannot run here.
+
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), low-rank recurrence of K2.
     """
     _check_shapes(q, k, v, log_decay, state)
     if backend not in BACKENDS:

@@ -68,6 +68,8 @@ def gaussian_attention(
     Raises:
         InputError: an unknown backend; a window or exclude_self without causal; a window that leaves
             nothing to see; keys that are fewer than queries.
+
+    Source: Kundu et al. 2026 (arXiv 2605.02144).
     """
     if backend not in BACKENDS:
         raise InputError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")

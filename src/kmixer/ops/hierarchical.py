@@ -66,6 +66,8 @@ def hierarchical_attention(
 
     Raises:
         InputError: an unknown backend or one that cannot compute this, levels that do not fit each other or the values.
+
+    Source: Cirrincione 2026 (arXiv 2604.08829), abstract; the indexing is our reading.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
