@@ -103,11 +103,9 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        saved = ctx.saved_tensors  # to be read once: activation checkpointing makes them again
-        made = [None if tensor is None else torch.empty_like(tensor) for tensor in saved]
-        native.call("filter_and_halve_backward", *saved, gradients[0].contiguous(), *made, *ctx.shape)
-        grad_tail, grad_x, by_lag, grad_mixing = made
-        assert grad_tail is not None
-        assert grad_x is not None
-        assert by_lag is not None
-        return grad_tail, grad_x, by_lag.T, grad_mixing
+        tail, x, by_lag, mixing = ctx.saved_tensors  # read once: activation checkpointing makes them anew each time
+        grad_tail, grad_x, grad_by_lag = made = [torch.empty_like(tensor) for tensor in (tail, x, by_lag)]
+        grad_mixing = None if mixing is None else torch.empty_like(mixing)
+        inputs = (tail, x, by_lag, mixing, gradients[0].contiguous())
+        native.call("filter_and_halve_backward", *inputs, *made, grad_mixing, *ctx.shape)
+        return grad_tail, grad_x, grad_by_lag.T, grad_mixing
