@@ -64,14 +64,14 @@ def _walk(config: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str]
         path.append(str(part))
         if here and part in here[0].model_fields:
             allowed = list(here[0].model_fields)
-            here = _configs_in(here[0].model_fields[part].annotation)
+            here = configs_in(here[0].model_fields[part].annotation)
         elif here:
             allowed = list(here[0].model_fields)
     return path, allowed
 
 
-def _configs_in(annotation: Any) -> list[type[BaseModel]]:
+def configs_in(annotation: Any) -> list[type[BaseModel]]:
     """The configurations a type annotation mentions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [config for part in get_args(annotation) for config in _configs_in(part)]
+    return [config for part in get_args(annotation) for config in configs_in(part)]

@@ -106,6 +106,13 @@ def test_edited_files(kmixer_command: Run, recipe_file: Path, run: Path) -> None
     assert "last.safetensors is damaged" in answer.error()
 
 
+def test_results_of_another_shape(kmixer_command: Run, run: Path) -> None:
+    for text in ("[]", '{"best": 1}', "{}"):
+        (run / "results.json").write_text(text)
+        for command in ("compare", "report"):
+            assert "results.json holds no results of a run" in kmixer_command(command, run).error()
+
+
 def test_edited_metrics(kmixer_command: Run, recipe_file: Path, run: Path) -> None:
     metrics = run / "metrics.jsonl"
     content = metrics.read_text()
@@ -150,6 +157,13 @@ def test_archives(kmixer_command: Run, run: Path, tmp_path: Path) -> None:
             tar.addfile(bad)
         assert "which no run has: refused" in kmixer_command("unpack", archive, "--out", tmp_path / "out").error()
         assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written(kmixer_command: Run, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert kmixer_command("pack", run, "--out", tmp_path / "run.tar.gz").code == 0
+    answer = kmixer_command("unpack", tmp_path / "run.tar.gz", "--out", tmp_path / "file" / "run")
+    assert f"cannot write {tmp_path / 'file' / 'run'}: " in answer.error()
 
 
 def test_pickles(kmixer_command: Run, run: Path) -> None:

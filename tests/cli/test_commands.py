@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kmixer.experiments.sweep import packaged_ablations
+from kmixer.experiments.sweep import load_ablation, packaged_ablations, read_ablation_file
 from kmixer.models import CausalLM
-from kmixer.training.recipe import packaged_recipes
+from kmixer.training.recipe import load_recipe, packaged_recipes
 from tests.cli.conftest import Run
 
 
@@ -57,6 +57,26 @@ def test_recipes_are_listed(kmixer_command: Run) -> None:
     assert list(json.loads(kmixer_command("recipes", "--json").out)) == names
     lines = kmixer_command("recipes").out.splitlines()
     assert [line.split()[0] for line in lines] == names
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_a_recipe_that_is_printed_is_that_recipe(kmixer_command: Run, name: str, tmp_path: Path) -> None:
+    printed = tmp_path / "mine.toml"
+    printed.write_text(kmixer_command("recipes", name).out)
+    assert load_recipe(str(printed)) == load_recipe(name)
+    again = kmixer_command("recipes", printed).out
+    assert again == printed.read_text()
+    assert again.startswith("# ")
+    shown = json.loads(kmixer_command("recipes", name, "--json").out)
+    assert shown["training"]["steps"] == load_recipe(name).training.steps
+
+
+@pytest.mark.parametrize("name", packaged_ablations())
+def test_an_ablation_that_is_printed_is_that_ablation(kmixer_command: Run, name: str, tmp_path: Path) -> None:
+    printed = tmp_path / "mine.toml"
+    printed.write_text(kmixer_command("recipes", name).out)
+    assert read_ablation_file(printed) == load_ablation(name)
+    assert json.loads(kmixer_command("recipes", name, "--json").out) == load_ablation(name).model_dump()
 
 
 def test_parameters_are_counted_by_part(kmixer_command: Run) -> None:

@@ -11,7 +11,7 @@ import pytest
 from kmixer.experiments.compare import read_arms, why_not_comparable
 from kmixer.training.recipe import load_recipe
 from kmixer.training.run_folder import RunFolder
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, make_sweep
 
 
 def test_results_are_of_the_best_and_of_the_last_weights(
@@ -50,6 +50,15 @@ def test_different_protocols_are_not_compared(kmixer_command: Run, recipe_path: 
     both = kmixer_command("compare", tmp_path / "a", tmp_path / "b", "--anyway", "--reach", 0.1)
     assert (both.code, "a: 0.1 not reached" in both.out) == (0, True)
     assert why_not_comparable(read_arms([tmp_path / "a", tmp_path / "a"])) is None
+
+
+def test_seeds_without_a_partner_are_told(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
+    make_sweep(tmp_path / "one", recipe_path)
+    make_sweep(tmp_path / "two", recipe_path, seeds=2)
+    rows = json.loads(kmixer_command("compare", tmp_path / "one", tmp_path / "two", "--json").out)
+    assert [(row["n"], row["pairs"]) for row in rows] == [(1, None), (2, 1)]
+    assert f"{rows[1]['difference']:+.4f} (1 of 2)" in kmixer_command("compare", tmp_path / "one", tmp_path / "two").out
+    assert " of 1)" not in kmixer_command("compare", tmp_path / "two", tmp_path / "one", "--markdown").out
 
 
 def test_training_until_a_loss_is_counted(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -248,6 +249,9 @@ def test_an_evaluation_counts_every_position_once(text_file: Path, tmp_path: Pat
     assert stream.perplexity == pytest.approx(math.exp(expected))
     assert stream.bits_per_byte == pytest.approx(expected / math.log(2) * len(tokens) / split.bytes)
     assert stream.perplexity_per_word == pytest.approx(math.exp(expected * len(tokens) / split.words))
+    one_word = dataclasses.replace(split, words=1)
+    assert expected * len(tokens) > 710  # more than a float64 has the exponential of
+    assert evaluate(model, one_word, "stream", 32).perplexity_per_word is None
 
     window = evaluate(model, split, "windows", 100)
     total = 0.0

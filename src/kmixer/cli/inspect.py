@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
 from kmixer.cli.options import Json, RecipeName, Settings
-from kmixer.experiments.sweep import load_ablation, packaged_ablations
+from kmixer.experiments.sweep import load_ablation, packaged_ablations, read_ablation
 from kmixer.models.accounting import Account, account_classifier, account_language
-from kmixer.training.recipe import ClassificationRecipe, as_language, load_recipe, packaged_recipes
+from kmixer.training.recipe import (
+    ClassificationRecipe,
+    as_language,
+    load_recipe,
+    packaged_recipes,
+    read_recipe_file,
+)
 
 Beside = Annotated[str | None, typer.Option("--beside", help="Another recipe, to compare with.")]
 
 
-def recipes(as_json: Json = False) -> None:
-    """List the packaged recipes, and the ablations for kmixer sweep.
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One of them, or a .toml file, to print whole.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the packaged recipes, and the ablations for kmixer sweep; or print one, to read or to begin from.
 
-    Example: kmixer recipes
+    A recipe is printed with every key, at its default where the file says nothing.
+
+    Example: kmixer recipes shakespeare-quick > mine.toml
     """
+    if name is not None:
+        _print_ablation(name, as_json) if name in packaged_ablations() else _print_recipe(name, as_json)
+        return
     described = {name: load_recipe(name).description for name in packaged_recipes()}
     described |= {name: load_ablation(name).description for name in packaged_ablations()}
     if as_json:
@@ -28,6 +44,30 @@ def recipes(as_json: Json = False) -> None:
     width = max(map(len, described)) + 2
     for name, description in described.items():
         print(f"{name:{width}}{description}")
+
+
+def _print_ablation(name: str, as_json: bool) -> None:
+    print(json.dumps(load_ablation(name).model_dump(), indent=2) if as_json else read_ablation(name).rstrip())
+
+
+def _print_recipe(name: str, as_json: bool) -> None:
+    recipe = load_recipe(name)
+    if as_json:
+        print(json.dumps(recipe.model_dump(), indent=2))
+        return
+    comments = itertools.takewhile(lambda line: line.startswith("#"), read_recipe_file(name).splitlines())
+    print("".join(f"{line}\n" for line in comments) + recipe.to_toml().rstrip())
+    if unset := list(_unset(recipe.model_dump())):
+        print(f"\n# Keys without a value: {', '.join(unset)}")
+
+
+def _unset(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys without a value, which TOML cannot write."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _unset(value, f"{prefix}{key}.")
+        elif value is None:
+            yield prefix + key
 
 
 def params(recipe: RecipeName, settings: Settings = None, beside: Beside = None, as_json: Json = False) -> None:

@@ -101,7 +101,8 @@ def evaluate(
     print(f"perplexity          {result.perplexity:.4f} a token ({recipe.tokenizer.kind})")
     print(f"bits per character  {result.bits_per_character:.4f}")
     print(f"bits per byte       {result.bits_per_byte:.4f}")
-    print(f"perplexity a word   {result.perplexity_per_word:,.1f}")
+    if result.perplexity_per_word is not None:
+        print(f"perplexity a word   {result.perplexity_per_word:,.1f}")
 
 
 def _evaluate_classifier(run: Path, recipe: ClassificationRecipe, as_json: bool, data_dir: Path | None) -> None:

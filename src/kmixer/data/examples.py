@@ -29,12 +29,11 @@ class Examples:
 
 @dataclass(frozen=True)
 class ExampleDataset:
-    """The parts of a dataset, the number of classes, and the sha256 of what is not held back for testing."""
+    """The parts of a dataset, and the sha256 of what is not held back for testing."""
 
     train: Examples
     validation: Examples
     test: Examples | None
-    classes: int
     sha256: str
 
 
@@ -64,7 +63,7 @@ def split_examples(
     if len(parts[0]) == 0 or len(parts[1]) == 0:
         raise InputError(f"data: validation {validation} and test {test} leave a part empty")
     tested_on = own_test or (parts[2] if len(parts[2]) else None)
-    return ExampleDataset(parts[0], parts[1], tested_on, int(examples.labels.max()) + 1, digest(examples))
+    return ExampleDataset(parts[0], parts[1], tested_on, digest(examples))
 
 
 def digest(examples: Examples) -> str:

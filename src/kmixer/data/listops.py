@@ -18,7 +18,6 @@ from kmixer.files import write_text
 OPERATOR_PROBABILITY = 0.25
 MAX_DEPTH = 10
 MIN_ARGUMENTS, MAX_ARGUMENTS = 2, 10
-CLASSES = 10
 
 
 def _median(values: list[int]) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from kmixer.data.config import SequenceDataConfig
 from kmixer.data.examples import ExampleDataset, Examples, digest, find_file, split_examples
 from kmixer.data.images import find_arrays, read_arrays
-from kmixer.data.listops import CLASSES, SHORT, TOKEN_OF, ListOps, draw_trees, evaluate, symbols
+from kmixer.data.listops import SHORT, TOKEN_OF, ListOps, draw_trees, evaluate, symbols
 from kmixer.errors import InputError
 from kmixer.files import user_cache
 from kmixer.tensor_files import load_tensors, save_tensors
@@ -60,7 +60,7 @@ def _listops(config: SequenceDataConfig) -> ExampleDataset:
         save_tensors(file, tensors, {"task": repr(task), "seed": config.seed})
     tensors, _ = load_tensors(file)
     train, validation, test = (Examples(tensors[f"{part}/inputs"], tensors[f"{part}/labels"]) for part in task.parts)
-    return ExampleDataset(train, validation, test, CLASSES, digest(train))
+    return ExampleDataset(train, validation, test, digest(train))
 
 
 def _pixels(config: SequenceDataConfig, data_dir: Path | None) -> ExampleDataset:

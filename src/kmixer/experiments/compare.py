@@ -43,8 +43,9 @@ class Arm:
         return found
 
     def figures(self, name: str, weights: Weights, part: Part, protocol: Protocol = None) -> dict[int, float]:
-        """A figure of these, "loss" or "accuracy" or another, by seed."""
-        return {seed: entry[name] for seed, entry in self.entries(weights, part, protocol).items() if name in entry}
+        """A figure of these, "loss" or "accuracy" or another, by seed, where it was measured."""
+        found = self.entries(weights, part, protocol)
+        return {seed: entry[name] for seed, entry in found.items() if entry.get(name) is not None}
 
     @property
     def unit(self) -> str:

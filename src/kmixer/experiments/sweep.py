@@ -111,12 +111,16 @@ def packaged_ablations() -> list[str]:
     return sorted(ABLATIONS + name for name in names)
 
 
-def load_ablation(name: str) -> Sweep:
-    """A packaged ablation. Raises InputError where there is none of this name."""
+def read_ablation(name: str) -> str:
+    """The text of a packaged ablation. Raises InputError where there is none of this name."""
     if name not in packaged_ablations():
         raise InputError(f"ablation {name!r}: no such ablation; allowed: {', '.join(packaged_ablations())}")
-    text = (resources.files("kmixer") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    return Sweep.parse(tomllib.loads(text), source=f"ablation {name}")
+    return (resources.files("kmixer") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_ablation(name: str) -> Sweep:
+    """A packaged ablation. Raises InputError where there is none of this name."""
+    return Sweep.parse(tomllib.loads(read_ablation(name)), source=f"ablation {name}")
 
 
 def read_ablation_file(path: Path) -> Sweep | None:

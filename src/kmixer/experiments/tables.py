@@ -36,12 +36,16 @@ def head(rows: list[dict[str, Any]]) -> tuple[str, ...]:
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """One row, a text for every column."""
+    difference, interval = difference_cells(row)
+    if row["pairs"] and row["pairs"] < row["n"]:
+        difference += f" ({row['pairs']} of {row['n']})"
     return (
         row["arm"],
         f"{row['n']}" + (f" of {row['n'] + row['unfinished']}" if row["unfinished"] else ""),
         *(with_deviation(row[key], row[f"{key}_deviation"], digits) for _, key, digits in FIGURES[row["metric"]]),
         f"{row['last']:.4f}",
-        *difference_cells(row),
+        difference,
+        interval,
         f"{row['parameters']:,}",
         amount(row["units"]),
         f"{row['flops']:.2e}",
@@ -105,7 +109,7 @@ def describe(rows: list[dict[str, Any]]) -> str:
     return (
         f"{measured}; mean +- deviation over n seeds. "
         f"Weights with the lowest validation loss, so chosen {chosen}; last: {last} of the last step. "
-        "Differences are from the first row, over the seeds both have; minutes of one run."
+        "Differences are from the first row, over the seeds both have (how many, where not all); minutes of one run."
     )
 
 

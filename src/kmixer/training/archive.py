@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import shutil
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from kmixer.errors import InputError
-from kmixer.files import atomic_write
+from kmixer.files import atomic_write, describe_write_error
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS, load_weights
 from kmixer.training.recipe import AnyRecipe, Recipe
 from kmixer.training.run_folder import FILES, RECIPE, RunFolder
@@ -38,6 +40,18 @@ def pack(run: Path, archive: Path, *, force: bool = False) -> None:
                 tar.add(path, arcname=name, recursive=False)
 
 
+@contextlib.contextmanager
+def _folder_beside(run: Path) -> Iterator[Path]:
+    """A temporary folder on the disk of a run."""
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=run.parent, prefix=".unpacking-")
+    except OSError as error:
+        raise describe_write_error(error, run) from error
+    with temporary as name:
+        yield Path(name)
+
+
 def unpack(archive: Path, run: Path) -> None:
     """Make a run folder from an archive.
 
@@ -59,9 +73,8 @@ def unpack(archive: Path, run: Path) -> None:
             names = [member.name for member in members]
             if not set(names) >= NEEDED or len(set(names)) != len(names):
                 raise InputError(f"{archive} is not a run archive: it needs {', '.join(sorted(NEEDED))}, each once")
-            run.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=run.parent, prefix=".unpacking-") as temporary:
-                whole = Path(temporary) / "run"
+            with _folder_beside(run) as folder:
+                whole = folder / "run"
                 for member in members:
                     source = tar.extractfile(member)
                     assert source is not None

@@ -20,6 +20,7 @@ from kmixer.training.recipe import Protocol
 # Tokens of one forward pass: enough to keep the matrix products busy, little enough for any memory.
 TOKENS_PER_BATCH = 16384
 STREAM_CHUNK = 4096
+LARGEST_EXPONENT = 700.0  # whose exponential is a float64
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Evaluation:
     tokens: int  # scored
     loss: float  # mean cross-entropy, nats a token
     perplexity: float  # exp(loss), a token
-    perplexity_per_word: float  # exp(loss times tokens a word); words stand between white space
+    # exp(loss times tokens a word), where a number holds it; words stand between white space.
+    perplexity_per_word: float | None
     bits_per_character: float
     bits_per_byte: float
     stretches: list[float] | None  # mean loss of the positions 1, 2, 3-4, 5-8, ... of a window; None of a stream
@@ -70,13 +72,14 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
     assert isinstance(sums, Tensor)
     loss = float(sums.sum()) / count
     bits = loss / math.log(2)
+    per_word = loss * split.tokens_per_word
     return Evaluation(
         protocol=protocol,
         window=window if protocol == "windows" else None,
         tokens=count,
         loss=loss,
-        perplexity=_exp(loss),
-        perplexity_per_word=_exp(loss * split.tokens_per_word),
+        perplexity=math.exp(loss) if loss < LARGEST_EXPONENT else math.inf,
+        perplexity_per_word=math.exp(per_word) if per_word < LARGEST_EXPONENT else None,
         bits_per_character=bits * split.tokens_per_character,
         bits_per_byte=bits * split.tokens_per_byte,
         stretches=_stretches(sums * window / count) if protocol == "windows" else None,
@@ -87,10 +90,6 @@ def _stretches(losses: Tensor) -> list[float]:
     """Means over stretches that double in length: the losses of the positions 1, 2, 3-4, 5-8, ..."""
     edges = [0, *(1 << i for i in range((len(losses) - 1).bit_length())), len(losses)]
     return [float(losses[a:b].mean()) for a, b in itertools.pairwise(edges)]
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
 
 
 @torch.no_grad()

@@ -149,12 +149,14 @@ class RunFolder:
             raise InputError(f"{self.metrics} is damaged ({error.msg}); restore it from a copy") from None
 
     def results(self) -> dict[str, Any] | None:
-        """results.json, which is there once the run has ended."""
+        """results.json, which is there once the run has ended. Raises InputError where it is something else."""
         path = self.path / RESULTS
         if not path.is_file():
             return None
-        answer: dict[str, Any] = read_json(path)
-        return answer
+        found = read_json(path)
+        if not isinstance(found, dict) or not isinstance(found.get("best"), dict) or "seed" not in found:
+            raise InputError(f"{path} holds no results of a run; restore it from a copy")
+        return found
 
     def diverged(self) -> bool:
         """Whether training ended with a loss or gradient that was not finite."""
