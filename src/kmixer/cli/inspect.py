@@ -33,8 +33,11 @@ def recipes(
 
     Example: kmixer recipes shakespeare-quick > mine.toml
     """
+    if name in packaged_ablations():
+        _print_ablation(name, as_json)
+        return
     if name is not None:
-        _print_ablation(name, as_json) if name in packaged_ablations() else _print_recipe(name, as_json)
+        _print_recipe(name, as_json)
         return
     described = {name: load_recipe(name).description for name in packaged_recipes()}
     described |= {name: load_ablation(name).description for name in packaged_ablations()}
