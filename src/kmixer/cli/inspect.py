@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -60,17 +59,8 @@ def _print_recipe(name: str, as_json: bool) -> None:
         return
     comments = itertools.takewhile(lambda line: line.startswith("#"), read_recipe_file(name).splitlines())
     print("".join(f"{line}\n" for line in comments) + recipe.to_toml().rstrip())
-    if unset := list(_unset(recipe.model_dump())):
+    if unset := [key for key, value in recipe.by_key().items() if value is None]:  # TOML cannot write them
         print(f"\n# Keys without a value: {', '.join(unset)}")
-
-
-def _unset(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The keys without a value, which TOML cannot write."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _unset(value, f"{prefix}{key}.")
-        elif value is None:
-            yield prefix + key
 
 
 def params(recipe: RecipeName, settings: Settings = None, beside: Beside = None, as_json: Json = False) -> None:

@@ -97,6 +97,10 @@ class AnyRecipe(StrictConfig):
         """Whether a step may leave parameters without a gradient."""
         return False
 
+    def by_key(self) -> dict[str, Any]:
+        """Every value by its whole key, `training.steps`; None where a key has no value."""
+        return _flat(self.model_dump())
+
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
@@ -259,3 +263,13 @@ def _parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

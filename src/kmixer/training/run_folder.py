@@ -131,7 +131,7 @@ class RunFolder:
 
     def check_recipe(self, recipe: AnyRecipe, but_for: tuple[str, ...] = ()) -> None:
         """Raises InputError naming the keys, but for these, in which a run's recipe differs from this one."""
-        ours, theirs = _flat(self.read_recipe().model_dump()), _flat(recipe.model_dump())
+        ours, theirs = self.read_recipe().by_key(), recipe.by_key()
         keys = (ours.keys() | theirs.keys()) - {"description", *but_for}
         changed = [key for key in sorted(keys) if ours.get(key) != theirs.get(key)]
         if changed:
@@ -243,13 +243,3 @@ def _commit() -> str | None:
         check=False,
     )
     return answer.stdout.strip() or None
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
