@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from kmixer.data import token_files
 from kmixer.data.batches import consecutive_windows, random_windows
 from kmixer.data.config import DataConfig, TokenizerConfig
 from kmixer.data.corpora import CORPORA, READ_BYTES, add_local_copy, find_corpus, is_local
@@ -84,6 +87,24 @@ def test_token_files_are_made_once_and_again_after_damage(text_file: Path, priva
         assert len(prepare_dataset(data, CHAR).train.tokens) == 16000
     (newest / "meta.json").unlink()
     assert len(prepare_dataset(data, CHAR).train.tokens) == 16000
+
+
+def test_runs_that_begin_together_share_their_token_files(
+    text_file: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(corpus=str(text_file), validation=0.3)
+    together = threading.Barrier(4)
+
+    def not_yet_there(folder: Path) -> bool:
+        together.wait(timeout=20)
+        return False
+
+    monkeypatch.setattr(token_files, "_is_whole", not_yet_there)
+    with ThreadPoolExecutor(4) as pool:
+        datasets = list(pool.map(lambda _: prepare_dataset(data, CHAR), range(4)))
+    for dataset in datasets:
+        assert dataset.tokenizer.decode(dataset.train.tokens.numpy()) == text_file.read_text()[:14000]
+    assert not list((private_cache / "tokens").rglob("*.tmp"))
 
 
 def test_the_storage_type_fits_the_vocabulary(tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ all three, and are used again by every run that needs the same.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from kmixer.data.config import DataConfig, Split, TokenizerConfig
 from kmixer.data.corpora import Corpus, find_corpus
 from kmixer.data.tokenizers import BytePairTokenizer, ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
 from kmixer.errors import InputError
-from kmixer.files import describe_write_error, read_json, user_cache, write_json
+from kmixer.files import atomic_write, read_json, user_cache, write_json
 
 PARTS = ("train", "validation", "test")
 ABANDONED_SECONDS = 24 * 3600
@@ -177,40 +176,28 @@ def _cut_at_whitespace(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _write(folder: Path, parts: dict[str, Iterator[str]], tokenizer: Tokenizer) -> None:
-    dtype = _storage(tokenizer.vocabulary_size)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(".making-*"):  # by a process that was killed
+    """Token files and then meta.json, each put in its place at once.
+
+    The folder's name says what its files hold, so that processes which write it at the same time write the same.
+    """
+    for left in folder.glob(".*.tmp"):  # by a process that was killed
+        with contextlib.suppress(FileNotFoundError):  # another process has just finished it
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    except OSError as error:
-        raise describe_write_error(error, folder) from error
-    try:
-        meta: dict[str, Any] = {"dtype": dtype.name}
-        for name, blocks in parts.items():
-            counts = {"tokens": 0, "characters": 0, "bytes": 0, "words": 0}
-            with (temporary / f"{name}.bin").open("wb") as file:
-                for text in _cut_at_whitespace(blocks):
-                    tokens = tokenizer.encode(text)
-                    file.write(tokens.astype(dtype).tobytes())
-                    counts["tokens"] += len(tokens)
-                    counts["characters"] += len(text)
-                    counts["bytes"] += len(text.encode())
-                    counts["words"] += len(text.split())
-            meta[name] = counts
-        write_json(temporary / "meta.json", meta)
-        if not _is_whole(folder):  # unless another process was faster
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                temporary.rename(folder)
-            except OSError:
-                if not _is_whole(folder):
-                    raise
-    except OSError as error:
-        raise describe_write_error(error, folder) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                left.unlink()
+    dtype = _storage(tokenizer.vocabulary_size)
+    meta: dict[str, Any] = {"dtype": dtype.name}
+    for name, blocks in parts.items():
+        counts = {"tokens": 0, "characters": 0, "bytes": 0, "words": 0}
+        with atomic_write(folder / f"{name}.bin") as file:
+            for text in _cut_at_whitespace(blocks):
+                tokens = tokenizer.encode(text)
+                file.write(tokens.astype(dtype).tobytes())
+                counts["tokens"] += len(tokens)
+                counts["characters"] += len(text)
+                counts["bytes"] += len(text.encode())
+                counts["words"] += len(text.split())
+        meta[name] = counts
+    write_json(folder / "meta.json", meta)
 
 
 def _is_whole(folder: Path) -> bool:
