@@ -43,7 +43,7 @@ def test_the_page_is_made_from_sweeps_and_again_without_them(
         assert part in page
     assert "windows of 32 | windows of 256 | windows of 1,024 | one stream" in page
     assert "| arm | gate | base share | alpha | decay |" in page
-    command = re.search(r"`(kmixer sweep \S+ --seeds 42,43 --grid model.rank=2,3)`; cpu", page)
+    command = re.search(r"`(kmixer sweep \S+ --seeds 42,43 --grid model.rank=2,3)`; (cpu|cuda): ", page)
     assert command, page
 
     shutil.rmtree(sweep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -36,9 +37,10 @@ def test_two_processes_train_like_one(text_file: Path, tmp_path: Path) -> None:
     options = f"--multi_gpu --num_machines 1 --num_processes 2 --main_process_port {port}"
     options += " --mixed_precision no --dynamo_backend no --module"
     launch = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
+    no_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # a rank would ask for a GPU of its own
     for name, prefix in (("one", [sys.executable, "-m"]), ("two", launch)):
         command = [*prefix, "kmixer", "train", str(recipe), "--out", str(tmp_path / name), "--cpu"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, env=no_gpu)
         assert answer.returncode == 0, answer.stdout + answer.stderr
     assert '"processes": 2' in (tmp_path / "two" / "environment.json").read_text()
     one, two = (metrics_without_times(tmp_path / name) for name in ("one", "two"))

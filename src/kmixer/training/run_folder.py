@@ -206,13 +206,14 @@ class RunFolder:
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Versions, device and commit a measurement was made with."""
-    packages = ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "pydantic", "accelerate")
+    packages = ("numpy", "safetensors", "sentencepiece", "tokenizers", "pydantic", "accelerate")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "kmixer": kmixer.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {package: metadata.version(package) for package in packages},
+        # torch's own word of its version names the build for a CPU or a GPU too.
+        "packages": {"torch": torch.__version__, **{package: metadata.version(package) for package in packages}},
         "platform": platform.platform(),
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
