@@ -27,16 +27,19 @@ def results(stack: Any, inputs: list[torch.Tensor]) -> list[list[torch.Tensor]]:
 
 
 def unique_graphs(kind: str, settings: dict[str, Any]) -> int:
+    """How many programs a stack was compiled to; settings are those of its configuration, and "dtype"."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+    dtype = getattr(torch, settings.pop("dtype", "float32"))
     values = {"width": 16, "layers": 3, **settings}
     stack: Any
     if kind == "k-stack":
         stack = KStack(ModelConfig.parse(values, source="test"))
     else:
         stack = Transformer(TransformerConfig.parse({"heads": 2, **values}, source="test"))
-    inputs = [torch.randn(b, t, 16, requires_grad=True) for b, t in ((2, 20), (3, 33), (2, 64), (5, 71))]
+    stack.to(dtype)
+    inputs = [torch.randn(b, t, 16, dtype=dtype, requires_grad=True) for b, t in ((2, 20), (3, 33), (2, 64), (5, 71))]
     expected = results(stack, inputs)
     # The backward of a stack with operators of our own is traced too; that of torch's is torch's matter, and slow.
     own = kind == "k-stack" or settings["mixers"] in ("k2", "hierarchical")

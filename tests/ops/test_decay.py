@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.ops import decayed_linear_attention
-from kmixer.ops.decay import BACKENDS, MAX_EXPONENT, _chunk_length
+from kmixer.ops import decay_block, decayed_linear_attention
+from kmixer.ops.decay import BACKENDS
 from tests.conftest import threads_of_torch
 
 FAST = ["mask", "block"]  # in every dtype; `native` is for float32
@@ -226,23 +226,10 @@ def test_bfloat16_inputs_are_summed_in_float32() -> None:
 
 @given(st.floats(1e-12, 1.0))
 def test_chunks_keep_exponents_in_range(decay: float) -> None:
-    chunk = _chunk_length(torch.log(torch.tensor([decay, 0.99])))
-    assert chunk == 1 or -math.log(decay) * (chunk - 1) / 2 <= MAX_EXPONENT * (1 + 1e-6)
+    chunk = decay_block._chunk_length(torch.log(torch.tensor([decay, 0.99])))
+    assert chunk == 1 or -math.log(decay) * (chunk - 1) / 2 <= decay_block.MAX_EXPONENT * (1 + 1e-6)
     if decay >= 0.05:
         assert chunk == 32
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor any operation made."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in torch.utils._pytree.tree_leaves(result):
-            if isinstance(value, Tensor):
-                self.largest = max(self.largest, value.numel())
-        return result
 
 
 @pytest.mark.parametrize(
@@ -251,9 +238,17 @@ class LargestTensor(TorchDispatchMode):
 def test_only_mask_holds_a_tensor_of_all_outer_products(backend: str, allowed: bool) -> None:
     b, t, r, d = shape = (2, 96, 16, 16)
     inputs = make_inputs(shape, [0.9] * r, torch.float32)
-    with LargestTensor() as mode:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run_with_gradients(inputs, backend)
-    assert (mode.largest >= b * t * r * d) == allowed
+    most = max(event.self_cpu_memory_usage for event in seen.events() or [])  # bytes that one operator took
+    assert most >= 4 * b * t * d
+    assert (most >= 4 * b * t * r * d) == allowed
+
+
+def test_the_chunked_form_is_a_well_formed_operator() -> None:
+    """Schema, shapes without data, autograd and tracing, as torch.library checks them."""
+    inputs = [x.requires_grad_() for x in make_inputs((2, 40, 3, 5), [0.2, 0.9, 0.99], torch.float64)]
+    torch.library.opcheck(decay_block._forward, tuple(inputs))
 
 
 @pytest.mark.parametrize("backend", ["block", pytest.param("native", marks=BUILT)])

@@ -62,7 +62,9 @@ def usable(*tensors: Tensor) -> bool:
 
 def available(*tensors: Tensor) -> bool:
     """The same for kernels that are custom operators of torch, which torch.compile can hold."""
-    return kernels() is not None and all(x.device.type == "cpu" for x in tensors) and not torch.compiler.is_exporting()
+    # To torch 2.11, what torch.compile traces is being exported too.
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return kernels() is not None and all(x.device.type == "cpu" for x in tensors) and not exporting
 
 
 def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:

@@ -6,8 +6,8 @@
 * `recurrent` runs these two lines as they stand. It is the definition.
 * `mask` weights every pair of positions, as in the K-Operators preprints: quadratic in t, and the
   only backend that holds a (b, t, r, d) tensor. Kept as a baseline.
-* `block` works on chunks of c positions with matrix products, and carries the state between chunks.
-* `native` runs the recurrence compiled, its state in the processor's cache; float32, on a CPU.
+* `block` works on chunks of positions with matrix products, and carries the state between chunks (`decay_block`).
+* `native` runs the recurrence compiled, its state in the processor's cache; float32, on a CPU (`decay_native`).
 * `triton` does the same in kernels for a GPU (`decay_triton`); triton is imported when it is used.
 
 Source: Koneko 2026 (Zenodo 19136398), decay path; the chunked form uses that g does not depend on t.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -25,17 +25,12 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
+from kmixer.ops.decay_block import block_decay
 from kmixer.ops.decay_native import native_decay
-from kmixer.ops.gradients import first_order
 
 Backend = Literal["auto", "recurrent", "mask", "block", "native", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
-# More rows a chunk cost more in the (c, c) product than they save in chunk states.
-MAX_CHUNK = 32
-# The scaled queries and keys reach g^-(c-1)/2. exp(48) leaves 40 nats to either end of float32's
-# range for the inputs themselves, and admits every g >= 0.05 at c = 32.
-MAX_EXPONENT = 48.0
 # Looked up, not imported: `import kmixer` needs torch alone.
 TRITON_INSTALLED = find_spec("triton") is not None
 TRITON_MAX_RANK = 128
@@ -146,120 +141,9 @@ def _mask(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> 
     return torch.einsum("bir,bird->bid", q, states), states[:, -1]
 
 
-def _block(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    t = q.shape[1]
-    chunk = _chunk_length(log_decay)
-    outputs = []
-    for start, stop, length in ((0, t - t % chunk, chunk), (t - t % chunk, t, t % chunk)):
-        if start < stop:
-            part = slice(start, stop)
-            y, state = _Chunked.apply(q[:, part], k[:, part], v[:, part], log_decay, state, length)
-            outputs.append(y)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
-
-
-def _chunk_length(log_decay: Tensor) -> int:
-    """The longest power of two up to MAX_CHUNK whose scaling exponents stay within MAX_EXPONENT."""
-    steepest = -float(log_decay.detach().min())
-    chunk = MAX_CHUNK
-    while chunk > 1 and steepest * (chunk - 1) / 2 > MAX_EXPONENT:
-        chunk //= 2
-    return chunk
-
-
-class _Chunked(torch.autograd.Function):
-    """The chunked form for t divisible by the chunk length c, with its backward written by hand.
-
-    Inside a chunk, A_ij = sum_r q_i k_j g^(i-j) for j <= i is one matrix product of q g^(i-m) and
-    k g^(m-j): the midpoint m halves the largest exponent. What the backward needs beyond the
-    inputs are the n = t / c states at chunk starts; everything else is computed again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, c: int) -> Any:
-        shape = v.shape
-        q, k, v = _into_chunks(c, q, k, v)
-        table = _Scales(log_decay, c)
-        updates = (k * table.key_to_end).mT @ v
-        starts, final = _scan(updates.unflatten(0, (shape[0], -1)), state, table.whole)
-        scores = _scores(q, k, table)
-        y = torch.baddbmm(scores @ v, q * table.start_to_query, starts.flatten(0, 1))
-        ctx.save_for_backward(q, k, v, log_decay, starts)
-        ctx.chunk = c
-        return y.view(shape), final
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> Any:
-        q, k, v, log_decay, starts = ctx.saved_tensors
-        b, n = starts.shape[:2]
-        c = ctx.chunk
-        table = _Scales(log_decay, c)
-        (dy,) = _into_chunks(c, dy)
-
-        updates = (q * table.start_to_query).mT @ dy
-        ends, dstate = _scan(updates.unflatten(0, (b, n)).flip(1), dfinal, table.whole)
-        ends = ends.flip(1).flatten(0, 1)  # gradient of the state after each chunk
-        flat_starts = starts.flatten(0, 1)
-
-        dv = torch.baddbmm(_scores(q, k, table).mT @ dy, k * table.key_to_end, ends)
-        dscores = (dy @ v.mT).tril_()
-        dq_inner = (dscores @ (k * table.middle_to_key)) * table.query_to_middle
-        dk_inner = (dscores.mT @ (q * table.query_to_middle)) * table.middle_to_key
-        dq_outer = (dy @ flat_starts.mT) * table.start_to_query
-        dk_outer = (v @ ends.mT) * table.key_to_end
-
-        dlog_decay = None
-        if ctx.needs_input_grad[3]:
-            # Every term carries g to the power of its lag, so d/dlog g multiplies it by the lag.
-            # Lags are taken inside a chunk: sums over global positions would cancel to nothing.
-            place = table.position
-            inner = (place * (q * dq_inner - k * dk_inner).sum(0)).sum(0)
-            outer = ((place + 1) * (q * dq_outer).sum(0) + (c - 1 - place) * (k * dk_outer).sum(0)).sum(0)
-            carried = c * table.whole[:, 0] * (flat_starts * ends).sum((0, 2))
-            dlog_decay = inner + outer + carried
-
-        def merged(x: Tensor) -> Tensor:
-            return x.reshape(b, n * c, -1)
-
-        return merged(dq_inner + dq_outer), merged(dk_inner + dk_outer), merged(dv), dlog_decay, dstate, None
-
-
-class _Scales:
-    """Powers of the decays inside a chunk of c positions, each (c, r); `whole` is g^c (r, 1)."""
-
-    def __init__(self, log_decay: Tensor, c: int) -> None:
-        position = torch.arange(c, device=log_decay.device, dtype=log_decay.dtype)[:, None]
-        middle = (c - 1) / 2
-        self.position = position
-        self.query_to_middle = torch.exp(log_decay * (position - middle))
-        self.middle_to_key = torch.exp(log_decay * (middle - position))
-        self.start_to_query = torch.exp(log_decay * (position + 1))
-        self.key_to_end = torch.exp(log_decay * (c - 1 - position))
-        self.whole = torch.exp(log_decay * c)[:, None]
-
-
-def _scores(q: Tensor, k: Tensor, table: _Scales) -> Tensor:
-    # The discarded triangle may overflow; tril drops it without reading it.
-    return ((q * table.query_to_middle) @ (k * table.middle_to_key).mT).tril_()
-
-
-def _scan(updates: Tensor, state: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """State before each of n chunks (b, n, r, d), and after the last (b, r, d)."""
-    before = torch.empty_like(updates)
-    for i, update in enumerate(updates.unbind(1)):
-        before[:, i] = state
-        state = torch.addcmul(update, state, decay)
-    return before, state
-
-
-def _into_chunks(c: int, *tensors: Tensor) -> list[Tensor]:
-    return [x.reshape(-1, c, x.shape[-1]) for x in tensors]
-
-
 _IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "recurrent": _recurrent,
     "mask": _mask,
-    "block": _block,
+    "block": block_decay,
     "native": native_decay,
 }
