@@ -238,7 +238,7 @@ def test_chunks_keep_exponents_in_range(decay: float) -> None:
 def test_only_mask_holds_a_tensor_of_all_outer_products(backend: str, allowed: bool) -> None:
     b, t, r, d = shape = (2, 96, 16, 16)
     inputs = make_inputs(shape, [0.9] * r, torch.float32)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         run_with_gradients(inputs, backend)
     most = max(event.self_cpu_memory_usage for event in seen.events() or [])  # bytes that one operator took
     assert most >= 4 * b * t * d

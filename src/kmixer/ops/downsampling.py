@@ -71,8 +71,8 @@ class _FilterAndHalve(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         taps = weight.shape[1]
         y = lag(x, taps, 0) * weight[:, 0]
-        for r in range(1, taps):
-            y.addcmul_(lag(x, taps, r), weight[:, r])
+        for r in range(1, taps):  # not in place: torch.compile of torch 2.11 would lose the gradients
+            y = torch.addcmul(y, lag(x, taps, r), weight[:, r])
         return y
 
     @staticmethod
