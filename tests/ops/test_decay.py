@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.ops import decay_block, decayed_linear_attention
+from kmixer.ops import decay_block, decay_native, decayed_linear_attention
 from kmixer.ops.decay import BACKENDS
 from tests.conftest import threads_of_torch
 
@@ -245,10 +245,17 @@ def test_only_mask_holds_a_tensor_of_all_outer_products(backend: str, allowed: b
     assert (most >= 4 * b * t * r * d) == allowed
 
 
-def test_the_chunked_form_is_a_well_formed_operator() -> None:
+@pytest.mark.parametrize(
+    ("operator", "dtype"),
+    [
+        (decay_block._forward, torch.float64),
+        pytest.param(decay_native._native_forward, torch.float32, marks=BUILT),
+    ],
+)
+def test_operators_are_well_formed(operator: Any, dtype: torch.dtype) -> None:
     """Schema, shapes without data, autograd and tracing, as torch.library checks them."""
-    inputs = [x.requires_grad_() for x in make_inputs((2, 40, 3, 5), [0.2, 0.9, 0.99], torch.float64)]
-    torch.library.opcheck(decay_block._forward, tuple(inputs))
+    inputs = [x.requires_grad_() for x in make_inputs((2, 40, 3, 5), [0.2, 0.9, 0.99], dtype)]
+    torch.library.opcheck(operator, tuple(inputs))
 
 
 @pytest.mark.parametrize("backend", ["block", pytest.param("native", marks=BUILT)])
@@ -257,6 +264,23 @@ def test_second_derivatives_are_refused_not_left_out(backend: Any) -> None:
     y, _ = decayed_linear_attention(*leaves[:4], backend=backend)
     with pytest.raises(InputError, match="for second derivatives use float64, with backend 'recurrent'"):
         torch.autograd.grad(y.sum(), leaves[0], create_graph=True)
+
+
+@pytest.mark.parametrize("backend", ["recurrent", "mask", "block", pytest.param("native", marks=BUILT)])
+def test_forward_mode_is_right_or_refused(backend: Any) -> None:
+    q, k, v, log_decay, _ = make_inputs((1, 40, 2, 3), [0.5, 0.9], torch.float32)
+    step = torch.tensor([0.5, -0.25])
+
+    def total(log_decay: Tensor) -> Tensor:
+        return decayed_linear_attention(q, k, v, log_decay, backend=backend)[0].sin().sum()
+
+    if backend in ("block", "native"):
+        with pytest.raises(InputError, match="no derivative in forward mode: for one use float64, with backend 'recur"):
+            torch.func.jvp(total, (log_decay,), (step,))
+    else:
+        _, found = torch.func.jvp(total, (log_decay,), (step,))
+        (gradient,) = torch.autograd.grad(total(log_decay.requires_grad_()), log_decay)
+        torch.testing.assert_close(found, gradient @ step, rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_inputs_are_named() -> None:

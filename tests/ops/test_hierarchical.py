@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.ops import hierarchical_attention
+from kmixer.ops import hierarchical_attention, hierarchical_blocked
 from kmixer.ops.hierarchical import BACKENDS, MAX_NATIVE_LEVELS, hierarchical_scores
 from kmixer.ops.hierarchical_blocked import BLOCK
 
@@ -132,6 +132,26 @@ def test_one_level_is_softmax_attention_and_so_is_all_weight_on_it() -> None:
     torch.testing.assert_close(hierarchical_attention(queries[:1], keys[:1], values, one, t=37), expected)
     first = torch.tensor([[1.0, 0, 0]] * H, dtype=torch.float64)
     torch.testing.assert_close(hierarchical_attention(queries, keys, values, first, t=37), expected)
+
+
+def test_the_blocked_form_is_a_well_formed_operator() -> None:
+    """Schema, shapes without data, autograd and tracing, as torch.library checks them."""
+    queries, keys, values, weights = make(BLOCK + 9, 2)
+    for tensor in (*queries, *keys, values, weights):
+        tensor.requires_grad_()
+    torch.library.opcheck(hierarchical_blocked._forward, (queries, keys, values, weights, True))
+
+
+def test_derivatives_that_the_blocks_lack_are_refused() -> None:
+    queries, keys, values, weights = make(40, 2)
+
+    def total(values: Tensor) -> Tensor:
+        return hierarchical_attention(queries, keys, values, weights, t=40, backend="blocked").sin().sum()
+
+    with pytest.raises(InputError, match=r"no derivative in forward mode: .* 'naive' for hierarchical_attention"):
+        torch.func.jvp(total, (values,), (values,))
+    with pytest.raises(InputError, match=r"for second derivatives use .* 'naive' for hierarchical_attention"):
+        torch.autograd.grad(total(values.requires_grad_()), values, create_graph=True)
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -27,6 +27,7 @@ from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.decay_block import block_decay
 from kmixer.ops.decay_native import native_decay
+from kmixer.ops.gradients import refuse_tangents
 
 Backend = Literal["auto", "recurrent", "mask", "block", "native", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -64,7 +65,8 @@ def decayed_linear_attention(
         States and sums are float64 for float64 values and float32 for every other dtype.
 
     Raises:
-        InputError: shapes that do not fit each other, or a backend that does not exist or cannot run here.
+        InputError: shapes that do not fit each other, a backend that does not exist or cannot run here, or second
+            derivatives or some in forward mode: `recurrent` and `mask` have those.
 
     Source: Koneko 2026 (Zenodo 19004569 and 19136398), low-rank recurrence of K2.
     """
@@ -79,6 +81,8 @@ def decayed_linear_attention(
         return v, state.to(dtype)
     if backend == "auto":
         backend = _automatic_backend(q, k, v)
+    if backend not in ("recurrent", "mask"):
+        refuse_tangents((q, k, v, log_decay, state))
     if backend == "triton":
         return _triton(q, k, v, log_decay, state)
     if backend == "native" and not (dtype == torch.float32 and native.available(q, k, v)):

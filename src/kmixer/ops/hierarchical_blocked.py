@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from kmixer.ops.gradients import first_order
+from kmixer.ops.gradients import first_order, refuse_tangents
 
 # Queries of a block: its scores stay in the second cache level for a thousand keys.
 BLOCK = 128
@@ -23,6 +23,7 @@ def blocked_hierarchical_attention(
     queries: list[Tensor], keys: list[Tensor], values: Tensor, weights: Tensor, causal: bool
 ) -> Tensor:
     """y (b, h, t, f) of all positions, all in one dtype; arguments as `hierarchical_attention`."""
+    refuse_tangents((*queries, *keys, values, weights))
     y: Tensor = _forward(queries, keys, values, weights, causal)[0]
     return y
 
