@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kmixer.experiments.compare import read_arms, why_not_comparable
+from kmixer.tensor_files import load_tensors, save_tensors
 from kmixer.training.recipe import load_recipe
 from kmixer.training.run_folder import RunFolder
 from tests.cli.conftest import Run, make_sweep
@@ -50,6 +51,26 @@ def test_different_protocols_are_not_compared(kmixer_command: Run, recipe_path: 
     both = kmixer_command("compare", tmp_path / "a", tmp_path / "b", "--anyway", "--reach", 0.1)
     assert (both.code, "a: 0.1 not reached" in both.out) == (0, True)
     assert why_not_comparable(read_arms([tmp_path / "a", tmp_path / "a"])) is None
+
+
+def test_a_perplexity_too_large_for_a_number_is_left_out(
+    kmixer_command: Run, recipe_path: Path, tmp_path: Path
+) -> None:
+    kmixer_command("train", recipe_path, "--out", tmp_path / "run")
+    tensors, about = load_tensors(tmp_path / "run" / "model.safetensors")
+    name = next(key for key in tensors if "embedding" in key)
+    save_tensors(tmp_path / "run" / "model.safetensors", tensors | {name: tensors[name] * 1e6}, about)
+    measured = kmixer_command("eval", tmp_path / "run", "--json")
+    assert json.loads(measured.out)["loss"] > 710
+    assert '"perplexity": null' in measured.out
+    assert "\nperplexity" not in kmixer_command("eval", tmp_path / "run").out
+
+    file = tmp_path / "run" / "results.json"
+    results = json.loads(file.read_text())
+    results["best"]["validation"][0] |= {"loss": 1e6, "perplexity": None}
+    file.write_text(json.dumps(results))
+    assert json.loads(kmixer_command("compare", tmp_path / "run", "--json").out)[0]["perplexity"] is None
+    assert "1,000,000.0000" in kmixer_command("compare", tmp_path / "run").out
 
 
 def test_seeds_without_a_partner_are_told(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def evaluate(
     where = f"windows of {result.window}, state reset" if result.window else "one stream, state carried"
     print(f"{recipe.data.corpus}, validation part, {result.tokens:,} tokens, {where}")
     print(f"cross-entropy       {result.loss:.4f} nats a token")
-    print(f"perplexity          {result.perplexity:.4f} a token ({recipe.tokenizer.kind})")
+    if result.perplexity is not None:
+        print(f"perplexity          {result.perplexity:.4f} a token ({recipe.tokenizer.kind})")
     print(f"bits per character  {result.bits_per_character:.4f}")
     print(f"bits per byte       {result.bits_per_byte:.4f}")
     if result.perplexity_per_word is not None:

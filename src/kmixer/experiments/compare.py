@@ -196,9 +196,11 @@ def compare(arms: list[Arm], part: Part = "validation", protocol: Protocol = Non
         difference = paired_difference(best, baseline) if arm is not first else None
         figures: dict[str, float | None] = {}
         for name in FIGURES:
-            if found := list(arm.figures(name, "best", part, protocol).values()):
-                summary = summarize(found)
-                figures |= {name: summary.mean, f"{name}_deviation": summary.deviation}
+            found = list(arm.figures(name, "best", part, protocol).values())
+            # Of every run or none: a perplexity can be too large for a number.
+            summary = summarize(found) if len(found) == len(best) else None
+            figures[name] = None if summary is None else summary.mean
+            figures[f"{name}_deviation"] = None if summary is None else summary.deviation
         rows.append(
             {
                 "arm": arm.name,

@@ -154,8 +154,9 @@ def amount(units: float) -> str:
     return f"{units / 1e6:,.1f} M" if units >= MANY else f"{units:,.0f}"
 
 
-def with_deviation(mean: float, deviation: float | None, digits: int) -> str:
-    return f"{mean:,.{digits}f}" + ("" if deviation is None else f" +- {deviation:,.{digits}f}")
+def with_deviation(mean: float | None, deviation: float | None, digits: int) -> str:
+    """Nothing where there is no mean."""
+    return "" if mean is None else f"{mean:,.{digits}f}" + ("" if deviation is None else f" +- {deviation:,.{digits}f}")
 
 
 def text_table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:

@@ -31,8 +31,8 @@ class Evaluation:
     window: int | None  # None: a stream, state carried
     tokens: int  # scored
     loss: float  # mean cross-entropy, nats a token
-    perplexity: float  # exp(loss), a token
-    # exp(loss times tokens a word), where a number holds it; words stand between white space.
+    # exp(loss), and exp(loss times tokens a word), where a number holds them; words stand between white space.
+    perplexity: float | None
     perplexity_per_word: float | None
     bits_per_character: float
     bits_per_byte: float
@@ -72,18 +72,21 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
     assert isinstance(sums, Tensor)
     loss = float(sums.sum()) / count
     bits = loss / math.log(2)
-    per_word = loss * split.tokens_per_word
     return Evaluation(
         protocol=protocol,
         window=window if protocol == "windows" else None,
         tokens=count,
         loss=loss,
-        perplexity=math.exp(loss) if loss < LARGEST_EXPONENT else math.inf,
-        perplexity_per_word=math.exp(per_word) if per_word < LARGEST_EXPONENT else None,
+        perplexity=_exponential(loss),
+        perplexity_per_word=_exponential(loss * split.tokens_per_word),
         bits_per_character=bits * split.tokens_per_character,
         bits_per_byte=bits * split.tokens_per_byte,
         stretches=_stretches(sums * window / count) if protocol == "windows" else None,
     )
+
+
+def _exponential(nats: float) -> float | None:
+    return math.exp(nats) if nats < LARGEST_EXPONENT else None
 
 
 def _stretches(losses: Tensor) -> list[float]:
