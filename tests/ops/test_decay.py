@@ -248,8 +248,8 @@ def test_only_mask_holds_a_tensor_of_all_outer_products(backend: str, allowed: b
 @pytest.mark.parametrize(
     ("operator", "dtype"),
     [
-        (decay_block._forward, torch.float64),
-        pytest.param(decay_native._native_forward, torch.float32, marks=BUILT),
+        (decay_block.block_decay, torch.float64),
+        pytest.param(decay_native.native_decay, torch.float32, marks=BUILT),
     ],
 )
 def test_operators_are_well_formed(operator: Any, dtype: torch.dtype) -> None:

@@ -4,18 +4,17 @@ Inside a chunk of c positions, A_ij = sum_r q_i k_j g^(i-j) for j <= i is one ma
 k g^(m-j): the midpoint m halves the largest exponent. Between chunks goes the state. What the backward needs
 beyond the inputs, the state before every chunk, is computed again there.
 
-Custom operators, because how long a chunk may be depends on the decays: torch.compile keeps them whole.
+An operator of torch's, because how long a chunk may be depends on the decays: torch.compile could not follow it.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from kmixer.ops.gradients import first_order
+from kmixer.ops.decay_operator import decay_operator
 
 # More rows a chunk cost more in the (c, c) product than they save in chunk states.
 MAX_CHUNK = 32
@@ -24,13 +23,6 @@ MAX_CHUNK = 32
 MAX_EXPONENT = 48.0
 
 
-def block_decay(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """y (b, t, d) and the final state (b, r, d), all in one dtype; arguments as `decayed_linear_attention`."""
-    y, final = _forward(q, k, v, log_decay, state)
-    return y, final
-
-
-@custom_op("kmixer::block_decay", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Every chunk's own positions by its scores, those before it by its state."""
     parts, final = _cut(q, k, v, log_decay, state)
@@ -40,12 +32,6 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) 
     return _join(outputs, v.shape[0]), final
 
 
-@_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), state.new_empty(state.shape)
-
-
-@custom_op("kmixer::block_decay_backward", mutates_args=())
 def _backward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, dy: Tensor, dfinal: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -81,23 +67,7 @@ def _backward(
     return dq, dk, dv, dlog_decay, dstate
 
 
-@_backward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, dy: Tensor, dfinal: Tensor
-) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, log_decay, state))
-
-
-def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-@first_order
-def _gradients(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor, ...]:
-    return _backward(*ctx.saved_tensors, dy, dfinal)
-
-
-_forward.register_autograd(_gradients, setup_context=_keep_inputs)
+block_decay = decay_operator("block_decay", _forward, _backward)
 
 
 class _Scales:
