@@ -195,7 +195,7 @@ def compare(arms: list[Arm], part: Part = "validation", protocol: Protocol = Non
         one = next(iter(arm.results.values()))
         difference = paired_difference(best, baseline) if arm is not first else None
         figures: dict[str, float | None] = {}
-        for name in FIGURES:
+        for name in (figure for figure in FIGURES if figure in entry):
             found = list(arm.figures(name, "best", part, protocol).values())
             # Of every run or none: a perplexity can be too large for a number.
             summary = summarize(found) if len(found) == len(best) else None

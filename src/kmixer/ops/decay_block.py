@@ -39,7 +39,7 @@ def _backward(
     b = v.shape[0]
     parts, _ = _cut(q, k, v, log_decay, state)
     dlog_decay = torch.zeros_like(log_decay)
-    dstate = dfinal.clone()
+    dstate = dfinal
     gradients: list[tuple[Tensor, Tensor, Tensor]] = []
     for part in reversed(parts):
         scales = part.scales
