@@ -17,8 +17,8 @@ import torch
 
 import kmixer
 from kmixer.data.token_files import prepare_dataset
-from kmixer.training.evaluation import stream_losses
-from kmixer.training.run_folder import RunFolder, environment
+from kmixer.measure.evaluation import stream_losses
+from kmixer.runs.run_folder import RunFolder, environment
 
 
 def resident_megabytes() -> float:

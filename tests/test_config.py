@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kmixer.errors import InputError
-from kmixer.training.recipe import Recipe, load_recipe, packaged_recipes
+from kmixer.runs.recipe import Recipe, load_recipe, packaged_recipes
 
 QUICK = "shakespeare-quick"
 

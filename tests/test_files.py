@@ -17,8 +17,8 @@ import torch
 import kmixer
 from kmixer.errors import InputError
 from kmixer.files import atomic_write, write_text
+from kmixer.runs.archive import pack, unpack
 from kmixer.tensor_files import load_tensors, save_tensors
-from kmixer.training.archive import pack, unpack
 from kmixer.training.loop import train
 from tests.training.test_loop import make_recipe
 

@@ -38,7 +38,7 @@ class LanguageModel(CausalLM):
     @classmethod
     def from_recipe(cls, recipe: str, settings: list[str] | None = None) -> LanguageModel:
         """Fresh weights for a recipe (a packaged name or a TOML file), its vocabulary size taken from it."""
-        from kmixer.training.recipe import load_language_recipe
+        from kmixer.runs.recipe import load_language_recipe
 
         loaded = load_language_recipe(recipe, settings)
         return cls(loaded.model, loaded.tokenizer.vocabulary_size)

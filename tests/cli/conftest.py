@@ -14,8 +14,8 @@ import tomli_w
 from kmixer.cli.main import main
 from kmixer.experiments.sweep import SWEEP, Sweep, sweep_runs
 from kmixer.files import write_json
+from kmixer.runs.recipe import load_recipe
 from kmixer.training.loop import train
-from kmixer.training.recipe import load_recipe
 from tests.conftest import tiny_recipe_values
 
 

@@ -33,7 +33,7 @@ def test_the_operator_by_backend(kmixer_command: Run, monkeypatch: pytest.Monkey
 
 
 def test_a_backend_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kmixer.ops import decay
+    from kmixer.ops.decay import recurrence as decay
 
     monkeypatch.setitem(decay._IMPLEMENTATIONS, "mask", lambda q, k, v, log_decay, state: (v, state))
     with pytest.raises(RuntimeError, match="backend mask differs from the definition"):

@@ -6,8 +6,8 @@ import json
 import math
 from pathlib import Path
 
+from kmixer.runs.recipe import ImageRecipe
 from kmixer.training.loop import train
-from kmixer.training.recipe import ImageRecipe
 from tests.cli.conftest import Run
 from tests.training.test_classification import recipe  # noqa: F401  (a fixture)
 

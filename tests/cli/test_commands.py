@@ -12,7 +12,7 @@ import torch
 
 from kmixer.experiments.sweep import load_ablation, packaged_ablations, read_ablation_file
 from kmixer.models import CausalLM
-from kmixer.training.recipe import load_recipe, packaged_recipes
+from kmixer.runs.recipe import load_recipe, packaged_recipes
 from tests.cli.conftest import Run
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from kmixer.experiments.compare import read_arms, why_not_comparable
+from kmixer.runs.recipe import load_recipe
+from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import load_tensors, save_tensors
-from kmixer.training.recipe import load_recipe
-from kmixer.training.run_folder import RunFolder
 from tests.cli.conftest import Run, make_sweep
 
 

@@ -29,7 +29,7 @@ from kmixer.experiments.sweep import (
     sweep_runs,
 )
 from kmixer.files import write_json
-from kmixer.training.recipe import load_recipe
+from kmixer.runs.recipe import load_recipe
 from tests.cli.conftest import Run, make_sweep
 from tests.conftest import threads_of_torch
 

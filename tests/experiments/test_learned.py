@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kmixer.experiments.compare import Arm
 from kmixer.experiments.learned import learned_table
-from kmixer.training.run_folder import RunFolder
+from kmixer.runs.run_folder import RunFolder
 
 
 def test_means_over_layers_then_over_seeds(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from kmixer.layers.heads import split_heads
 from kmixer.layers.hierarchical_attention import Downsample
 from kmixer.models.config import MixersConfig
 from kmixer.models.flops import mixing_flops
-from kmixer.models.mixers import Place, build_mixer
+from kmixer.models.mixers.registry import Place, build_mixer
 from kmixer.ops import hierarchical_attention
 
 WIDTH = 8

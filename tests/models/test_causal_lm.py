@@ -14,7 +14,7 @@ from torch import Tensor
 import kmixer
 from kmixer.errors import InputError
 from kmixer.models import CausalLM, KStack, ModelConfig, count_parameters
-from kmixer.training.recipe import load_recipe
+from kmixer.runs.recipe import load_recipe
 from tests.models.laws import assert_a_split_gives_the_whole
 
 VOCABULARY = 1100

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.models.config import MixerName, MixersConfig
-from kmixer.models.mixers import MIXERS, Place, build_mixer
+from kmixer.models.mixers.registry import MIXERS, Place, build_mixer
 
 WIDTH = 12
 # Mixer, its settings, and the place it stands in.

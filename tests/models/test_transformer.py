@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 from kmixer.models import CausalLM, ModelConfig, Transformer, TransformerConfig, count_parameters, transformer_like
-from kmixer.training.recipe import load_recipe
+from kmixer.runs.recipe import load_recipe
 from tests.models.laws import assert_a_split_gives_the_whole
 
 VOCABULARY = 50

@@ -15,7 +15,7 @@ from kmixer.errors import InputError
 from kmixer.layers import K0, K1, K2, GaussianAttention, HierarchicalAttention, SoftmaxAttention
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.ops import hierarchical_attention
-from kmixer.ops.attention import softmax_attention
+from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.base_kernel import base_kernel
 from kmixer.ops.cross_entropy import cross_entropies
 from kmixer.ops.downsampling import filter_and_halve

@@ -10,10 +10,10 @@ from torch import nn
 
 import kmixer
 from kmixer.layers import HierarchicalAttention
+from kmixer.runs.recipe import Recipe
 from kmixer.tensor_files import load_tensors
 from kmixer.training.averaging import WeightAverage
 from kmixer.training.loop import train
-from kmixer.training.recipe import Recipe
 from tests.conftest import tiny_recipe_values
 from tests.training.test_classification import CrashError, StopAfter
 

@@ -17,12 +17,12 @@ import torch
 import kmixer
 from kmixer.data.token_files import prepare_dataset
 from kmixer.errors import DivergedError, InputError
+from kmixer.measure.evaluation import evaluate, loss_by_position
+from kmixer.runs.recipe import Recipe
+from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import load_tensors
-from kmixer.training.evaluation import evaluate, loss_by_position
 from kmixer.training.language import LanguageTask
 from kmixer.training.loop import Reporter, train
-from kmixer.training.recipe import Recipe
-from kmixer.training.run_folder import RunFolder
 from tests.conftest import tiny_recipe_values
 
 

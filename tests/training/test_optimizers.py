@@ -10,9 +10,9 @@ import pytest
 from torch.optim import AdamW
 
 from kmixer.models import CausalLM
+from kmixer.runs.recipe import TrainingConfig, load_recipe
 from kmixer.training.muon import Muon
 from kmixer.training.optimizers import author_group, build_optimizers, learning_rate_factor
-from kmixer.training.recipe import TrainingConfig, load_recipe
 
 
 def settings_of_parameters(recipe: str, *settings: str) -> dict[str, tuple[type, float, float]]:

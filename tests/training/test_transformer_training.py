@@ -10,10 +10,10 @@ import torch
 
 import kmixer
 from kmixer.models import TransformerConfig
+from kmixer.runs.recipe import Recipe, load_language_recipe
 from kmixer.training.language import LanguageTask
 from kmixer.training.loop import train
 from kmixer.training.optimizers import author_group, build_optimizers, is_stack_matrix
-from kmixer.training.recipe import Recipe, load_language_recipe
 from tests.training.test_classification import CrashError, StopAfter
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from kmixer.errors import InputError
 from kmixer.experiments.sweep import runs_by_arm
 from kmixer.models.model_folder import WEIGHTS
-from kmixer.training.recipe import ImageRecipe, Recipe
-from kmixer.training.run_folder import RunFolder
+from kmixer.runs.recipe import ImageRecipe, Recipe
+from kmixer.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

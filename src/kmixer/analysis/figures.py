@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from kmixer.analysis.curves import ArmRuns
 from kmixer.language_model import load
 from kmixer.layers import BaseKernel
-from kmixer.training.recipe import Recipe
+from kmixer.runs.recipe import Recipe
 
 WIDTH, HEIGHT = 6.4, 3.6
 # Of the many curves of a figure, the legend names as many as one can tell apart; more than a few stand below the axes.

@@ -24,7 +24,7 @@ from kmixer.experiments.tables import cells, describe, headline, is_better
 from kmixer.experiments.tables import head as head_of
 from kmixer.files import atomic_write, read_json, read_text
 from kmixer.language_model import load
-from kmixer.training.run_folder import ENVIRONMENT, RECIPE
+from kmixer.runs.run_folder import ENVIRONMENT, RECIPE
 
 SAMPLE_TOKENS = 400
 SAMPLE_SEED = 1

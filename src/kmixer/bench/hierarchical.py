@@ -12,8 +12,8 @@ from kmixer.bench.measure import time_in_turn
 from kmixer.errors import InputError
 from kmixer.layers import HierarchicalAttention, SoftmaxAttention
 from kmixer.ops import hierarchical_attention
-from kmixer.ops.attention import sdpa_attention, softmax_attention
-from kmixer.ops.hierarchical import BACKENDS
+from kmixer.ops.attention.hierarchical import BACKENDS
+from kmixer.ops.attention.softmax import sdpa_attention, softmax_attention
 
 # Largest difference from `naive` in float64 that a backend may show before it is timed.
 TOLERANCE = 1e-4

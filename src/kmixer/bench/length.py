@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kmixer.bench.models import bench_train
-from kmixer.training.recipe import Recipe
+from kmixer.runs.recipe import Recipe
 
 LENGTHS = tuple(2**power for power in range(6, 17))
 # What is timed: the model, and the settings of the recipe that make it so.

@@ -11,11 +11,11 @@ import torch
 
 from kmixer.bench.measure import peak_resident_bytes, time_calls
 from kmixer.errors import InputError
-from kmixer.generation.decoding import DecodingStep, can_prepare
+from kmixer.generation.prepared import DecodingStep, can_prepare
 from kmixer.models import CausalLM, ModelConfig, transformer_like
+from kmixer.runs.recipe import Recipe, load_language_recipe
 from kmixer.training.optimizers import build_optimizers
 from kmixer.training.process import settle_process
-from kmixer.training.recipe import Recipe, load_language_recipe
 
 
 def build(recipe: Recipe, model: str) -> CausalLM:

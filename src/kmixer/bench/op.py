@@ -10,7 +10,7 @@ from torch import Tensor
 from kmixer.bench.measure import time_calls
 from kmixer.errors import InputError
 from kmixer.ops import decayed_linear_attention
-from kmixer.ops.decay import BACKENDS
+from kmixer.ops.decay.recurrence import BACKENDS
 
 # Largest relative difference from the recurrence in float64 that a float32 backend may show.
 TOLERANCE = 1e-4

@@ -12,12 +12,12 @@ from kmixer.cli.options import DataDir, Json, Run
 from kmixer.data.token_files import prepare_dataset
 from kmixer.errors import InputError
 from kmixer.language_model import load
+from kmixer.measure.dynamics import first_windows, measure_dynamics
+from kmixer.measure.evaluation import loss_by_position
 from kmixer.models.model_folder import load_classifier
+from kmixer.runs.recipe import ClassificationRecipe, Recipe, as_language
+from kmixer.runs.run_folder import RunFolder
 from kmixer.training.classification import open_classification
-from kmixer.training.dynamics import first_windows, measure_dynamics
-from kmixer.training.evaluation import loss_by_position
-from kmixer.training.recipe import ClassificationRecipe, Recipe, as_language
-from kmixer.training.run_folder import RunFolder
 
 # A decay of 1 has no window; float32 knows no decay nearer to it than this.
 LEAST = 1e-7

@@ -22,7 +22,7 @@ def export(
 
     Example: kmixer export runs/shakespeare-quick-seed42 --out quick-onnx
     """
-    from kmixer.generation.export import export as write
+    from kmixer.interop.export import export as write
     from kmixer.language_model import load
 
     model = load(run)

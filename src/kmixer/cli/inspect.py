@@ -11,7 +11,7 @@ import typer
 from kmixer.cli.options import Json, RecipeName, Settings
 from kmixer.experiments.sweep import load_ablation, packaged_ablations, read_ablation
 from kmixer.models.accounting import Account, account_classifier, account_language
-from kmixer.training.recipe import (
+from kmixer.runs.recipe import (
     ClassificationRecipe,
     as_language,
     load_recipe,

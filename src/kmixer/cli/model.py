@@ -17,14 +17,14 @@ from kmixer.data.token_files import prepare_dataset
 from kmixer.errors import InputError
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import generate_text
+from kmixer.interop.koneko import convert as convert_checkpoint
 from kmixer.language_model import load
+from kmixer.measure.evaluation import evaluate as measure
 from kmixer.models.model_folder import load_classifier
-from kmixer.training.archive import pack as pack_run
-from kmixer.training.archive import unpack as unpack_run
-from kmixer.training.author_checkpoint import convert as convert_checkpoint
-from kmixer.training.evaluation import evaluate as measure
-from kmixer.training.recipe import ClassificationRecipe, as_language, load_language_recipe, load_recipe
-from kmixer.training.run_folder import UNKNOWN, RunFolder
+from kmixer.runs.archive import pack as pack_run
+from kmixer.runs.archive import unpack as unpack_run
+from kmixer.runs.recipe import ClassificationRecipe, as_language, load_language_recipe, load_recipe
+from kmixer.runs.run_folder import UNKNOWN, RunFolder
 
 
 def train(

@@ -10,7 +10,7 @@ from kmixer.errors import InputError
 from kmixer.experiments.statistics import paired_difference, summarize
 from kmixer.experiments.sweep import runs_by_arm
 from kmixer.files import read_json
-from kmixer.training.run_folder import ENVIRONMENT, RESULTS, RunFolder
+from kmixer.runs.run_folder import ENVIRONMENT, RESULTS, RunFolder
 
 Weights = Literal["best", "last"]
 Part = Literal["validation", "test"]

@@ -38,7 +38,7 @@ from kmixer.experiments.tables import (
     with_deviation,
 )
 from kmixer.files import read_json, read_text, write_json, write_text
-from kmixer.training.run_folder import ENVIRONMENT, RunFolder
+from kmixer.runs.run_folder import ENVIRONMENT, RunFolder
 
 
 class ResultEntry(StrictConfig):

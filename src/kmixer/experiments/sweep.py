@@ -22,8 +22,8 @@ from pydantic import Field, model_validator
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
 from kmixer.files import read_json, read_text
-from kmixer.training.recipe import load_recipe
-from kmixer.training.run_folder import RunFolder
+from kmixer.runs.recipe import load_recipe
+from kmixer.runs.run_folder import RunFolder
 
 SWEEP = "sweep.json"
 LOCK = ".lock"

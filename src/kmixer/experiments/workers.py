@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kmixer.experiments.sweep import LOCK, SWEEP, Status, Sweep, SweepRun, check_sweep, sweep_runs
 from kmixer.files import lock, write_json
-from kmixer.training.run_folder import RunFolder
+from kmixer.runs.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1

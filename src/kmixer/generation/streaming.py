@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
-from kmixer.generation.decoding import DecodingStep, can_prepare
+from kmixer.generation.prepared import DecodingStep, can_prepare
 from kmixer.generation.sampling import Sampling
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import StackState

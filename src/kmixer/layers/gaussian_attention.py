@@ -14,7 +14,7 @@ from kmixer.errors import InputError, check_choice
 from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotation
-from kmixer.ops.gaussian import Backend, gaussian_attention
+from kmixer.ops.attention.gaussian import Backend, gaussian_attention
 
 ValueSource = Literal["kernel", "pre_rope"]
 

@@ -14,9 +14,9 @@ from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotation
-from kmixer.ops.attention import softmax_attention
+from kmixer.ops.attention.hierarchical import Backend, hierarchical_attention
+from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.downsampling import filter_and_halve, lag
-from kmixer.ops.hierarchical import Backend, hierarchical_attention
 
 Downsampling = Literal["depthwise", "dense", "average"]
 Fusion = Literal["score", "output"]

@@ -15,7 +15,7 @@ from kmixer.errors import InputError, check_choice
 from kmixer.layers.base_kernel import BaseKernel
 from kmixer.layers.feed_forward import NORM_EPS, FeedForward, RMSNorm, linear
 from kmixer.ops.base_kernel import State as BaseKernelState
-from kmixer.ops.decay import Backend, decayed_linear_attention
+from kmixer.ops.decay.recurrence import Backend, decayed_linear_attention
 from kmixer.ops.fused import linear_dropout_add, normalize, scaled_norm_add, silu_gate
 from kmixer.ops.linear import linear_map
 

@@ -14,7 +14,7 @@ from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
 from kmixer.layers.rotary import check_heads, rotation
-from kmixer.ops.attention import softmax_attention
+from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.linear import linear_map
 
 # Channels of the input that decide how much of a value embedding each head takes.

@@ -15,8 +15,8 @@ from kmixer.layers.gaussian_attention import ValueSource
 from kmixer.layers.hierarchical_attention import Downsampling, Fusion
 from kmixer.layers.k_operators import DecayInit
 from kmixer.layers.rotary import check_heads
-from kmixer.ops.decay import Backend
-from kmixer.ops.gaussian import Backend as GaussianBackend
+from kmixer.ops.attention.gaussian import Backend as GaussianBackend
+from kmixer.ops.decay.recurrence import Backend
 
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kmixer.layers import K0, K1, K2, K2State
 from kmixer.models.config import ModelConfig
-from kmixer.models.mixers import build_base_kernel, decay_options
+from kmixer.models.mixers.registry import build_base_kernel, decay_options
 
 # For every refinement pass, the state of every K2 layer.
 StackState = tuple[tuple[K2State, ...], ...]

@@ -20,7 +20,7 @@ from kmixer.errors import InputError
 from kmixer.layers import FeedForward, SquaredReluFeedForward
 from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, UnweightedRMSNorm
 from kmixer.models.config import BlocksConfig, LayersConfig
-from kmixer.models.mixers import Place, build_mixer
+from kmixer.models.mixers.registry import Place, build_mixer
 
 # One state a layer: what its mixer carries.
 TransformerState = tuple[Any, ...]

@@ -22,7 +22,7 @@ from kmixer.layers.feed_forward import INITIAL_STD, linear
 from kmixer.layers.rotary import check_heads
 from kmixer.models.config import MixersConfig, Positive, Probability
 from kmixer.models.flops import linear_flops, mixing_flops
-from kmixer.models.mixers import Place, build_mixer
+from kmixer.models.mixers.registry import Place, build_mixer
 
 LAYER_NORM_EPS = 1e-6
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.ops.decay import decayed_linear_attention
+from kmixer.ops.decay.recurrence import decayed_linear_attention
 from kmixer.ops.gradients import first_order
 
 Kind = Literal["dense", "low_rank", "toeplitz", "conv"]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kmixer.errors import InputError
+from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import load_tensors, save_tensors
 from kmixer.training.averaging import WeightAverage
-from kmixer.training.run_folder import RunFolder
 
 
 @dataclass

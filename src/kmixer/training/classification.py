@@ -14,13 +14,13 @@ from kmixer.data.examples import ExampleDataset, Examples
 from kmixer.data.images import augmented, channel_statistics, load_images
 from kmixer.data.sequences import load_sequences
 from kmixer.errors import InputError
+from kmixer.measure.dynamics import measure_mixers
+from kmixer.measure.locality import attention_rollout, attention_weights
 from kmixer.models.classifiers import Classifier, build_classifier, count_example_flops
 from kmixer.models.model_folder import save_config, save_weights
 from kmixer.models.sequence_classifier import lengths_of
 from kmixer.models.vision import VisionTransformer
-from kmixer.training.dynamics import measure_mixers
-from kmixer.training.locality import attention_rollout, attention_weights
-from kmixer.training.recipe import ClassificationRecipe, ImageRecipe, SequenceRecipe
+from kmixer.runs.recipe import ClassificationRecipe, ImageRecipe, SequenceRecipe
 from kmixer.training.task import Task
 
 # Tokens of one forward pass of an evaluation, and of the look at all attention weights.

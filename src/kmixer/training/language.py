@@ -11,13 +11,13 @@ from torch import Tensor
 from kmixer.data.batches import random_windows
 from kmixer.data.token_files import Dataset, count_tokens, prepare_dataset
 from kmixer.errors import InputError
+from kmixer.measure.dynamics import first_windows, measure_dynamics
+from kmixer.measure.evaluation import Evaluation, evaluate, loss_by_position
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.flops import count_flops
 from kmixer.models.heads import AdaptiveHead
 from kmixer.models.model_folder import load_tokenizer, save_config, save_weights
-from kmixer.training.dynamics import first_windows, measure_dynamics
-from kmixer.training.evaluation import Evaluation, evaluate, loss_by_position
-from kmixer.training.recipe import Protocol, Recipe
+from kmixer.runs.recipe import Protocol, Recipe
 from kmixer.training.task import Task
 
 # Every model is measured at these windows too, where it and the text reach so far.

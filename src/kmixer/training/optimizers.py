@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from kmixer.runs.recipe import OptimizationConfig
 from kmixer.training.muon import Muon
-from kmixer.training.recipe import OptimizationConfig
 
 # Group of the author's `grouped` setting: (learning rate, weight decay) as factors.
 GROUPS = {"core": (1.0, 1.0), "bias": (0.5, 0.0), "norm": (0.5, 0.0), "embedding": (0.75, 0.0), "logit": (0.5, 0.0)}

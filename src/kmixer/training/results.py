@@ -6,8 +6,8 @@ import copy
 
 from kmixer.files import write_json
 from kmixer.models.model_folder import WEIGHTS, Model, load_weights, put_weights
+from kmixer.runs.run_folder import RESULTS, RunFolder
 from kmixer.training.checkpoint import Progress
-from kmixer.training.run_folder import RESULTS, RunFolder
 from kmixer.training.task import Task
 
 

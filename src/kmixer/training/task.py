@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kmixer.models.model_folder import Model
-from kmixer.training.recipe import AnyRecipe
+from kmixer.runs.recipe import AnyRecipe
 
 
 class Measured(Protocol):

@@ -1,0 +1,160 @@
+"""Exporting the decoding step of a run: explicit state in and out, to run without kmixer, or without torch.
+
+step.onnx or step.pt2    the step; batch size b is free
+step.json                names, shapes and dtypes of what goes in and comes out
+tokenizer.json           the run's
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+import kmixer
+from kmixer.data.tokenizers import Tokenizer
+from kmixer.errors import InputError
+from kmixer.files import atomic_write, describe_write_error, write_json
+from kmixer.interop.exported_step import StepModule
+from kmixer.models.causal_lm import CausalLM
+from kmixer.models.model_folder import TOKENIZER
+
+Format = Literal["onnx", "torch"]
+
+STEP = "step.json"
+FILES: dict[Format, str] = {"onnx": "step.onnx", "torch": "step.pt2"}
+# The first with RMSNormalization as one operator: the step has 28 of them in 8 layers.
+OPSET = 23
+
+
+def export(model: CausalLM, tokenizer: Tokenizer, out: Path, format: Format, *, force: bool = False) -> Path:
+    """Write the one-token step of a model into a new folder, at once or not at all.
+
+    Args:
+        model: one that streams: base kernel `toeplitz`, `conv` or none.
+        tokenizer: written beside the step.
+        out: the folder to make.
+        format: "onnx" for any ONNX runtime; "torch" for `torch.export.load`.
+        force: replace the export that is in `out`.
+
+    Returns:
+        The file of the step.
+
+    Raises:
+        InputError: a model that does not stream, missing packages, or a folder that holds something.
+    """
+    _check_packages(format)
+    _check_free(out, force=force)
+    step = StepModule(model).cpu()
+    content = _serialise(step, format)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".exporting-") as temporary:
+            new, old = Path(temporary) / "new", Path(temporary) / "old"
+            with atomic_write(new / FILES[format]) as file:
+                file.write(content)
+            write_json(new / STEP, describe(step, format))
+            write_json(new / TOKENIZER, tokenizer.to_json())
+            if out.exists():
+                out.rename(old)
+            new.rename(out)
+    except OSError as error:
+        raise describe_write_error(error, out) from error
+    return out / FILES[format]
+
+
+def describe(step: StepModule, format: Format) -> dict[str, Any]:
+    """The content of step.json: what the step takes and gives, in order. "b" is the batch size."""
+    state = [
+        {
+            "input": f"state.{name}",
+            "output": f"next.{name}",
+            "shape": ["b", *tensor.shape[1:]],
+            "dtype": "float32",
+            "initial": 0.0,
+        }
+        for name, tensor in zip(step.state_names(), step.initial_state(1), strict=True)
+    ]
+    return {
+        "format": format,
+        "file": FILES[format],
+        "kmixer": kmixer.__version__,
+        "vocabulary_size": step.vocabulary_size,
+        "token": {"input": "token", "shape": ["b", 1], "dtype": "int64"},
+        "logits": {"output": "logits", "shape": ["b", step.vocabulary_size], "dtype": "float32"},
+        "state": state,
+    }
+
+
+@torch.no_grad()
+def trace(step: StepModule) -> ExportedProgram:
+    """The step as a program for every batch size."""
+    example = (torch.zeros(2, 1, dtype=torch.long), step.initial_state(2))
+    b = {0: Dim("b")}
+    program = torch.export.export(step, example, dynamic_shapes=(b, (b,) * len(example[1])))
+    for node in program.graph.nodes:  # what is given away should not carry paths of this machine
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _serialise(step: StepModule, format: Format) -> bytes:
+    program = trace(step)
+    if format == "torch":
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        return buffer.getvalue()
+    names = step.state_names()
+    with _quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["token", *(f"state.{name}" for name in names)],
+            output_names=["logits", *(f"next.{name}" for name in names)],
+            dynamic_shapes=({0: "b"}, ({0: Dim.DYNAMIC},) * len(names)),  # names the program's axis
+            verbose=False,
+        )
+    assert exported is not None
+    return exported.model_proto.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remarks on torchvision, which is not used, and on its own use of its own trees."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_packages(format: Format) -> None:
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if format == "onnx" and missing:
+        raise InputError(f"--format onnx needs {' and '.join(missing)}: pip install 'kmixer[export]'")
+
+
+def _check_free(out: Path, *, force: bool) -> None:
+    """Raises InputError where the export would destroy something: --force replaces an export and nothing else."""
+    if not out.exists():
+        return
+    held = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    if not held:
+        return
+    if STEP not in held or held - {STEP, TOKENIZER, *FILES.values()}:
+        raise InputError(f"{out} exists and is not an export alone; choose another --out")
+    if not force:
+        raise InputError(f"{out} holds an export; add --force to replace it, or choose --out")

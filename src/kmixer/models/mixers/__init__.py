@@ -1,0 +1,1 @@
+"""The mixers that a configuration can name, one card a mixer."""

@@ -1,0 +1,1 @@
+"""Decayed linear attention: the recurrence that defines it, and its faster forms."""
