@@ -25,15 +25,15 @@ void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbi
 }
 
 void gate(const float* __restrict x, const float* __restrict u, float* __restrict y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) y[i] = x[i] * (u[i] * sigmoid(u[i]));
+  for (int64_t i = 0; i < count; ++i) y[i] = x[i] * AS_WRITTEN(u[i] * sigmoid(u[i]));
 }
 
 void gate_backward(const float* __restrict x, const float* __restrict u, const float* __restrict dy,
                    float* __restrict dx, float* __restrict du, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const float s = sigmoid(u[i]);
-    dx[i] = dy[i] * (u[i] * s);
-    du[i] = dy[i] * x[i] * (s * (1.0f + u[i] * (1.0f - s)));
+    dx[i] = dy[i] * AS_WRITTEN(u[i] * s);
+    du[i] = AS_WRITTEN(dy[i] * x[i]) * AS_WRITTEN(s * (1.0f + u[i] * (1.0f - s)));
   }
 }
 
@@ -106,10 +106,7 @@ void normalize_forward(const float* x, float* y, float* inverse, int64_t rows, i
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i) {
       const float* row = x + i * width;
-      float sum = 0;
-      for (int64_t j = 0; j < width; ++j) sum += row[j] * row[j];
-      const float scale = 1.0f / std::max(std::sqrt(sum), eps);
-      inverse[i] = scale;
+      const float scale = inverse[i] = inverse_length(row, width, eps);
       for (int64_t j = 0; j < width; ++j) y[i * width + j] = row[j] * scale;
     }
   });
