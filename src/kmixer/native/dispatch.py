@@ -22,7 +22,7 @@ ELEMENTS = (torch.float32, torch.bfloat16)
 
 
 def _keys(tensor: Tensor) -> int:
-    """What torch's dispatcher goes by: device, layout, wrappers and views that stand for other numbers, as one number."""
+    """What torch's dispatcher goes by, as one number: device, layout, wrappers, views that stand for other numbers."""
     keys: int = torch._C._dispatch_keys(tensor).raw_repr()
     return keys
 
@@ -61,10 +61,7 @@ def plain(*tensors: Tensor) -> bool:
     """Whether these are ordinary tensors on a CPU whose numbers can be read, outside all that follows."""
     if torch.compiler.is_compiling() or transformed(*tensors) or _followed():
         return False
-    for x in tensors:  # written out: a generator would cost as much as the questions
-        if type(x) not in _TYPES or _keys(x) not in _PLAIN:
-            return False
-    return True
+    return all([type(x) in _TYPES and _keys(x) in _PLAIN for x in tensors])  # noqa: C419  (a generator costs more)
 
 
 def usable(
@@ -86,10 +83,7 @@ def usable(
         # To torch 2.11, what torch.compile traces is being exported too.
         exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         return operator and not exporting and all(x.device.type == "cpu" and x.dtype in dtypes for x in tensors)
-    for x in tensors:
-        if x.dtype not in dtypes:
-            return False
-    if not plain(*tensors):
+    if not all([x.dtype in dtypes for x in tensors]) or not plain(*tensors):  # noqa: C419
         return False
     # Of autocast's dtypes the elementwise kernels know bfloat16 only.
     return not torch.is_autocast_enabled("cpu") or not (

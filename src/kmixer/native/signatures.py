@@ -72,7 +72,7 @@ def call(name: str, *arguments: Tensor | float | ctypes.Structure | ctypes.Array
 
 
 def pointer(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
-    """Where the numbers of a tensor begin, for a field of a structure; the tensor must be kept until the call returns."""
+    """Where a tensor's numbers begin, for a field of a structure; the tensor must be kept until the call returns."""
     return _address(tensor, dtype)
 
 

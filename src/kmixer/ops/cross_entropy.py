@@ -25,8 +25,14 @@ def cross_entropies(
 ) -> Float[Tensor, "*rows"]:
     """-log softmax(soft_capped(logits, cap))[target] in nats for every row, in float32 or better.
 
-    Raises InputError for a target that is not in 0..v - 1, where the compiled kernels are built and targets on a CPU.
+    Raises InputError for logits that are not real floats, targets on another device, and a target that is not in
+    0..v - 1, where the compiled kernels are built and targets on a CPU.
     """
+    check_tensors("cross_entropies", logits=logits)
+    if logits.device != targets.device:
+        raise InputError(
+            f"cross_entropies: got logits on {logits.device}, targets on {targets.device}; both are on one device"
+        )
     accurate = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if targets.numel() and native.plain(targets) and native.usable(accurate, dtypes=FLOATS):
         lowest, highest = (int(x) for x in torch.aminmax(targets))

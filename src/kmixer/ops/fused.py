@@ -87,7 +87,9 @@ def _numbered(x: Tensor, bias: Tensor) -> bool:
     """Whether an elementwise kernel can take x after a linear map to the bias's width, and number its elements."""
     # Sizes come last: under torch.export a question about them would bound the batch size.
     return (
-        native.usable(x, dtypes=ELEMENTS) and native.usable(bias) and x.numel() // x.shape[-1] * len(bias) < MAX_ELEMENTS
+        native.usable(x, dtypes=ELEMENTS)
+        and native.usable(bias)
+        and x.numel() // x.shape[-1] * len(bias) < MAX_ELEMENTS
     )
 
 

@@ -1,4 +1,4 @@
-"""What the backends of decayed linear attention share, those that are operators of torch's: torch.compile keeps them whole."""
+"""What backends of decayed linear attention share that are operators of torch's: torch.compile keeps them whole."""
 
 from __future__ import annotations
 

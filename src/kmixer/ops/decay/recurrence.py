@@ -25,8 +25,8 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.ops.decay.block import block_decay
 from kmixer.ops.checks import FLOATS, check_tensors
+from kmixer.ops.decay.block import block_decay
 from kmixer.ops.decay.native import native_decay
 from kmixer.ops.decay.operator import LEAST_LOG_DECAY, TRITON_MAX_RANK
 from kmixer.ops.gradients import refuse_transforms
@@ -123,8 +123,8 @@ def _check_range(log_decay: Tensor) -> None:
             )
 
 
-def _automatic_backend(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> Backend:
-    if v.shape[1] == 1 or native.transformed(q, k, v, log_decay, state):
+def _automatic_backend(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> Backend:
+    if v.shape[1] == 1 or native.transformed(q, k, v, *others):
         return "recurrent"
     if torch.float64 in (q.dtype, k.dtype, v.dtype):
         return "block"
