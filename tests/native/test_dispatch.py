@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
@@ -30,6 +31,7 @@ def test_ordinary_tensors_are_plain() -> None:
         assert native.usable(tensor) == (native.kernels() is not None)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:torch.ao.quantization", "ignore:.*quantize")
 def test_others_go_the_plain_way() -> None:
     x = torch.randn(3, 4)
     complex_ = torch.randn(3, dtype=torch.complex64)
@@ -67,7 +69,8 @@ def test_others_that_follow_see_the_operators() -> None:
     torch.func.vmap(ask)(x)
     torch.func.grad(ask)(x)
     torch.func.jvp(ask, (x,), (x,))
-    torch.jit.trace(ask, x, check_trace=False)
+    with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
+        torch.jit.trace(ask, x, check_trace=False)
     torch.compile(ask, backend="eager")(x)
     with FlopCounterMode(display=False):
         ask(x)

@@ -25,10 +25,10 @@ void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbi
 }
 
 void gate(const float* __restrict x, const float* __restrict u, float* __restrict y, int64_t count) {
-  float spread = 0;
   for (int64_t i = 0; i < count; ++i) y[i] = x[i] * (u[i] * sigmoid(u[i]));
-  for (int64_t i = 0; i < count; ++i) spread += y[i] - y[i];  // NaN where a number is not finite
-  if (spread == 0) return;
+  int32_t infinite = 0;
+  for (int64_t i = 0; i < count; ++i) infinite |= !(std::fabs(y[i]) <= 3.4028235e38f);
+  if (!infinite) return;
   // The compiler may have taken (x u) first, which overflows where the result does not.
   for (int64_t i = 0; i < count; ++i) y[i] = x[i] * AS_WRITTEN(u[i] * sigmoid(u[i]));
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from kmixer import native
 from kmixer.errors import InputError
@@ -28,7 +29,8 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     def checked(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():  # create_graph=True
             raise InputError(f"this backward has no derivative of its own: for second derivatives {INSTEAD}")
-        if native.transformed(*gradients):  # is_grads_batched=True, torch.func or forward mode over an earlier graph
+        # torch.func or forward mode over an earlier graph, or is_grads_batched=True
+        if native.transformed(*gradients) or any(x is not None and is_legacy_batchedtensor(x) for x in gradients):
             raise InputError(
                 "this backward has no part in torch.func, is_grads_batched=True and derivatives in forward mode: for "
                 f"one {INSTEAD}"

@@ -147,8 +147,11 @@ def _attend(
 def _naive(x: Tensor, keys: Tensor, values: Tensor, log_sigma: Tensor, causal: bool, reach: int | None) -> Tensor:
     accurate = torch.promote_types(x.dtype, torch.float32)
     x, keys, values = (tensor.to(accurate) for tensor in (x, keys, values))
-    distances = torch.cdist(x, keys, compute_mode="donot_use_mm_for_euclid_dist")
-    exponents = -0.5 * distances.square() * torch.exp(-2 * log_sigma.to(accurate))[:, None, None]
+    if native.transformed(x, keys, log_sigma):  # cdist has no derivative in forward mode
+        squares = (x[..., :, None, :] - keys[..., None, :, :]).square().sum(-1)
+    else:
+        squares = torch.cdist(x, keys, compute_mode="donot_use_mm_for_euclid_dist").square()
+    exponents = -0.5 * squares * torch.exp(-2 * log_sigma.to(accurate))[:, None, None]
     if causal:
         exponents = exponents.masked_fill(~causal_mask(x.shape[2], keys.shape[2], reach, x.device), -torch.inf)
     return torch.softmax(exponents, dim=-1) @ values
