@@ -25,7 +25,25 @@ from kmixer.ops.fused import linear_gelu_dropout, normalize, rms_norm, silu_gate
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
 INF, NAN = float("inf"), float("nan")
-SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-38, -1e-38, 1e-20, 1.0, -1.0, 5.5, -13.0, 20.0, -60.0, -87.5, 88.0, -88.0, 200.0]
+SPECIAL = [
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-45,
+    1e-38,
+    -1e-38,
+    1e-20,
+    1.0,
+    -1.0,
+    5.5,
+    -13.0,
+    20.0,
+    -60.0,
+    -87.5,
+    88.0,
+    -88.0,
+    200.0,
+]
 LARGE = [1e19, -1e19, 1e38, -1e38, 3e38, -3e38, INF, -INF, NAN]
 values = st.sampled_from(SPECIAL + LARGE)
 
@@ -130,4 +148,3 @@ def test_attention_does_not_follow_a_shift_of_scores(backend: str, offset: float
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(actual[3], expected[3], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(actual[2], expected[2], rtol=1e-4, atol=1e-4)
-
