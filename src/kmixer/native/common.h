@@ -131,7 +131,7 @@ INLINE void store_sums(const Vector (&x)[4], float* to, bool add) {
 }
 
 // What stands inside is computed as it is written: the compiler may reorder sums and products, but none with this one.
-// `x - highest` is exact for equal numbers, (x + y) - highest with y put first is not.
+// For single numbers: in a loop that becomes vectors, GCC 12 forgets it.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_assoc_barrier)
 #define AS_WRITTEN(x) __builtin_assoc_barrier(x)
@@ -193,7 +193,7 @@ INLINE float inverse_length(const float* x, int64_t width, float eps) {
   const float inverse = 1.0f / largest;
   sum = 0;
   for (int64_t j = 0; j < width; ++j) {
-    const float scaled = AS_WRITTEN(x[j] * inverse);
+    const volatile float scaled = x[j] * inverse;  // or the compiler would square x first
     sum += scaled * scaled;
   }
   return AS_WRITTEN(1.0f / std::sqrt(sum)) * inverse;

@@ -30,7 +30,7 @@ template <class Cap>
 float sum_of_row(const float* __restrict x, int64_t width, float cap, float* highest) {
   float slope, sum = 0;
   const float largest = Cap::at(highest_of(x, width), cap, &slope);
-  for (int64_t j = 0; j < width; ++j) sum += exp_negative(AS_WRITTEN(Cap::at(x[j], cap, &slope) - largest));
+  for (int64_t j = 0; j < width; ++j) sum += exp_negative(Cap::at(x[j], cap, &slope) - largest);
   *highest = largest;
   return sum;
 }
@@ -53,7 +53,7 @@ void backward_row(const float* __restrict x, int64_t target, float cap, float hi
   float slope;
   const float inverse = 1.0f / sum;
   for (int64_t j = 0; j < width; ++j) {
-    const float probability = AS_WRITTEN(exp_negative(AS_WRITTEN(Cap::at(x[j], cap, &slope) - highest)) * inverse);
+    const float probability = exp_negative(Cap::at(x[j], cap, &slope) - highest) * inverse;
     dx[j] = dloss * probability * slope;
   }
   Cap::at(x[target], cap, &slope);

@@ -21,18 +21,19 @@ FLOAT32 = (torch.float32,)
 ELEMENTS = (torch.float32, torch.bfloat16)
 
 
-def _keys(tensor: Tensor) -> int:
-    """What torch's dispatcher goes by, as one number: device, layout, wrappers, views that stand for other numbers."""
-    keys: int = torch._C._dispatch_keys(tensor).raw_repr()
-    return keys
+# These are asked several times for every operator of a small layer: looked up once.
+_keys = torch._C._dispatch_keys  # what the dispatcher goes by: device, layout, wrappers, views that stand for others
+_transforms = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
+_trace = torch._C._get_tracing_state
 
 
 def _plain_keys() -> frozenset[int]:
-    """Those of ordinary tensors on a CPU, read off two of them."""
+    """The keys of ordinary tensors on a CPU, read off two of them."""
     with torch.inference_mode():
-        inference = _keys(torch.empty(0, device="cpu"))
+        inference = _keys(torch.empty(0, device="cpu")).raw_repr()
     with torch.inference_mode(False):
-        return frozenset({_keys(torch.empty(0, device="cpu")), inference})
+        return frozenset({_keys(torch.empty(0, device="cpu")).raw_repr(), inference})
 
 
 _PLAIN = _plain_keys()
@@ -46,7 +47,7 @@ def transformed(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    if torch._C._are_functorch_transforms_active():
+    if _transforms():
         return True
     level = forward_ad._current_level
     return level >= 0 and any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
@@ -54,14 +55,17 @@ def transformed(*tensors: Tensor | None) -> bool:
 
 def _followed() -> bool:
     """Whether a dispatch mode or torch.jit.trace sees every operator: it would not see what a kernel writes."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+    return _modes() > 0 or _trace() is not None
 
 
 def plain(*tensors: Tensor) -> bool:
     """Whether these are ordinary tensors on a CPU whose numbers can be read, outside all that follows."""
-    if torch.compiler.is_compiling() or transformed(*tensors) or _followed():
+    if torch.compiler.is_compiling():
         return False
-    return all([type(x) in _TYPES and _keys(x) in _PLAIN for x in tensors])  # noqa: C419  (a generator costs more)
+    for x in tensors:
+        if type(x) not in _TYPES or _keys(x).raw_repr() not in _PLAIN:
+            return False
+    return not transformed(*tensors) and not _followed()
 
 
 def usable(
@@ -83,9 +87,10 @@ def usable(
         # To torch 2.11, what torch.compile traces is being exported too.
         exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         return operator and not exporting and all(x.device.type == "cpu" and x.dtype in dtypes for x in tensors)
-    if not all([x.dtype in dtypes for x in tensors]) or not plain(*tensors):  # noqa: C419
-        return False
+    for x in tensors:
+        if x.dtype not in dtypes:
+            return False
     # Of autocast's dtypes the elementwise kernels know bfloat16 only.
-    return not torch.is_autocast_enabled("cpu") or not (
-        products or torch.get_autocast_dtype("cpu") is not torch.bfloat16
+    return plain(*tensors) and not (
+        torch.is_autocast_enabled("cpu") and (products or torch.get_autocast_dtype("cpu") is not torch.bfloat16)
     )

@@ -30,15 +30,28 @@ void gate(const float* __restrict x, const float* __restrict u, float* __restric
   for (int64_t i = 0; i < count; ++i) infinite |= !(std::fabs(y[i]) <= 3.4028235e38f);
   if (!infinite) return;
   // The compiler may have taken (x u) first, which overflows where the result does not.
-  for (int64_t i = 0; i < count; ++i) y[i] = x[i] * AS_WRITTEN(u[i] * sigmoid(u[i]));
+  for (int64_t i = 0; i < count; ++i) {
+    const volatile float silu = u[i] * sigmoid(u[i]);
+    y[i] = x[i] * silu;
+  }
 }
 
 void gate_backward(const float* __restrict x, const float* __restrict u, const float* __restrict dy,
                    float* __restrict dx, float* __restrict du, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const float s = sigmoid(u[i]);
-    dx[i] = dy[i] * AS_WRITTEN(u[i] * s);
-    du[i] = AS_WRITTEN(dy[i] * x[i]) * AS_WRITTEN(s * (1.0f + u[i] * (1.0f - s)));
+    dx[i] = dy[i] * (u[i] * s);
+    du[i] = dy[i] * x[i] * (s * (1.0f + u[i] * (1.0f - s)));
+  }
+  int32_t infinite = 0;
+  for (int64_t i = 0; i < count; ++i)
+    infinite |= !(std::fabs(dx[i]) <= 3.4028235e38f) | !(std::fabs(du[i]) <= 3.4028235e38f);
+  if (!infinite) return;
+  for (int64_t i = 0; i < count; ++i) {  // as in `gate`
+    const float s = sigmoid(u[i]);
+    const volatile float silu = u[i] * s, slope = s * (1.0f + u[i] * (1.0f - s)), change = dy[i] * x[i];
+    dx[i] = dy[i] * silu;
+    du[i] = change * slope;
   }
 }
 

@@ -123,7 +123,7 @@ class Backward {
       const float highest = a.highest[query], inverse = 1.0f / a.sums[query], carry = carried[i];
       float *weight = p.row(i), *change = ds.row(i);
       for (int64_t j = 0; j < open; ++j) {
-        weight[j] = AS_WRITTEN(exp_negative(AS_WRITTEN(weight[j] - highest)) * inverse);
+        weight[j] = exp_negative(weight[j] - highest) * inverse;
         change[j] = weight[j] * (change[j] - carry);
       }
       std::fill(weight + open, weight + columns, 0.0f);

@@ -102,11 +102,12 @@ def _described(x: object) -> str:
 
 def _of_dtype(dtype: torch.dtype) -> Converter:
     # Written out: this is called several times for every operator of a small layer.
-    def convert(x: object) -> int:
-        if isinstance(x, Tensor) and x.dtype is dtype and x.is_contiguous() and x.is_cpu:
-            address = x.data_ptr()
-            if address:
-                return address
+    def convert(x: Any) -> int:
+        try:
+            if x.dtype is dtype and x.is_cpu and x.is_contiguous() and (address := x.data_ptr()):
+                return address  # type: ignore[no-any-return]
+        except AttributeError:  # no tensor at all
+            pass
         return _address(x, dtype)
 
     return convert

@@ -45,11 +45,6 @@ def test_one_device(name: str, backend: Any) -> None:
         run(inputs, backend)
 
 
-def test_shapes_without_data() -> None:
-    y, state = run([x.to("meta") for x in ordinary()])
-    assert (y.shape, state.shape) == ((2, 40, 3), (2, 2, 3))
-
-
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 @pytest.mark.parametrize("name", NAMES)
 def test_real_floats(name: str, dtype: torch.dtype) -> None:
