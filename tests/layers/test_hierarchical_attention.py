@@ -13,9 +13,9 @@ from kmixer.errors import InputError
 from kmixer.layers import HierarchicalAttention, SoftmaxAttention
 from kmixer.layers.heads import split_heads
 from kmixer.layers.hierarchical_attention import Downsample
-from kmixer.models.config import MixersConfig
 from kmixer.models.flops import mixing_flops
-from kmixer.models.mixers.registry import Place, build_mixer
+from kmixer.models.mixers.card import Place
+from kmixer.models.mixers.choice import MixersConfig, build_mixer
 from kmixer.ops import hierarchical_attention
 
 WIDTH = 8

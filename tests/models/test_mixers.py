@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.models.config import MixerName, MixersConfig
-from kmixer.models.mixers.registry import MIXERS, Place, build_mixer
+from kmixer.models.mixers.card import Place
+from kmixer.models.mixers.choice import MixerName, MixersConfig, build_mixer
 
 WIDTH = 12
 # Mixer, its settings, and the place it stands in.
@@ -56,7 +56,7 @@ def inputs(t: int, b: int = 2) -> Tensor:
 
 
 def test_every_name_of_a_configuration_has_a_mixer_and_every_mixer_is_tested() -> None:
-    assert set(MIXERS) == set(get_args(MixerName)) == {name for name, _, _ in FORMS}
+    assert set(CARDS) == set(get_args(MixerName)) == {name for name, _, _ in FORMS}
 
 
 @forms

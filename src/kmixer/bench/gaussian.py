@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from kmixer.bench.measure import peak_resident_bytes, time_calls, time_in_turn
-from kmixer.models.config import TransformerConfig
-from kmixer.models.transformer import Block
+from kmixer.models.transformer import Block, TransformerConfig
 from kmixer.ops import gaussian_attention
 
 # Largest difference from `naive` that a backend may show before it is timed.

@@ -17,9 +17,8 @@ from kmixer import native
 from kmixer.layers import K0, K1, K2, FeedForward, K2State
 from kmixer.layers.feed_forward import NORM_EPS
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.config import ModelConfig
 from kmixer.models.heads import GeluHead, LinearHead
-from kmixer.models.k_stack import KStack, StackState
+from kmixer.models.k_stack import KStack, ModelConfig, StackState
 
 LANES = 16  # kPadding in native/common.h
 EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE = range(6)

@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
+from kmixer.config import Positive, StrictConfig
 from kmixer.layers import K0, K1, K2, K2State
-from kmixer.models.config import ModelConfig
-from kmixer.models.mixers.registry import build_base_kernel, decay_options
+from kmixer.models.mixers.k2 import BaseKernelConfig, DecayConfig, build_base_kernel, decay_options
+from kmixer.models.stack_config import StackConfig
 
 # For every refinement pass, the state of every K2 layer.
 StackState = tuple[tuple[K2State, ...], ...]
+
+
+class RefinementConfig(StrictConfig):
+    """The equilibrium loop h <- h + eta (KStack(h) - h)."""
+
+    steps: Annotated[int, Field(ge=0)] = 1  # 0 is one plain pass; eta stays a parameter, unused
+    initial_eta: Annotated[float, Field(gt=0, lt=1)] = 0.3
+
+
+class ModelConfig(StackConfig):
+    """K1 -> K2 x layers -> K1 -> K0 between an embedding and a head."""
+
+    kind: Literal["k-stack"] = "k-stack"
+    rank: Positive  # r
+    base_kernel: BaseKernelConfig = BaseKernelConfig()
+    decay: DecayConfig = DecayConfig()
+    refinement: RefinementConfig | None = None  # None has no eta
+    output_gate: bool = False  # a gate on what every K2 mixes, by SiLU of a linear map
+    copy_gate: bool = False  # hold the unused gate of the author's copy branch in every K2
+
+    @property
+    def max_positions(self) -> int | None:
+        return self.base_kernel.size if self.base_kernel.kind in ("dense", "low_rank") else None
+
+    @property
+    def limited_by(self) -> str:
+        return f"the {self.base_kernel.kind} base kernel"
 
 
 class KStack(nn.Module):
