@@ -9,7 +9,7 @@ of blocks, the windows and the value embeddings.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class BlocksConfig(MixersConfig, LayersConfig):
     value_embeddings: bool = False  # every second layer that can, the last included, adds one a token to its values
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> BlocksConfig:
         if self.has_heads:
             check_heads(self.width, self.heads, rotary=self.rotary)
         if ("S" in self.windows) != (self.window is not None):
