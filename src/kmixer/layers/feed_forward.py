@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kmixer.layers.roles import NORM, Role, linear_roles
 from kmixer.ops.feed_forward import feed_forward
 from kmixer.ops.fused import keep_and_rms_norm, rms_norm
 from kmixer.ops.linear import linear_map
@@ -20,6 +21,9 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+
+    def roles(self) -> dict[str, Role]:
+        return {"weight": NORM}
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return rms_norm(x, self.weight, NORM_EPS)
@@ -38,6 +42,9 @@ class UnweightedRMSNorm(nn.Module):
 
 class Linear(nn.Linear):
     """torch's linear layer, on a CPU by the compiled kernel."""
+
+    def roles(self) -> dict[str, Role]:
+        return linear_roles(self)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... m"]:
         return linear_map(x, self.weight, self.bias)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.roles import EMBEDDING, Role
 from kmixer.models.heads import build_head
 from kmixer.models.k_stack import KStack, ModelConfig
 from kmixer.models.transformer import Transformer, TransformerConfig, build_norm
@@ -56,6 +57,9 @@ class CausalLM(nn.Module):
         )
         self.norm = build_norm(config)
         self.head = build_head(config.head, config.width, embedding_width, vocabulary_size)
+
+    def roles(self) -> dict[str, Role]:
+        return {f"from_embedding.{name}": EMBEDDING for name, _ in self.from_embedding.named_parameters()}
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of layer once."""

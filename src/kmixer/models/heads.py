@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kmixer.config import Positive, Probability, StrictConfig
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
+from kmixer.layers.roles import TABLE, Role
 from kmixer.ops.cross_entropy import cross_entropies, soft_capped
 from kmixer.ops.fused import linear_gelu_dropout
 from kmixer.ops.linear import linear_map
@@ -63,6 +64,9 @@ class LinearHead(nn.Module):
         self.to_embedding = linear(width, embedding_width, bias=False) if factorised else nn.Identity()
         self.soft_cap = soft_cap
 
+    def roles(self) -> dict[str, Role]:
+        return {name: TABLE for name, _ in self.named_parameters()}
+
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         return soft_capped(linear_map(self.to_embedding(hidden), embedding), self.soft_cap)
 
@@ -77,6 +81,9 @@ class UntiedHead(nn.Module):
         super().__init__()
         self.to_logits = linear(width, vocabulary_size, bias=False)
         self.soft_cap = soft_cap
+
+    def roles(self) -> dict[str, Role]:
+        return {"to_logits.weight": TABLE}
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         return soft_capped(self.to_logits(hidden), self.soft_cap)
@@ -96,6 +103,9 @@ class GeluHead(nn.Module):
         self.up = linear(width, hidden)
         self.down = linear(hidden, vocabulary_size, bias=False)
         self.dropout = config.dropout
+
+    def roles(self) -> dict[str, Role]:
+        return {"up.weight": TABLE, "down.weight": TABLE}
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
@@ -128,6 +138,9 @@ class AdaptiveHead(nn.Module):
                 nn.init.normal_(module.weight, std=INITIAL_STD)
         self.dropout = config.dropout
         self.register_buffer("order", torch.arange(vocabulary_size))
+
+    def roles(self) -> dict[str, Role]:
+        return {name: TABLE for name, _ in self.named_parameters()}
 
     def set_frequencies(self, counts: Tensor) -> None:
         """Order the vocabulary by counts (v,) in the training data; ties go to the lower token."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kmixer.config import Positive, StrictConfig
 from kmixer.layers import K0, K1, K2, K2State
+from kmixer.layers.roles import LOGIT, Role
 from kmixer.models.mixers.k2 import BaseKernelConfig, DecayConfig, build_base_kernel, decay_options
 from kmixer.models.stack_config import StackConfig
 
@@ -84,6 +85,9 @@ class KStack(nn.Module):
         )
         self.last = K1(config.width, mlp_dropout=dropout.mlp)
         self.read_out = K0(config.width)
+
+    def roles(self) -> dict[str, Role]:
+        return {} if self.eta_logit is None else {"eta_logit": LOGIT}
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of layer once, for every layer of it, batch size and length."""

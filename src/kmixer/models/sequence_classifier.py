@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kmixer.config import Positive
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.roles import TABLE, VECTOR, Role
 from kmixer.models.flops import operations
 from kmixer.models.mixers.choice import both_ways
 from kmixer.models.mixers.cost import linear_operations
@@ -80,6 +81,10 @@ class SequenceClassifier(nn.Module):
         self.stack = Transformer(config, causal=config.causal)
         self.norm = build_norm(config)
         self.head = linear(config.width, config.classes)
+
+    def roles(self) -> dict[str, Role]:
+        token = {} if self.class_token is None else {"class_token": VECTOR}
+        return {"positions": TABLE, "head.weight": TABLE, **token}
 
     def forward(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b k"]:
         lengths = self._checked_lengths(tokens)

@@ -21,6 +21,7 @@ from kmixer.config import Positive
 from kmixer.errors import InputError
 from kmixer.layers import FeedForward, SquaredReluFeedForward
 from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, UnweightedRMSNorm
+from kmixer.layers.roles import LOGIT, Role
 from kmixer.layers.rotary import check_heads
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixersConfig, build_mixer
@@ -142,6 +143,9 @@ class Transformer(nn.Module):
         for table in self.value_embeddings.values():
             assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=INITIAL_STD)
+
+    def roles(self) -> dict[str, Role]:
+        return {} if self.stream_scale is None else {"stream_scale": LOGIT, "input_scale": LOGIT}
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of block once, for every block of it, batch size and length."""

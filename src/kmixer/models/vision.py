@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kmixer.config import Positive, Probability
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.roles import TABLE, VECTOR, Role
 from kmixer.layers.rotary import check_heads
 from kmixer.models.flops import operations
 from kmixer.models.mixers.card import Place
@@ -115,6 +116,9 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config, layer) for layer in range(config.layers))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head = linear(config.width, config.classes)
+
+    def roles(self) -> dict[str, Role]:
+        return {"patches.weight": TABLE, "positions": TABLE, "class_token": VECTOR, "head.weight": TABLE}
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         config, side = self.config, self.config.patch_size
