@@ -21,7 +21,7 @@ from kmixer.errors import InputError
 from kmixer.layers.rotary import check_heads
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.registry import BASELINE, CARDS
-from kmixer.models.transformer import Block, TransformerConfig
+from kmixer.models.transformer import TransformerConfig, build_block
 
 # Largest difference from the definition in float64 that a way may show before it is timed.
 TOLERANCE = 1e-4
@@ -152,7 +152,7 @@ def _blocks(mixers: list[str], shape: Shape, repeats: int) -> list[dict[str, Any
     for mixer in mixers:
         windows = {} if _place(mixer, shape).window is None else {"windows": "S", "window": shape.window}
         values = {"width": shape.width, "layers": 1, "heads": shape.heads, "mixers": [mixer], "blocks": "nanochat"}
-        block = Block(TransformerConfig.parse(values | windows, source="bench"), 0)
+        block = build_block(TransformerConfig.parse(values | windows, source="bench"), 0)
         blocks[mixer] = block
         caches.append(CARDS[mixer].state_numbers(block.mixer)[0])
     rows = _modules("block", blocks, shape, repeats)

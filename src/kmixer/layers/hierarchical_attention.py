@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
-from kmixer.layers.feed_forward import linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, merge_heads, split_heads
+from kmixer.layers.linear import linear
 from kmixer.layers.measured import LevelScores
 from kmixer.layers.roles import LOGIT, TABLE, TRANSPOSED_MATRIX, Matrix, Role
 from kmixer.layers.rotary import check_heads, rotation

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
-from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
+from kmixer.layers.linear import linear
+from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.roles import Matrix, Role
 from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.attention.softmax import softmax_attention

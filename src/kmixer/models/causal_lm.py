@@ -9,12 +9,13 @@ from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.layers.roles import EMBEDDING, Role
 from kmixer.models.heads import build_head
 from kmixer.models.k_stack import KStack, ModelConfig
 from kmixer.models.transformer import Transformer, TransformerConfig, build_norm
 from kmixer.ops.fused import dropout
+from kmixer.state import State
 
 
 def kind_of(values: Any) -> str:
@@ -30,7 +31,7 @@ LanguageModelConfig = Annotated[
 class Output(NamedTuple):
     """What a model returns: logits (b, t, v), or losses (b, t) in nats where targets were given."""
 
-    state: Any  # of the stack: a tree of tuples and tensors, see KStack and Transformer
+    state: State  # of the stack, see KStack and Transformer
     logits: Tensor | None = None
     losses: Tensor | None = None
 
@@ -65,14 +66,14 @@ class CausalLM(nn.Module):
         """Let torch.compile translate each kind of layer once."""
         self.stack.compile_layers(backend)
 
-    def initial_state(self, batch_size: int) -> Any:
+    def initial_state(self, batch_size: int) -> State:
         """The state before the first token of `batch_size` sequences."""
         return self.stack.initial_state(batch_size)
 
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
-        state: Any = None,
+        state: State = None,
         targets: Int[Tensor, "b t"] | None = None,
     ) -> Output:
         """Logits of the next token at every position, and the state after the last.
@@ -87,10 +88,7 @@ class CausalLM(nn.Module):
         embedded = self.from_embedding(self.embedding(tokens))
         if self.training:
             embedded = dropout(embedded, self.config.dropout.embedding)
-        if isinstance(self.stack, Transformer):
-            hidden, state = self.stack(embedded, state, tokens)
-        else:
-            hidden, state = self.stack(embedded, state)
+        hidden, state = self.stack(embedded, state, tokens)
         hidden = self.norm(hidden)
         if targets is None:
             return Output(state, logits=self.head(hidden, self.embedding.weight))
@@ -100,12 +98,14 @@ class CausalLM(nn.Module):
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Number of parameters of each part that has any; a shared tensor counts once, where it is owned.
 
-    Parts are the direct children of the model and, where there are blocks, those of a block, all blocks together.
+    Parts are the direct children of the model and, where all blocks are alike, those of a block, all blocks together.
     """
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         path = name.split(".")
-        if "blocks" in path:
+        if isinstance(getattr(model, path[0]), KStack):
+            path = path[:1]
+        elif "blocks" in path:
             path = [*path[: path.index("blocks")], path[path.index("blocks") + 2]]
         elif isinstance(getattr(model, path[0]), Transformer):
             path = path[:2]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kmixer.config import Positive
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.layers.roles import TABLE, VECTOR, Role
 from kmixer.models.flops import operations
 from kmixer.models.mixers.choice import both_ways
