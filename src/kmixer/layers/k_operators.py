@@ -199,7 +199,7 @@ class K2Mixer(nn.Module):
 
     def learned(self) -> dict[str, Any]:
         """Decays, their weights, and where there is a base kernel the gate on it."""
-        gate = {} if self.gate_logit is None else {"gate": float(torch.sigmoid(self.gate_logit))}
+        gate = {} if self.gate_logit is None else {"gate": torch.sigmoid(self.gate_logit).item()}
         return {"decay": self.decay().tolist(), "alpha": self.alpha().reshape(-1).tolist(), **gate}
 
     def initial_state(self, batch_size: int, base_kernel: BaseKernel | None = None) -> K2State:
