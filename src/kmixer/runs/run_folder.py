@@ -233,7 +233,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of the checkout this package runs from; None where it was installed from elsewhere."""
-    package = Path(kmixer.__file__).parent
+    package = Path(__file__).parents[1]
     root = package.parent.parent
     if not (root / ".git").exists() or package.parent.name != "src" or shutil.which("git") is None:
         return None
