@@ -17,6 +17,7 @@ from kmixer.layers.roles import roles_of
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixerName, MixersConfig, build_mixer
 from kmixer.models.mixers.registry import CARDS
+from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_layer, one_at_a_time
 
 WIDTH = 12
 Form = tuple[MixerName, dict[str, Any], dict[str, Any]]
@@ -71,23 +72,12 @@ def test_a_configuration_names_the_mixers_of_the_registry_and_holds_settings_of_
 @given(st.integers(1, 40), st.data())
 def test_any_split_gives_the_whole(form: Any, t: int, data: st.DataObject) -> None:
     mixer, x = make_mixer(form), inputs(t)
-    whole, final = mixer(x)
-    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=4)))
-    state, pieces = mixer.initial_state(2), []
-    for start, stop in zip([0, *cuts], [*cuts, t], strict=True):
-        y, state = mixer(x[:, start:stop], state)
-        pieces.append(y)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(state, final, rtol=1e-9, atol=1e-9)
+    assert_a_split_gives_the_whole(of_layer(mixer, x), t, draw_cuts(data, t), start=mixer.initial_state(2))
 
 
 @forms
 def test_one_at_a_time_gives_the_whole(form: Any) -> None:
-    mixer, x = make_mixer(form), inputs(30)
-    whole, state = mixer(x)[0], None
-    for t in range(30):
-        y, state = mixer(x[:, t : t + 1], state)
-        torch.testing.assert_close(y, whole[:, t : t + 1], rtol=1e-9, atol=1e-9)
+    assert_a_split_gives_the_whole(of_layer(make_mixer(form), inputs(30)), 30, one_at_a_time(30))
 
 
 @forms
