@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from kmixer.layers import BaseKernel, block, k_operators
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig, heads
-from kmixer.models.config import SequenceClassifierConfig
-from kmixer.models.sequence_classifier import SequenceClassifier
+from kmixer.models.sequence_classifier import SequenceClassifier, SequenceClassifierConfig
 from kmixer.models.vision import VisionConfig, VisionTransformer
 from tests.models.unknown_parts import WAYS, Way, by_a_hook, by_a_wrapper
 

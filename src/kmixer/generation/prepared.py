@@ -17,9 +17,8 @@ from kmixer import native
 from kmixer.layers import K0, K1, K2, BlockState, FeedForward, K2State
 from kmixer.layers.norms import NORM_EPS
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.config import ModelConfig
 from kmixer.models.heads import GeluHead, LinearHead
-from kmixer.models.k_stack import KStack, KStackState
+from kmixer.models.k_stack import KStack, KStackState, ModelConfig
 from kmixer.state import State
 
 LANES = 16  # kPadding in native/common.h

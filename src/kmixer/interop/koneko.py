@@ -19,7 +19,7 @@ from kmixer.data.token_files import prepare_dataset
 from kmixer.data.tokenizers import ByteTokenizer, Tokenizer
 from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.config import ModelConfig
+from kmixer.models.k_stack import ModelConfig
 from kmixer.models.model_folder import put_weights, save_config, save_weights
 from kmixer.runs.recipe import Recipe
 from kmixer.runs.run_folder import UNKNOWN, RunFolder

@@ -18,6 +18,7 @@ from kmixer.layers.exactly import exactly
 from kmixer.layers.feed_forward import FeedForward
 from kmixer.layers.linear import linear
 from kmixer.layers.norms import NORM_EPS, RMSNorm
+from kmixer.layers.roles import BIAS, LOGIT, TRANSPOSED_MATRIX, VECTOR, Role
 from kmixer.ops.base_kernel import State as BaseKernelState
 from kmixer.ops.decay.recurrence import Backend, decayed_linear_attention
 from kmixer.ops.fused import normalize, scaled_norm_add, silu_gate
@@ -93,6 +94,9 @@ class K0(nn.Module):
         self.norm = RMSNorm(width)
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
+
+    def roles(self) -> dict[str, Role]:
+        return {"gain": VECTOR, "bias": BIAS}
 
     def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         if exactly(self.norm, RMSNorm):
@@ -188,6 +192,16 @@ class K2Mixer(nn.Module):
         """Weights of the decay path: (r,), or () for one a layer."""
         return self.alpha_cap * torch.sigmoid(self.alpha_logit)
 
+    def roles(self) -> dict[str, Role]:
+        logits = ("decay_logit", "alpha_logit", "gate_logit", "copy_gate_logit")
+        roles = {name: LOGIT for name in logits if getattr(self, name) is not None}
+        return {"query": TRANSPOSED_MATRIX, "key": TRANSPOSED_MATRIX, **roles}
+
+    def learned(self) -> dict[str, Any]:
+        """Decays, their weights, and where there is a base kernel the gate on it."""
+        gate = {} if self.gate_logit is None else {"gate": torch.sigmoid(self.gate_logit).item()}
+        return {"decay": self.decay().tolist(), "alpha": self.alpha().reshape(-1).tolist(), **gate}
+
     def initial_state(self, batch_size: int, base_kernel: BaseKernel | None = None) -> K2State:
         """The state before the first position; `base_kernel` as in `forward`."""
         kernel = self._kernel(base_kernel)
@@ -242,6 +256,12 @@ class K2Mixer(nn.Module):
         assert self.gate_logit is not None
         base, base_state = kernel(x, None if state is None else state.base, torch.sigmoid(self.gate_logit))
         return y, base, K2State(decay_state, base_state)
+
+    @torch.no_grad()
+    def branch_energies(self, x: Tensor, state: Any = None, *extra: Any) -> tuple[float, float] | None:
+        """Sums of squares of the gated base kernel and of the decay path; None without a base kernel."""
+        decay, base, _ = self.branches(x, state, *extra)
+        return None if base is None else (float(base.double().square().sum()), float(decay.double().square().sum()))
 
     def _kernel(self, shared: BaseKernel | None) -> BaseKernel | None:
         expects_shared = self.gate_logit is not None and self.base_kernel is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kmixer.layers.roles import Role, linear_roles
 from kmixer.ops.linear import linear_map
 
 INITIAL_STD = 0.02
@@ -12,6 +13,9 @@ INITIAL_STD = 0.02
 
 class Linear(nn.Linear):
     """torch's linear layer, on a CPU by the compiled kernel."""
+
+    def roles(self) -> dict[str, Role]:
+        return linear_roles(self)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... m"]:
         return linear_map(x, self.weight, self.bias)

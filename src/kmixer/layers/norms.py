@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kmixer.layers.roles import NORM, Role
 from kmixer.ops.fused import keep_and_rms_norm, rms_norm
 
 NORM_EPS = 1e-8
@@ -17,6 +18,9 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+
+    def roles(self) -> dict[str, Role]:
+        return {"weight": NORM}
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return rms_norm(x, self.weight, NORM_EPS)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from jaxtyping import Int
+from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.linear import INITIAL_STD, linear
-from kmixer.models.config import LanguageModelConfig, ModelConfig
+from kmixer.layers.roles import EMBEDDING, Role
 from kmixer.models.heads import build_head
-from kmixer.models.k_stack import KStack
-from kmixer.models.transformer import Transformer, build_norm
+from kmixer.models.k_stack import KStack, ModelConfig
+from kmixer.models.transformer import Transformer, TransformerConfig, build_norm
 from kmixer.ops.fused import dropout
 from kmixer.state import State
+
+
+def kind_of(values: Any) -> str:
+    """Which configuration nested values are of."""
+    return str(values.get("kind", "k-stack") if isinstance(values, dict) else getattr(values, "kind", "k-stack"))
+
+
+LanguageModelConfig = Annotated[
+    Annotated[ModelConfig, Tag("k-stack")] | Annotated[TransformerConfig, Tag("transformer")], Discriminator(kind_of)
+]
 
 
 class Output(NamedTuple):
@@ -46,7 +57,10 @@ class CausalLM(nn.Module):
             KStack(config) if isinstance(config, ModelConfig) else Transformer(config, vocabulary_size)
         )
         self.norm = build_norm(config)
-        self.head = build_head(config, vocabulary_size)
+        self.head = build_head(config.head, config.width, embedding_width, vocabulary_size)
+
+    def roles(self) -> dict[str, Role]:
+        return {f"from_embedding.{name}": EMBEDDING for name, _ in self.from_embedding.named_parameters()}
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of layer once."""

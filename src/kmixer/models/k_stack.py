@@ -4,18 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
+from kmixer.config import Positive, StrictConfig
 from kmixer.layers import K0, K1, K2, BaseKernel
 from kmixer.layers.block import BlockState
-from kmixer.models.config import ModelConfig
-from kmixer.models.mixers.registry import build_base_kernel, decay_options
+from kmixer.layers.roles import LOGIT, Role
+from kmixer.models.mixers.k2 import BaseKernelConfig, DecayConfig, build_base_kernel, decay_options
+from kmixer.models.stack_config import StackConfig
 
 # For every refinement pass, the state of every block, both K1 among them.
 KStackState = tuple[tuple[BlockState, ...], ...]
+
+
+class RefinementConfig(StrictConfig):
+    """The equilibrium loop h <- h + eta (KStack(h) - h)."""
+
+    steps: Annotated[int, Field(ge=0)] = 1  # 0 is one plain pass; eta stays a parameter, unused
+    initial_eta: Annotated[float, Field(gt=0, lt=1)] = 0.3
+
+
+class ModelConfig(StackConfig):
+    """K1 -> K2 x layers -> K1 -> K0 between an embedding and a head."""
+
+    kind: Literal["k-stack"] = "k-stack"
+    rank: Positive  # r
+    base_kernel: BaseKernelConfig = BaseKernelConfig()
+    decay: DecayConfig = DecayConfig()
+    refinement: RefinementConfig | None = None  # None has no eta
+    output_gate: bool = False  # a gate on what every K2 mixes, by SiLU of a linear map
+    copy_gate: bool = False  # hold the unused gate of the author's copy branch in every K2
+
+    @property
+    def max_positions(self) -> int | None:
+        return self.base_kernel.size if self.base_kernel.kind in ("dense", "low_rank") else None
+
+    @property
+    def limited_by(self) -> str:
+        return f"the {self.base_kernel.kind} base kernel"
 
 
 class KStack(nn.Module):
@@ -55,6 +86,9 @@ class KStack(nn.Module):
         )
         self.last = K1(config.width, mlp_dropout=dropout.mlp)
         self.read_out = K0(config.width)
+
+    def roles(self) -> dict[str, Role]:
+        return {} if self.eta_logit is None else {"eta_logit": LOGIT}
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of layer once, for every layer of it, batch size and length."""

@@ -15,9 +15,11 @@ from kmixer.config import StrictConfig
 from kmixer.data.tokenizers import Tokenizer, tokenizer_from_json
 from kmixer.errors import InputError
 from kmixer.files import read_json, write_json
-from kmixer.models.causal_lm import CausalLM
+from kmixer.models.causal_lm import CausalLM, kind_of
 from kmixer.models.classifiers import Classifier, build_classifier
-from kmixer.models.config import ModelConfig, SequenceClassifierConfig, TransformerConfig, kind_of
+from kmixer.models.k_stack import ModelConfig
+from kmixer.models.sequence_classifier import SequenceClassifierConfig
+from kmixer.models.transformer import TransformerConfig
 from kmixer.models.vision import VisionConfig
 from kmixer.models.weight_names import FORMAT, current_names
 from kmixer.tensor_files import load_tensors, save_tensors

@@ -8,20 +8,82 @@ of blocks, the windows and the value embeddings.
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from kmixer.config import Positive
 from kmixer.errors import InputError
 from kmixer.layers import FeedForward, SquaredReluFeedForward
 from kmixer.layers.block import Block, BlockState
 from kmixer.layers.linear import INITIAL_STD
 from kmixer.layers.norms import RMSNorm, UnweightedRMSNorm
-from kmixer.models.config import BlocksConfig, LayersConfig
-from kmixer.models.mixers.registry import Place, build_mixer
+from kmixer.layers.roles import LOGIT, Role
+from kmixer.layers.rotary import check_heads
+from kmixer.models.mixers.card import Place
+from kmixer.models.mixers.choice import MixersConfig, build_mixer
+from kmixer.models.stack_config import LayersConfig, StackConfig
 
 # One state a block.
 TransformerState = tuple[BlockState, ...]
+
+# Hidden widths are multiples of this, so that rows fill whole vectors of 8 float32.
+HIDDEN_MULTIPLE = 8
+
+
+class BlocksConfig(MixersConfig, LayersConfig):
+    """Blocks of a mixer and a feed-forward layer.
+
+    Blocks "plain": RMSNorm with weights, GELU feed-forward with biases. Blocks "nanochat": RMSNorm
+    without weights (of the embedding too), relu^2 feed-forward without biases, and two scalars a layer
+    that weigh the stream and the embedding it began with.
+    """
+
+    blocks: Literal["plain", "nanochat"] = "plain"
+    mlp_multiplier: Annotated[float, Field(gt=0)] = 4.0  # hidden width over d, before rounding to a multiple of 8
+    rotary: bool = True  # positions rotate the keys of attention
+    windows: Annotated[str, Field(pattern="^[SL]+$")] = "L"  # of the layers in turn, repeated: short, or the whole past
+    window: Positive | None = None  # positions that a short layer sees
+    window_inclusive: bool = False  # not counting the position itself
+    value_embeddings: bool = False  # every second layer that can, the last included, adds one a token to its values
+
+    @model_validator(mode="after")
+    def _fits(self) -> BlocksConfig:
+        if self.has_heads:
+            check_heads(self.width, self.heads, rotary=self.rotary)
+        if ("S" in self.windows) != (self.window is not None):
+            raise ValueError(f"windows {self.windows!r} with window {self.window}; S layers need one, and only they do")
+        for layer in range(self.layers):
+            if self.window_of(layer) is not None and not self.card_of(layer).has_window:
+                raise ValueError(f"windows: layer {layer} is short, and its mixer {self.mixer_of(layer)} has no window")
+        return self
+
+    def window_of(self, layer: int) -> int | None:
+        """How many positions layer 0, 1, ... sees; None is the whole past."""
+        return self.window if self.windows[layer % len(self.windows)] == "S" else None
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether layer 0, 1, ... adds value embeddings."""
+        second = layer % 2 == (self.layers - 1) % 2
+        return self.value_embeddings and second and self.card_of(layer).takes_value_embeddings
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden units of a feed-forward layer."""
+        return HIDDEN_MULTIPLE * max(1, round(self.mlp_multiplier * self.width / HIDDEN_MULTIPLE))
+
+
+class TransformerConfig(BlocksConfig, StackConfig):
+    """Blocks between an embedding and a head: a language model."""
+
+    kind: Literal["transformer"] = "transformer"
+
+    @property
+    def state_grows(self) -> bool:
+        return any(self.card_of(layer).state_grows and self.window_of(layer) is None for layer in range(self.layers))
 
 
 class Transformer(nn.Module):
@@ -52,6 +114,9 @@ class Transformer(nn.Module):
         for table in self.value_embeddings.values():
             assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=INITIAL_STD)
+
+    def roles(self) -> dict[str, Role]:
+        return {} if self.stream_scale is None else {"stream_scale": LOGIT, "input_scale": LOGIT}
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of block once, for every block of it, batch size and length."""

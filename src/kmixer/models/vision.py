@@ -16,14 +16,17 @@ from jaxtyping import Float, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from kmixer.config import Positive, Probability
 from kmixer.errors import InputError
 from kmixer.layers.block import Block
 from kmixer.layers.feed_forward import FeedForward
 from kmixer.layers.linear import INITIAL_STD, linear
+from kmixer.layers.roles import TABLE, VECTOR, Role
 from kmixer.layers.rotary import check_heads
-from kmixer.models.config import MixersConfig, Positive, Probability
-from kmixer.models.flops import linear_flops, mixing_flops
-from kmixer.models.mixers.registry import Place, build_mixer
+from kmixer.models.flops import operations
+from kmixer.models.mixers.card import Place
+from kmixer.models.mixers.choice import MixersConfig, both_ways, build_mixer
+from kmixer.models.mixers.cost import linear_operations
 
 LAYER_NORM_EPS = 1e-6
 
@@ -47,8 +50,8 @@ class VisionConfig(MixersConfig):
         check_heads(self.width, self.heads, rotary=False)
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size: got {self.patch_size}; it must divide image_size {self.image_size}")
-        if "k2" in self.mixers:
-            raise ValueError("mixers: k2 mixes with the past only; allowed for images: gaussian, hierarchical, softmax")
+        if self.causal_mixer is not None:
+            raise ValueError(f"mixers: {self.causal_mixer} mixes with the past only; allowed for images: {both_ways()}")
         return self
 
     @property
@@ -79,6 +82,9 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(build_vision_block(config, layer) for layer in range(config.layers))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head = linear(config.width, config.classes)
+
+    def roles(self) -> dict[str, Role]:
+        return {"patches.weight": TABLE, "positions": TABLE, "class_token": VECTOR, "head.weight": TABLE}
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         config, side = self.config, self.config.patch_size
@@ -122,6 +128,5 @@ def build_vision_block(config: VisionConfig, layer: int) -> Block:
 def count_image_flops(model: VisionTransformer) -> float:
     """Operations of the forward pass of one image: matrix products and attention; see `count_flops`."""
     tokens = model.config.tokens
-    patches = (tokens - 1) * linear_flops(model.patches)
-    blocks = tokens * (linear_flops(model.blocks) + mixing_flops(model.blocks, tokens))
-    return patches + blocks + linear_flops(model.head)
+    patches = (tokens - 1) * linear_operations(model.patches)
+    return patches + tokens * operations(model.blocks, tokens) + linear_operations(model.head)

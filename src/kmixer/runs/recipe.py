@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, model_validator
 
-from kmixer.config import StrictConfig
+from kmixer.config import Positive, StrictConfig
 from kmixer.data.config import DataConfig, ImageDataConfig, SequenceDataConfig, TokenizerConfig
 from kmixer.errors import InputError
 from kmixer.files import read_text
-from kmixer.models.config import LanguageModelConfig, Positive, SequenceClassifierConfig
+from kmixer.models.causal_lm import LanguageModelConfig
+from kmixer.models.sequence_classifier import SequenceClassifierConfig
 from kmixer.models.vision import VisionConfig
 
 Protocol = Literal["windows", "stream"]

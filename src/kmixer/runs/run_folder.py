@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 
-import kmixer
 from kmixer.errors import InputError
 from kmixer.files import describe_write_error, lock, read_json, read_text, write_json, write_text
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
 from kmixer.runs.recipe import AnyRecipe, parse_recipe
+from kmixer.version import VERSION
 
 RECIPE, METRICS, ENVIRONMENT, RESULTS, DIVERGED, CHECKPOINT = (
     "recipe.toml",
@@ -209,7 +209,7 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     packages = ("numpy", "safetensors", "sentencepiece", "tokenizers", "pydantic", "accelerate")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "kmixer": kmixer.__version__,
+        "kmixer": VERSION,
         "commit": _commit(),
         "python": platform.python_version(),
         # torch's own word of its version names the build for a CPU or a GPU too.
@@ -233,7 +233,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of the checkout this package runs from; None where it was installed from elsewhere."""
-    package = Path(kmixer.__file__).parent
+    package = Path(__file__).parents[1]
     root = package.parent.parent
     if not (root / ".git").exists() or package.parent.name != "src" or shutil.which("git") is None:
         return None

@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 
 from kmixer.errors import DivergedError, InputError
 from kmixer.files import write_json
-from kmixer.measure.dynamics import norms_by_group
 from kmixer.models.model_folder import Model, load_weights
 from kmixer.runs.recipe import AnyRecipe, ClassificationRecipe, Recipe
 from kmixer.runs.run_folder import DIVERGED, RunFolder
@@ -30,7 +29,7 @@ from kmixer.training.checkpoint import Progress, load_checkpoint, save_checkpoin
 from kmixer.training.classification import open_classification
 from kmixer.training.language import LanguageTask
 from kmixer.training.matmul_precision import fast_exact_matmuls
-from kmixer.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates
+from kmixer.training.optimizers import build_optimizers, learning_rate_factor, norms_by_group, set_learning_rates
 from kmixer.training.results import write_results
 from kmixer.training.task import Measured, Task
 
