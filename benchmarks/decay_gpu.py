@@ -140,7 +140,7 @@ def measure(name: str, t: int, r: int, d: int, arguments: argparse.Namespace, fl
     }
 
 
-def bytes_copied_per_second(flush: torch.Tensor, repeats: int) -> float:
+def bytes_copied_per_second(flush: Tensor, repeats: int) -> float:
     """Bytes read and written in a second by a copy, whose memory is free again when this returns."""
     source, target = (torch.zeros(2**30, dtype=torch.uint8, device="cuda") for _ in range(2))
     return 2 * source.numel() / median_seconds(lambda: target.copy_(source), flush, repeats)
