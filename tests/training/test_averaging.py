@@ -10,7 +10,7 @@ from torch import nn
 
 import kmixer
 from kmixer.layers import HierarchicalAttention
-from kmixer.runs.recipe import Recipe
+from kmixer.runs.recipe import LanguageRecipe
 from kmixer.tensor_files import load_tensors
 from kmixer.training.averaging import WeightAverage
 from kmixer.training.loop import train
@@ -54,7 +54,7 @@ def test_an_averaged_run_with_fixed_weights_resumes(text_file: Path, tmp_path: P
     values["model"] = {"kind": "transformer", "width": 16, "layers": 1, "heads": 2, "mixers": ["hierarchical"]}
     values["model"]["hierarchical"] = hierarchical
     values["training"] |= {"average": 0.9}
-    recipe = Recipe.parse(values, source="test")
+    recipe = LanguageRecipe.parse(values, source="test")
     train(recipe, tmp_path / "whole")
     with pytest.raises(CrashError):
         train(recipe, tmp_path / "broken", reporter=StopAfter(5))
@@ -67,9 +67,9 @@ def test_an_averaged_run_with_fixed_weights_resumes(text_file: Path, tmp_path: P
 def test_a_run_keeps_the_average_and_trains_the_weights(text_file: Path, tmp_path: Path) -> None:
     values = tiny_recipe_values(text_file)
     values["training"] |= {"average": 0.9, "evaluate_every": 8}
-    averaged = train(Recipe.parse(values, source="test"), tmp_path / "averaged")
+    averaged = train(LanguageRecipe.parse(values, source="test"), tmp_path / "averaged")
     del values["training"]["average"]
-    train(Recipe.parse(values, source="test"), tmp_path / "plain")
+    train(LanguageRecipe.parse(values, source="test"), tmp_path / "plain")
     saved = [load_tensors(tmp_path / name / "checkpoints/last.safetensors")[0] for name in ("averaged", "plain")]
     name = "stack.first.mixing.weight"
     assert torch.equal(saved[0][f"model/{name}"], saved[1][f"model/{name}"])

@@ -11,6 +11,7 @@ import torch
 from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
+import kmixer
 from kmixer.config import StrictConfig
 from kmixer.data.tokenizers import Tokenizer, tokenizer_from_json
 from kmixer.errors import InputError
@@ -22,6 +23,7 @@ from kmixer.models.vision import VisionConfig
 from kmixer.tensor_files import load_tensors, save_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+PACKAGED = Path(kmixer.__file__).parent / "pretrained"
 
 
 Model = CausalLM | Classifier
@@ -61,6 +63,33 @@ def save_weights(folder: Path, model: Model, tokenizer: Tokenizer | None, about:
     save_tensors(folder / WEIGHTS, model.state_dict(), metadata)
 
 
+def packaged_models() -> list[str]:
+    """Names of the trained models inside the package."""
+    return sorted(path.parent.name for path in PACKAGED.glob(f"*/{CONFIG}"))
+
+
+def find_model_folder(path: str | Path) -> Path:
+    """A run folder or a model folder, or that of a packaged model by name. Raises InputError where there is none."""
+    folder = Path(path)
+    if str(path) in packaged_models() and not folder.exists():
+        folder = PACKAGED / str(path)
+    if not (folder / CONFIG).is_file():
+        names = ", ".join(packaged_models())
+        known = f", nor one of the packaged models: {names}" if names else ""
+        raise InputError(f"{folder} is not a run or model folder ({CONFIG} is missing){known}")
+    return folder
+
+
+def check_finite(tensors: dict[str, Tensor], source: str) -> None:
+    """Raises InputError naming the first tensor that holds a NaN or an infinity: such weights are of no use."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputError(
+                f"{source}: tensor {name} holds numbers that are not finite; the model diverged or the file is "
+                "damaged: take other weights"
+            )
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder."""
     return tokenizer_from_json(read_json(folder / TOKENIZER), str(folder / TOKENIZER))
@@ -81,6 +110,7 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tokenizer = _digest(read_json(folder / TOKENIZER)) if config.vocabulary_size is not None else None
     if metadata.get("tokenizer_sha256") != tokenizer:
         raise InputError(f"{folder / TOKENIZER} was changed: the weights beside it belong to another tokenizer")
+    check_finite(tensors, str(folder / WEIGHTS))
     return tensors, metadata["about"]
 
 
@@ -89,7 +119,7 @@ def _digest(value: Any) -> str:
 
 
 def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Give a model its weights. Raises InputError naming the first tensor that does not fit."""
+    """Give a model its weights. Raises InputError naming the first tensor that does not fit or is not finite."""
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
@@ -99,6 +129,7 @@ def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> No
         if tensors[name].shape != expected[name].shape:
             given, needed = tuple(tensors[name].shape), tuple(expected[name].shape)
             raise InputError(f"{source}: tensor {name} has shape {given}; this model needs {needed}")
+    check_finite(tensors, source)
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
