@@ -180,7 +180,7 @@ def test_converting_over_a_run(finished: Path, text_file: Path, tmp_path: Path) 
 
 
 def test_a_kill_while_another_is_being_recovered(finished: Path, text_file: Path, tmp_path: Path) -> None:
-    """The replacement itself, killed at every point, and its recovery killed at every point again."""
+    """The replacement itself, killed at every point, and its recovery at every third again."""
     old, replacing = own(finished / "run"), recipe_of(text_file, 0.02)
     ready, torn, work = (tmp_path / name for name in ("ready", "torn", "work"))
     run = again(finished, ready)
@@ -206,7 +206,7 @@ def test_a_kill_while_another_is_being_recovered(finished: Path, text_file: Path
         killed = dies_at(first, publish, lambda: check_mine(work))
         shutil.rmtree(torn, ignore_errors=True)
         shutil.copytree(work, torn)
-        for second in itertools.count():
+        for second in itertools.count(first % 3, 3):
             again(torn, work)
             died = dies_at(second, recover, lambda: check_mine(work))
             recover()
