@@ -36,11 +36,27 @@ def mark_of(content: bytes) -> dict[str, Any]:
 
 def sealed(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     """results.json as it is written: with the run it belongs to, and the sha256 of itself and of every other file."""
-    names = (RECIPE, CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, CHECKPOINT)
+    names = (CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, CHECKPOINT)
     digests = {name: _digest(run, name) for name in names if (run / name).is_file()}
     whole = {key: value for key, value in results.items() if key != OWN_DIGEST}
     whole |= {RUN: identity(run), FILE_DIGESTS: digests}
     return whole | {OWN_DIGEST: _digest_of(whole)}
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """results.json, checked against its own sha256; empty where there is none. Raises InputError for anything else."""
+    path = run / RESULTS
+    if not path.is_file():
+        return {}
+    results = read_json(path)
+    if not isinstance(results, dict) or not isinstance(results.get("best"), dict) or "seed" not in results:
+        raise InputError(f"{path} holds no results of a run; restore it from a copy")
+    if RUN not in results and OWN_DIGEST not in results:
+        return results
+    whole = {key: value for key, value in results.items() if key != OWN_DIGEST}
+    if results.get(OWN_DIGEST) != _digest_of(whole) or not isinstance(results.get(FILE_DIGESTS), dict):
+        raise _changed(run, RESULTS)
+    return results
 
 
 def check_files(run: Path, *names: str) -> None:
@@ -49,7 +65,9 @@ def check_files(run: Path, *names: str) -> None:
     Tensors are not read: whoever loads a file of weights checks it against its own header, which is checked here.
     """
     names = tuple(name for name in names if (run / name).is_file() or name == METRICS)
-    claims = {name: _claim(run, name) for name in dict.fromkeys((ENVIRONMENT, *names)) if _claims(run, name)}
+    results = read_results(run)
+    judges = (ENVIRONMENT, RESULTS, *names, *((CHECKPOINT,) if METRICS in names and not results else ()))
+    claims = {name: _claim(run, name) for name in dict.fromkeys(judges) if _claims(run, name)}
     known = identity(run)
     carried = {name: claim for name, claim in claims.items() if claim is not None}
     if carried and known not in carried.values():
@@ -58,7 +76,6 @@ def check_files(run: Path, *names: str) -> None:
         # Where the environment does not carry it, the run began before files did.
         if claim != known and (claim is not None or claims.get(ENVIRONMENT) is not None):
             raise _changed(run, name)
-    results = _read_sealed(run)
     for name, digest in results.get(FILE_DIGESTS, {}).items():
         if name not in names:
             continue
@@ -103,7 +120,7 @@ def _claim(run: Path, name: str) -> str | None:
         about = read_header(run / name)[0].get("about")
         claim = about.get(RUN) if isinstance(about, dict) else None
     elif name == RESULTS:
-        claim = _read_sealed(run).get(RUN)
+        claim = read_results(run).get(RUN)
     else:
         claim = _read_object(run / name).get(RUN)
     return claim if isinstance(claim, str) and claim else None
@@ -116,24 +133,10 @@ def _read_checkpoint(run: Path) -> dict[str, Any]:
     return metadata
 
 
-def _read_sealed(run: Path) -> dict[str, Any]:
-    """results.json, checked against its own sha256; empty where there is none."""
-    if not (run / RESULTS).is_file():
-        return {}
-    results = _read_object(run / RESULTS)
-    if RUN not in results and OWN_DIGEST not in results:
-        return results
-    whole = {key: value for key, value in results.items() if key != OWN_DIGEST}
-    if results.get(OWN_DIGEST) != _digest_of(whole) or not isinstance(results.get(FILE_DIGESTS), dict):
-        raise _changed(run, RESULTS)
-    return results
-
-
 def _read_object(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
-        what = "results of a run" if path.name == RESULTS else "group of keys"
-        raise InputError(f"{path} holds no {what}; restore it from a copy")
+        raise InputError(f"{path} holds no group of keys; restore it from a copy")
     return value
 
 

@@ -200,14 +200,8 @@ class RunFolder:
 
         Raises InputError where it is something else, or was changed.
         """
-        path = self.path / RESULTS
-        if not path.is_file():
-            return None
-        found = read_json(path)
-        if not isinstance(found, dict) or not isinstance(found.get("best"), dict) or "seed" not in found:
-            raise InputError(f"{path} holds no results of a run; restore it from a copy")
         self.check_files(RESULTS)
-        return found
+        return integrity.read_results(self.path) or None
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write results.json, which seals the run: it holds the sha256 of every other file."""
