@@ -187,8 +187,8 @@ def test_a_run_in_a_folder_that_cannot_be_written_stays(
     recipe, run = make_recipe(text_file), tmp_path / "run"
     train(recipe, run)
     before = snapshot(tmp_path)
+    access = os.access
     for folder in (run, run / "checkpoints"):
-        access = os.access
         with monkeypatch.context() as patch:  # root may write anything
             patch.setattr(os, "access", lambda path, mode, f=folder: Path(path) != f and access(path, mode))
             with pytest.raises(InputError, match=f"cannot write {folder}: Permission denied"):
