@@ -75,6 +75,8 @@ def test_weights_of_another_seed(state: str, text_file: Path, other: Path, reque
     shutil.copy(other / "model.safetensors", run / "model.safetensors")
     message = rf"model\.safetensors {CHANGED}; restore it from a copy"
     assert_noticed(run, text_file, message, "generate", "eval", "analyze", "pack", "resume")
+    if state == "run":
+        assert_noticed(run, text_file, message, "compare", "report")
 
 
 @pytest.mark.parametrize("state", ["run", "begun"])

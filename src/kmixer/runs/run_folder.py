@@ -10,6 +10,8 @@ results.json              when the run has ended: losses of the best and of the 
                           the sha256 of every other file
 diverged.json             instead of it, when a loss or gradient was not finite: at which step
 checkpoints/last.safetensors    weights and optimiser state of the last checkpoint
+
+Files are checked where they are read (kmixer.runs.integrity); a run is made whole, by one process (publishing).
 """
 
 from __future__ import annotations
@@ -172,7 +174,7 @@ class RunFolder:
 
     def check_recipe(self, recipe: AnyRecipe, but_for: tuple[str, ...] = ()) -> None:
         """Raises InputError naming the keys, but for these, in which a run's recipe differs from this one."""
-        ours, theirs = self.read_recipe().by_key(), recipe.by_key()
+        ours, theirs = (read.with_whole_path().by_key() for read in (self.read_recipe(), recipe))
         keys = (ours.keys() | theirs.keys()) - {"description", *but_for}
         changed = [key for key in sorted(keys) if ours.get(key) != theirs.get(key)]
         if changed:
@@ -198,9 +200,9 @@ class RunFolder:
     def results(self) -> dict[str, Any] | None:
         """results.json, which is there once the run has ended.
 
-        Raises InputError where it is something else, or was changed.
+        Raises InputError where it is something else, or a file of the run was changed.
         """
-        self.check_files(RESULTS)
+        self.check_files()
         return integrity.read_results(self.path) or None
 
     def write_results(self, results: dict[str, Any]) -> None:

@@ -65,7 +65,8 @@ def train(
     processes = open_processes(cpu=cpu, unused_parameters=recipe.leaves_parameters_unused)
     place = RunFolder(out)
     if resume:
-        recipe = _with_data_of(place, recipe, corpus)
+        with processes.main_first():
+            recipe = _with_data_of(place, recipe, corpus)
     else:
         recipe = recipe if corpus is None else recipe.with_data_at(corpus)
         recipe.check_schedule()
