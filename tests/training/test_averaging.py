@@ -15,7 +15,7 @@ from kmixer.tensor_files import load_tensors
 from kmixer.training.averaging import WeightAverage
 from kmixer.training.loop import train
 from tests.conftest import tiny_recipe_values
-from tests.training.test_classification import CrashError, StopAfter
+from tests.training.test_loop import CrashError, InterruptAfter, StopAfter
 
 
 def test_the_average_is_its_recursion() -> None:
@@ -59,6 +59,7 @@ def test_an_averaged_run_with_fixed_weights_resumes(text_file: Path, tmp_path: P
     with pytest.raises(CrashError):
         train(recipe, tmp_path / "broken", reporter=StopAfter(5))
     train(recipe, tmp_path / "broken", resume=True)
+    assert not train(recipe, tmp_path / "stopped", reporter=InterruptAfter(5)).finished  # and has not diverged
     whole, broken = (kmixer.load(tmp_path / name).state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
     assert not any(bool(tensor.isnan().any()) for tensor in whole.values())

@@ -16,7 +16,7 @@ import torch
 
 import kmixer
 from kmixer.data.token_files import prepare_dataset
-from kmixer.errors import DivergedError, InputError
+from kmixer.errors import DivergedError
 from kmixer.measure.evaluation import evaluate, loss_by_position
 from kmixer.runs.recipe import LanguageRecipe
 from kmixer.runs.run_folder import RunFolder
@@ -268,11 +268,3 @@ def test_an_evaluation_counts_every_position_once(text_file: Path, tmp_path: Pat
     means = [sum(by_position[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     assert window.stretches == pytest.approx(means, abs=1e-10)
     assert stream.stretches is None
-
-
-def test_batches_that_cannot_be_shared_are_named(text_file: Path, tmp_path: Path) -> None:
-    from kmixer.training.distributed import check_sharing
-
-    recipe = make_recipe(text_file)
-    with pytest.raises(InputError, match="batch_size 4 cannot be shared evenly by 3 processes"):
-        check_sharing(recipe, 3)

@@ -14,7 +14,7 @@ from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 from kmixer.training.language import LanguageTask
 from kmixer.training.loop import train
 from kmixer.training.optimizers import author_group, build_optimizers, is_stack_matrix
-from tests.training.test_classification import CrashError, StopAfter
+from tests.training.test_loop import CrashError, StopAfter
 
 
 @pytest.fixture

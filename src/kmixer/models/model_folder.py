@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,10 +81,15 @@ def find_model_folder(path: str | Path) -> Path:
     return folder
 
 
-def check_finite(tensors: dict[str, Tensor], source: str) -> None:
-    """Raises InputError naming the first tensor that holds a NaN or an infinity: such weights are of no use."""
+def check_numbers(tensors: dict[str, Tensor], source: str, *, finite: Container[str] = ()) -> None:
+    """Raises InputError naming the first tensor that holds a NaN, or, of those named, an infinity.
+
+    A weight that is fixed may be infinite: the logit of a level that is left out.
+    """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point():
+            continue
+        if not bool(tensor.isfinite().all() if name in finite else not tensor.isnan().any()):
             raise InputError(
                 f"{source}: tensor {name} holds numbers that are not finite; the model diverged or the file is "
                 "damaged: take other weights"
@@ -110,7 +116,7 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tokenizer = _digest(read_json(folder / TOKENIZER)) if config.vocabulary_size is not None else None
     if metadata.get("tokenizer_sha256") != tokenizer:
         raise InputError(f"{folder / TOKENIZER} was changed: the weights beside it belong to another tokenizer")
-    check_finite(tensors, str(folder / WEIGHTS))
+    check_numbers(tensors, str(folder / WEIGHTS))
     return tensors, metadata["about"]
 
 
@@ -129,8 +135,8 @@ def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> No
         if tensors[name].shape != expected[name].shape:
             given, needed = tuple(tensors[name].shape), tuple(expected[name].shape)
             raise InputError(f"{source}: tensor {name} has shape {given}; this model needs {needed}")
-    check_finite(tensors, source)
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
+    check_numbers(tensors, source, finite={name for name, trained in trains.items() if trained})
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains[name])

@@ -113,7 +113,8 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Raises DivergedError where the last step, which no evaluation has seen, made weights that are not finite."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        if not all(bool(parameter.isfinite().all()) for parameter in trained):
             raise DivergedError(
                 f"step {self.progress.step}: weights are not finite; training stopped. {self.placement.keeps()}"
             )
