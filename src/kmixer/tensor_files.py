@@ -51,10 +51,13 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
     _refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("kmixer", "null"))
+            header = _checked(json.loads((file.metadata() or {}).get("kmixer", "null")), path)
+        metadata = json.loads(header["metadata"])
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
-    return json.loads(_checked(header, path)["metadata"]), header["sha256"]
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path} is damaged (its metadata is no group of keys); restore it from a copy")
+    return metadata, header["sha256"]
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -66,7 +69,8 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def _checked(header: Any, path: Path) -> dict[str, str]:
-    if not isinstance(header, dict) or header.keys() != {"metadata", "sha256"}:
+    texts = isinstance(header, dict) and all(isinstance(value, str) for value in header.values())
+    if not texts or header.keys() != {"metadata", "sha256"}:
         raise InputError(f"{path} was not written by kmixer: its header does not hold metadata and a sha256")
     return header
 

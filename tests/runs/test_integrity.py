@@ -137,6 +137,12 @@ def test_other_edited_files(name: str, run: Path, text_file: Path) -> None:
     assert_noticed(run, text_file, rf"{name} {CHANGED}; restore it from a copy", "generate", "pack", "resume")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "environment.json"])
+def test_other_missing_files(name: str, run: Path, text_file: Path) -> None:
+    (run / name).unlink()
+    assert_noticed(run, text_file, rf"{name} is missing", "generate", "compare", "report", "pack", "resume")
+
+
 def test_damage_within_weights_or_checkpoint_is_found_before_packing(run: Path) -> None:
     for name in ("model.safetensors", "checkpoints/last.safetensors"):
         content = (run / name).read_bytes()

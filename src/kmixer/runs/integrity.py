@@ -40,6 +40,7 @@ def sealed(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     digests = {name: _digest(run, name) for name in names if (run / name).is_file()}
     whole = {key: value for key, value in results.items() if key != OWN_DIGEST}
     whole |= {RUN: identity(run), FILE_DIGESTS: digests}
+    whole = json.loads(json.dumps(whole))  # as it will be read
     return whole | {OWN_DIGEST: _digest_of(whole)}
 
 
@@ -64,7 +65,6 @@ def check_files(run: Path, *names: str) -> None:
 
     Tensors are not read: whoever loads a file of weights checks it against its own header, which is checked here.
     """
-    names = tuple(name for name in names if (run / name).is_file() or name == METRICS)
     results = read_results(run)
     judges = (ENVIRONMENT, RESULTS, *names, *((CHECKPOINT,) if METRICS in names and not results else ()))
     claims = {name: _claim(run, name) for name in dict.fromkeys(judges) if _claims(run, name)}
@@ -79,10 +79,11 @@ def check_files(run: Path, *names: str) -> None:
     for name, digest in results.get(FILE_DIGESTS, {}).items():
         if name not in names:
             continue
-        if name == METRICS and not (run / METRICS).is_file():
-            raise InputError(f"{run / METRICS} is missing; restore it from a copy")
-        if _digest(run, name) != digest:
-            raise _changed(run, name)
+        if (run / name).is_file():
+            if _digest(run, name) != digest:
+                raise _changed(run, name)
+        elif name not in TENSOR_FILES:  # records of runs are kept without these
+            raise InputError(f"{run / name} is missing; restore it from a copy")
     if METRICS in names and not results and (run / CHECKPOINT).is_file():
         _check_metrics(run)
 
@@ -128,7 +129,8 @@ def _claim(run: Path, name: str) -> str | None:
 
 def _read_checkpoint(run: Path) -> dict[str, Any]:
     metadata, _ = read_header(run / CHECKPOINT)
-    if "step" not in metadata or not isinstance(metadata.get("metrics"), dict):
+    mark = metadata.get("metrics")
+    if "step" not in metadata or not isinstance(mark, dict) or not isinstance(mark.get("bytes"), int):
         raise InputError(f"{run / CHECKPOINT} is not a checkpoint of a run; restore it from a copy")
     return metadata
 
