@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -205,6 +206,29 @@ def test_a_run_in_a_folder_that_cannot_be_written_stays(
         patch.setattr(os, "mkdir", refused)
         with pytest.raises(InputError, match=f"cannot write {run}: Permission denied"):
             train(recipe, run, force=True)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("diverged.json", "is a folder where a run has a file; move it away"),
+        ("checkpoints", "is a file where a run has a folder; move it away"),
+    ],
+)
+def test_what_stands_in_the_way_of_a_replacement_is_named(
+    name: str, message: str, text_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(make_recipe(text_file), run)
+    if name == "checkpoints":
+        shutil.rmtree(run / name)
+        (run / name).write_text("mine")
+    else:
+        (run / name).mkdir()
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=message):
+        train(make_recipe(text_file), run, force=True)
     assert snapshot(tmp_path) == before
 
 

@@ -53,16 +53,29 @@ def stage(place: Path) -> Path:
     Raises InputError where the run that is there could not be replaced.
     """
     _remove_staged(place)
+    _check_replaceable(place)
     folder = _staged_folders(place)[0 if (place / RECIPE).is_file() else 1]
-    for changed in (place, place / CHECKPOINTS):
-        if changed.is_dir() and not os.access(changed, os.W_OK):
-            raise InputError(f"cannot write {changed}: Permission denied")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
     except OSError as error:
         raise describe_write_error(error, place) from error
     return folder
+
+
+def _check_replaceable(place: Path) -> None:
+    """Raises InputError where putting one file after another in its place could fail half-way."""
+    checkpoints = place / CHECKPOINTS
+    for changed in (place, checkpoints):
+        if changed.is_dir() and not os.access(changed, os.W_OK):
+            raise InputError(f"cannot write {changed}: Permission denied")
+    for name in FILES:
+        if (place / name).is_dir():
+            raise InputError(f"{place / name} is a folder where a run has a file; move it away")
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise InputError(f"{checkpoints} is a file where a run has a folder; move it away")
+    if checkpoints.is_dir() and checkpoints.stat().st_dev != place.stat().st_dev:
+        raise InputError(f"{checkpoints} lies on another disk than the run, which cannot be replaced at once; move it")
 
 
 def publish(folder: Path, place: Path) -> None:
