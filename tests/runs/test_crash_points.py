@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import kmixer
+from kmixer.errors import InputError
 from kmixer.runs import publishing
 from kmixer.runs.layout import FILES
 from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
@@ -163,6 +164,9 @@ def test_converting_over_a_run(finished: Path, text_file: Path, tmp_path: Path) 
     settings += ["model.rank=3", "model.base_kernel.size=8", f"data.corpus={text_file}"]
     recipe = load_language_recipe("k-operators-local-bytes", settings)
     old, work = own(finished / "run"), tmp_path / "work"
+    run = again(finished, work)
+    with RunFolder(run).held(), pytest.raises(InputError, match="is being run by another process"):
+        convert(tmp_path / "theirs.pt", recipe, run, force=True)
     seen = set()
     for point in itertools.count():
         run = again(finished, work)
