@@ -68,7 +68,6 @@ def interrupts() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """torch's random states, of the CPU and of a device, are afterwards what they were."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices=devices, device_type="cuda" if device.type == "cpu" else device.type):
+    """torch's random states, of the CPU and of a CUDA device, are afterwards what they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
