@@ -12,7 +12,6 @@ import torch
 from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
-import kmixer
 from kmixer.config import StrictConfig
 from kmixer.data.tokenizers import Tokenizer, tokenizer_from_json
 from kmixer.errors import InputError
@@ -24,7 +23,7 @@ from kmixer.models.vision import VisionConfig
 from kmixer.tensor_files import load_tensors, save_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-PACKAGED = Path(kmixer.__file__).parent / "pretrained"
+PACKAGED = Path(__file__).parents[1] / "pretrained"
 
 
 Model = CausalLM | Classifier

@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 
-import kmixer
-
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Versions, device and commit a measurement was made with."""
     packages = ("numpy", "safetensors", "sentencepiece", "tokenizers", "pydantic", "accelerate")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "kmixer": kmixer.__version__,
+        "kmixer": metadata.version("kmixer"),
         "commit": _commit(),
         "python": platform.python_version(),
         # torch's own word of its version names the build for a CPU or a GPU too.
@@ -44,7 +42,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of the checkout this package runs from; None where it was installed from elsewhere."""
-    package = Path(kmixer.__file__).parent
+    package = Path(__file__).parents[1]
     root = package.parent.parent
     if not (root / ".git").exists() or package.parent.name != "src" or shutil.which("git") is None:
         return None
