@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from kmixer.ops import decayed_linear_attention
-from kmixer.runs.run_folder import environment
+from kmixer.runs.environment import environment
 
 POSITIONS = 65_536
 SIZES = ((4, 64), (32, 128), (64, 512))  # r, d

@@ -18,7 +18,8 @@ import torch
 import kmixer
 from kmixer.data.token_files import prepare_dataset
 from kmixer.measure.evaluation import stream_losses
-from kmixer.runs.run_folder import RunFolder, environment
+from kmixer.runs.environment import environment
+from kmixer.runs.run_folder import RunFolder
 
 
 def resident_megabytes() -> float:

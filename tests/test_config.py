@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kmixer.errors import InputError
-from kmixer.runs.recipe import Recipe, load_recipe, packaged_recipes
+from kmixer.runs.recipe import LanguageRecipe, load_recipe, packaged_recipes
 
 QUICK = "shakespeare-quick"
 
@@ -94,6 +94,6 @@ def test_unknown_and_broken_recipe_files(tmp_path: Path) -> None:
 
 def test_recipes_are_frozen() -> None:
     recipe = load_recipe(QUICK)
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, LanguageRecipe)
     with pytest.raises(ValueError, match="frozen"):
         recipe.name = "other"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import kmixer
-from kmixer.language_model import PACKAGED, packaged_models
 from kmixer.models import count_parameters
+from kmixer.models.model_folder import PACKAGED, packaged_models
 
 LINES = """ROMEO:
 But, soft! what light through yonder window breaks?

@@ -33,7 +33,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         temporary = None
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise describe_write_error(error, path) from error
     finally:
@@ -49,25 +49,39 @@ def describe_write_error(error: OSError, path: Path) -> InputError:
 
 
 def lock(path: Path, what: Path) -> int:
-    """Hold a file, made where it is not there, until the handle that is returned is closed.
+    """Hold a file, made where it is not there, until the handle that is returned is closed or given to `unlock`.
 
     Raises InputError where another process holds it: that `what` is in use.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-    except OSError as error:
-        raise describe_write_error(error, path) from error
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise describe_write_error(error, path) from error
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks
+            return handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between our opening and our holding it, its last holder may have removed it: then it keeps nobody out.
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise InputError(f"{what} is being run by another process; wait for it or stop it") from None
+        except FileNotFoundError:
+            pass
         os.close(handle)
-        raise InputError(f"{what} is being run by another process; wait for it or stop it") from None
-    return handle
+
+
+def unlock(path: Path, handle: int) -> None:
+    """Give up a file that is held, and remove it."""
+    try:
+        path.unlink(missing_ok=True)  # while it is held: afterwards it may be another's
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -121,7 +135,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed, made or removed in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

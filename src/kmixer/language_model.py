@@ -15,11 +15,17 @@ from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import generate_text, generate_tokens
 from kmixer.models.causal_lm import CausalLM, LanguageModelConfig
 from kmixer.models.classifiers import ClassifierConfig
-from kmixer.models.model_folder import CONFIG, WEIGHTS, load_tokenizer, load_weights, put_weights, read_config
+from kmixer.models.model_folder import (
+    WEIGHTS,
+    find_model_folder,
+    load_tokenizer,
+    load_weights,
+    put_weights,
+    read_config,
+)
+from kmixer.runs.run_folder import RunFolder
 
 Item = TypeVar("Item")
-
-PACKAGED = Path(__file__).parent / "pretrained"
 
 
 class LanguageModel(CausalLM):
@@ -93,23 +99,13 @@ class LanguageModel(CausalLM):
             self.train(was_training)
 
 
-def packaged_models() -> list[str]:
-    """Names of the trained models inside the package."""
-    return sorted(path.parent.name for path in PACKAGED.glob(f"*/{CONFIG}"))
-
-
 def load(path: str | Path) -> LanguageModel:
     """Load a run folder, a model folder or a packaged model: weights, configuration, tokenizer, in evaluation mode.
 
     Raises InputError, one line, where the folder is not a model or is damaged.
     """
-    folder = Path(path)
-    if str(path) in packaged_models() and not folder.exists():
-        folder = PACKAGED / str(path)
-    if not (folder / CONFIG).is_file():
-        names = ", ".join(packaged_models())
-        known = f", nor one of the packaged models: {names}" if names else ""
-        raise InputError(f"{folder} is not a run or model folder ({CONFIG} is missing){known}")
+    RunFolder(Path(path)).settle()
+    folder = find_model_folder(path)
     config = read_config(folder)
     if isinstance(config.model, ClassifierConfig) or config.vocabulary_size is None:
         raise InputError(f"{folder} holds a classifier, not a language model; kmixer eval measures it")
@@ -118,5 +114,6 @@ def load(path: str | Path) -> LanguageModel:
     with torch.device("meta"):
         model = LanguageModel(config.model, config.vocabulary_size, tokenizer)
     put_weights(model, tensors, str(folder / WEIGHTS))
+    RunFolder(folder).check_files()
     model.about = about
     return model.eval()

@@ -31,22 +31,48 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata. Raises InputError for a file that is missing, damaged, edited, or a pickle."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing")
-    with path.open("rb") as file:
-        if file.read(2) in PICKLE_STARTS:
-            raise InputError(f"{path} is a pickle or a torch.save file, not safetensors; it is refused unread")
+    _refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("kmixer", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
-    if not isinstance(header, dict) or header.keys() != {"metadata", "sha256"}:
-        raise InputError(f"{path} was not written by kmixer: its header does not hold metadata and a sha256")
-    if header["sha256"] != _digest(tensors, header["metadata"]):
+    if _checked(header, path)["sha256"] != _digest(tensors, header["metadata"]):
         raise InputError(f"{path} was changed after it was written (its sha256 differs); restore it from a copy")
     return tensors, json.loads(header["metadata"])
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], str]:
+    """Metadata of a file of tensors, and the sha256 over it and the tensors that its header holds; these stay unread.
+
+    Raises InputError as `load_tensors` does, but for damage in the tensors.
+    """
+    _refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _checked(json.loads((file.metadata() or {}).get("kmixer", "null")), path)
+        metadata = json.loads(header["metadata"])
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path} is damaged (its metadata is no group of keys); restore it from a copy")
+    return metadata, header["sha256"]
+
+
+def _refuse_pickle(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    with path.open("rb") as file:
+        if file.read(2) in PICKLE_STARTS:
+            raise InputError(f"{path} is a pickle or a torch.save file, not safetensors; it is refused unread")
+
+
+def _checked(header: Any, path: Path) -> dict[str, str]:
+    texts = isinstance(header, dict) and all(isinstance(value, str) for value in header.values())
+    if not texts or header.keys() != {"metadata", "sha256"}:
+        raise InputError(f"{path} was not written by kmixer: its header does not hold metadata and a sha256")
+    return header
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

@@ -182,7 +182,7 @@ def test_prompts_and_folders(kmixer_command: Run, run: Path, tmp_path: Path) -> 
 
 
 def test_models_that_do_not_stream(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> None:
-    dense = ["model.base_kernel.kind=dense", "model.base_kernel.size=32", "training.steps=1"]
+    dense = ["model.base_kernel.kind=dense", "model.base_kernel.size=32", "training.steps=2"]
     assert kmixer_command(*train(recipe_file, tmp_path / "run", *dense)).code == 0
     answer = kmixer_command("eval", tmp_path / "run", "--protocol", "stream")
     assert (

@@ -9,7 +9,7 @@ from pathlib import Path
 from kmixer.runs.recipe import ImageRecipe
 from kmixer.training.loop import train
 from tests.cli.conftest import Run
-from tests.training.test_classification import recipe  # noqa: F401  (a fixture)
+from tests.training.test_images import recipe  # noqa: F401  (a fixture)
 
 
 def test_the_commands_take_a_classifier(

@@ -96,9 +96,9 @@ def test_a_run_takes_its_place_with_its_first_checkpoint(text_file: Path, tmp_pa
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
     train(changed, run, force=True)
     assert (run / "notes.txt").read_text() == "a file of the user"
-    assert RunFolder(run).read_recipe() == RunFolder(run).read_recipe().model_copy(
-        update={"training": changed.training}
-    )
+    vocabulary = len(set(text_file.read_text()))
+    tokenizer = changed.tokenizer.model_copy(update={"vocabulary_size": vocabulary})
+    assert RunFolder(run).read_recipe() == changed.model_copy(update={"tokenizer": tokenizer})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.txt", "run"]
 
 

@@ -10,12 +10,12 @@ from torch import nn
 
 import kmixer
 from kmixer.layers import HierarchicalAttention
-from kmixer.runs.recipe import Recipe
+from kmixer.runs.recipe import LanguageRecipe
 from kmixer.tensor_files import load_tensors
 from kmixer.training.averaging import WeightAverage
 from kmixer.training.loop import train
 from tests.conftest import tiny_recipe_values
-from tests.training.test_classification import CrashError, StopAfter
+from tests.training.test_loop import CrashError, InterruptAfter, StopAfter
 
 
 def test_the_average_is_its_recursion() -> None:
@@ -54,11 +54,12 @@ def test_an_averaged_run_with_fixed_weights_resumes(text_file: Path, tmp_path: P
     values["model"] = {"kind": "transformer", "width": 16, "layers": 1, "heads": 2, "mixers": ["hierarchical"]}
     values["model"]["hierarchical"] = hierarchical
     values["training"] |= {"average": 0.9}
-    recipe = Recipe.parse(values, source="test")
+    recipe = LanguageRecipe.parse(values, source="test")
     train(recipe, tmp_path / "whole")
     with pytest.raises(CrashError):
         train(recipe, tmp_path / "broken", reporter=StopAfter(5))
     train(recipe, tmp_path / "broken", resume=True)
+    assert not train(recipe, tmp_path / "stopped", reporter=InterruptAfter(5)).finished  # and has not diverged
     whole, broken = (kmixer.load(tmp_path / name).state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
     assert not any(bool(tensor.isnan().any()) for tensor in whole.values())
@@ -67,9 +68,9 @@ def test_an_averaged_run_with_fixed_weights_resumes(text_file: Path, tmp_path: P
 def test_a_run_keeps_the_average_and_trains_the_weights(text_file: Path, tmp_path: Path) -> None:
     values = tiny_recipe_values(text_file)
     values["training"] |= {"average": 0.9, "evaluate_every": 8}
-    averaged = train(Recipe.parse(values, source="test"), tmp_path / "averaged")
+    averaged = train(LanguageRecipe.parse(values, source="test"), tmp_path / "averaged")
     del values["training"]["average"]
-    train(Recipe.parse(values, source="test"), tmp_path / "plain")
+    train(LanguageRecipe.parse(values, source="test"), tmp_path / "plain")
     saved = [load_tensors(tmp_path / name / "checkpoints/last.safetensors")[0] for name in ("averaged", "plain")]
     name = "stack.first.mixer.projection.weight"
     assert torch.equal(saved[0][f"model/{name}"], saved[1][f"model/{name}"])

@@ -16,9 +16,9 @@ import torch
 
 import kmixer
 from kmixer.data.token_files import prepare_dataset
-from kmixer.errors import DivergedError, InputError
+from kmixer.errors import DivergedError
 from kmixer.measure.evaluation import evaluate, loss_by_position
-from kmixer.runs.recipe import Recipe
+from kmixer.runs.recipe import LanguageRecipe
 from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import load_tensors
 from kmixer.training.language import LanguageTask
@@ -26,10 +26,12 @@ from kmixer.training.loop import Reporter, train
 from tests.conftest import tiny_recipe_values
 
 
-def make_recipe(corpus: Path, **training: Any) -> Recipe:
+def make_recipe(corpus: Path, **training: Any) -> LanguageRecipe:
     values = tiny_recipe_values(corpus)
     values["training"] |= training
-    return Recipe.parse(values, source="test")
+    if "warmup_steps" not in training:
+        values["training"]["warmup_steps"] = min(2, values["training"]["steps"])
+    return LanguageRecipe.parse(values, source="test")
 
 
 def metrics_without_times(run: Path) -> list[dict[str, Any]]:
@@ -142,7 +144,7 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(text_file: Path, tm
     curves = []
     for accumulation in (1, 2, 4):
         values["training"]["accumulation"] = accumulation
-        train(Recipe.parse(values, source="test"), tmp_path / str(accumulation))
+        train(LanguageRecipe.parse(values, source="test"), tmp_path / str(accumulation))
         curves.append([line.get("train_loss") for line in metrics_without_times(tmp_path / str(accumulation))])
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-12)
@@ -161,7 +163,7 @@ def test_bfloat16_training_stays_close_to_float32(head: str, text_file: Path, tm
     values["model"] |= HEADS[head]
     for precision in ("float32", "bfloat16"):
         values["training"]["precision"] = precision
-        train(Recipe.parse(values, source="test"), tmp_path / precision)
+        train(LanguageRecipe.parse(values, source="test"), tmp_path / precision)
     full, half = (metrics_without_times(tmp_path / p)[-1]["validation"][0]["loss"] for p in ("float32", "bfloat16"))
     assert full != half
     assert math.isclose(full, half, abs_tol=0.05)
@@ -197,10 +199,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert not RunFolder(run).diverged()
 
 
-def recipe_without_a_finite_loss(corpus: Path) -> Recipe:
+def recipe_without_a_finite_loss(corpus: Path) -> LanguageRecipe:
     values = tiny_recipe_values(corpus)
     values["model"].setdefault("decay", {})["alpha_cap"] = 1e39
-    return Recipe.parse(values, source="test")
+    return LanguageRecipe.parse(values, source="test")
 
 
 def test_a_run_that_diverges_before_its_first_step_leaves_what_was_there(text_file: Path, tmp_path: Path) -> None:
@@ -266,11 +268,3 @@ def test_an_evaluation_counts_every_position_once(text_file: Path, tmp_path: Pat
     means = [sum(by_position[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     assert window.stretches == pytest.approx(means, abs=1e-10)
     assert stream.stretches is None
-
-
-def test_batches_that_cannot_be_shared_are_named(text_file: Path, tmp_path: Path) -> None:
-    from kmixer.training.loop import _check_sharing
-
-    recipe = make_recipe(text_file)
-    with pytest.raises(InputError, match="batch_size 4 cannot be shared evenly by 3 processes"):
-        _check_sharing(recipe, 3)

@@ -11,15 +11,15 @@ import torch
 import kmixer
 from kmixer.layers.roles import roles_of
 from kmixer.models import TransformerConfig
-from kmixer.runs.recipe import Recipe, load_language_recipe
+from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 from kmixer.training.language import LanguageTask
 from kmixer.training.loop import train
 from kmixer.training.optimizers import build_optimizers
-from tests.training.test_classification import CrashError, StopAfter
+from tests.training.test_loop import CrashError, StopAfter
 
 
 @pytest.fixture
-def hybrid(text_file: Path) -> Recipe:
+def hybrid(text_file: Path) -> LanguageRecipe:
     settings = [f"data.corpus={text_file}", "data.validation=0.2", "tokenizer.vocabulary_size=300"]
     settings += ["model.width=16", "model.layers=3", "model.heads=2", "model.mixers=['gaussian', 'k2', 'softmax']"]
     settings += ["model.windows=SLS", "model.window=9", "model.value_embeddings=true", "model.dropout.mlp=0.1"]
@@ -27,7 +27,7 @@ def hybrid(text_file: Path) -> Recipe:
     return load_language_recipe("transformer-plays", [*settings, "training.evaluate_every=4", "training.log_every=2"])
 
 
-def test_it_trains_resumes_loads_and_generates(hybrid: Recipe, tmp_path: Path) -> None:
+def test_it_trains_resumes_loads_and_generates(hybrid: LanguageRecipe, tmp_path: Path) -> None:
     train(hybrid, tmp_path / "whole")
     with pytest.raises(CrashError):
         train(hybrid, tmp_path / "broken", reporter=StopAfter(6))
@@ -48,7 +48,7 @@ def test_it_trains_resumes_loads_and_generates(hybrid: Recipe, tmp_path: Path) -
     assert text == "".join(["The ", *whole.generate("The ", max_new_tokens=20, seed=1, stream=True)])
 
 
-def test_attention_to_the_whole_past_is_measured_in_windows_only(hybrid: Recipe) -> None:
+def test_attention_to_the_whole_past_is_measured_in_windows_only(hybrid: LanguageRecipe) -> None:
     assert not hybrid.model.state_grows
     whole = load_language_recipe("transformer-plays", ["model.windows=SLL", "model.window=9", "model.mixers=gaussian"])
     assert whole.model.state_grows
@@ -58,7 +58,7 @@ def test_attention_to_the_whole_past_is_measured_in_windows_only(hybrid: Recipe)
     assert [each["window"] for each in measured] == [32, 256, 1024]
 
 
-def test_bandwidths_and_scalars_take_no_decay_and_no_matrix_optimiser(hybrid: Recipe) -> None:
+def test_bandwidths_and_scalars_take_no_decay_and_no_matrix_optimiser(hybrid: LanguageRecipe) -> None:
     values = hybrid.model.model_dump() | {"layers": 4, "mixers": ["gaussian", "k2", "softmax", "hierarchical"]}
     values |= {
         "windows": "L",

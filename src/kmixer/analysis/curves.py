@@ -12,7 +12,7 @@ import numpy as np
 from kmixer.errors import InputError
 from kmixer.experiments.sweep import runs_by_arm
 from kmixer.models.model_folder import WEIGHTS
-from kmixer.runs.recipe import ImageRecipe, Recipe
+from kmixer.runs.recipe import ImageRecipe, LanguageRecipe
 from kmixer.runs.run_folder import RunFolder
 
 
@@ -29,7 +29,13 @@ class ArmRuns:
     def unit(self) -> str:
         """What training counts: tokens, images or sequences."""
         recipe = self.runs[0].read_recipe()
-        return "tokens" if isinstance(recipe, Recipe) else "images" if isinstance(recipe, ImageRecipe) else "sequences"
+        return (
+            "tokens"
+            if isinstance(recipe, LanguageRecipe)
+            else "images"
+            if isinstance(recipe, ImageRecipe)
+            else "sequences"
+        )
 
     @property
     def has_weights(self) -> bool:

@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from kmixer.analysis.curves import ArmRuns
 from kmixer.language_model import load
 from kmixer.layers import BaseKernel
-from kmixer.runs.recipe import Recipe
+from kmixer.runs.recipe import LanguageRecipe
 
 WIDTH, HEIGHT = 6.4, 3.6
 # Of the many curves of a figure, the legend names as many as one can tell apart; more than a few stand below the axes.
@@ -307,7 +307,7 @@ def positions_over_training(arm: ArmRuns) -> Figure | None:
 def base_kernel_matrix(arm: ArmRuns) -> Figure | None:
     """The whole base kernel of the best weights where it differs from position to position, i by j."""
     recipe = arm.runs[0].read_recipe()
-    if not isinstance(recipe, Recipe) or recipe.model.max_positions is None or not arm.has_weights:
+    if not isinstance(recipe, LanguageRecipe) or recipe.model.max_positions is None or not arm.has_weights:
         return None
     model = load(arm.runs[0].path)
     kernel = next(part for part in model.modules() if isinstance(part, BaseKernel))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kmixer.bench.models import bench_train
-from kmixer.runs.recipe import Recipe
+from kmixer.runs.recipe import LanguageRecipe
 
 LENGTHS = tuple(2**power for power in range(6, 17))
 # What is timed: the model, and the settings of the recipe that make it so.
@@ -20,7 +20,11 @@ SERIES: dict[str, tuple[str, list[str]]] = {
 
 
 def bench_length(
-    load: Callable[[list[str]], Recipe], tokens: int, longest_step: float, repeats: int, lengths: tuple[int, ...]
+    load: Callable[[list[str]], LanguageRecipe],
+    tokens: int,
+    longest_step: float,
+    repeats: int,
+    lengths: tuple[int, ...],
 ) -> Iterator[dict[str, Any]]:
     """Rows of `bench_train` with "series", for windows of each length in batches of `tokens` tokens.
 

@@ -13,12 +13,12 @@ from kmixer.bench.measure import peak_resident_bytes, time_calls
 from kmixer.errors import InputError
 from kmixer.generation.prepared import DecodingStep, can_prepare
 from kmixer.models import CausalLM, ModelConfig, transformer_like
-from kmixer.runs.recipe import Recipe, load_language_recipe
+from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 from kmixer.training.optimizers import build_optimizers
 from kmixer.training.process import settle_process
 
 
-def build(recipe: Recipe, model: str) -> CausalLM:
+def build(recipe: LanguageRecipe, model: str) -> CausalLM:
     """The recipe's model, or the transformer of equal width, depth and parameters."""
     torch.manual_seed(0)
     vocabulary = recipe.tokenizer.vocabulary_size
@@ -30,7 +30,7 @@ def build(recipe: Recipe, model: str) -> CausalLM:
 
 
 def bench_train(
-    recipe: Recipe, model: str, precision: str, repeats: int, flops: float, longest: float = float("inf")
+    recipe: LanguageRecipe, model: str, precision: str, repeats: int, flops: float, longest: float = float("inf")
 ) -> dict[str, Any]:
     """Seconds of a training step (forward, backward, clipping, optimiser) on the recipe's batch.
 
@@ -71,7 +71,7 @@ def bench_train(
 
 
 @torch.inference_mode()
-def bench_decode(recipe: Recipe, model: str, batch_size: int, context: int, tokens: int) -> dict[str, Any]:
+def bench_decode(recipe: LanguageRecipe, model: str, batch_size: int, context: int, tokens: int) -> dict[str, Any]:
     """Tokens a second of greedy decoding after a context, and the time to the first token of it."""
     network = build(recipe, model).eval()
     prompt = torch.randint(network.vocabulary_size, (batch_size, context))

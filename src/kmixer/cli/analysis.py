@@ -14,10 +14,9 @@ from kmixer.errors import InputError
 from kmixer.language_model import load
 from kmixer.measure.dynamics import first_windows, measure_dynamics
 from kmixer.measure.evaluation import loss_by_position
-from kmixer.models.model_folder import load_classifier
-from kmixer.runs.recipe import ClassificationRecipe, Recipe, as_language
+from kmixer.runs.recipe import ClassificationRecipe, LanguageRecipe, as_language
 from kmixer.runs.run_folder import RunFolder
-from kmixer.training.classification import open_classification
+from kmixer.training.tasks import open_classifier
 
 # A decay of 1 has no window; float32 knows no decay nearer to it than this.
 LEAST = 1e-7
@@ -30,7 +29,8 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
     """
     recipe = RunFolder(run).read_recipe()
     if isinstance(recipe, ClassificationRecipe):
-        found = open_classification(recipe, data_dir).analyze(load_classifier(run)[0])
+        task, model = open_classifier(run, data_dir)
+        found = task.analyze(model)
     else:
         found = _analyze_language(run, as_language(recipe), data_dir)
     if "decay" in found:
@@ -53,7 +53,7 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
     print("loss at position " + "  ".join(f"{mark}: {losses[mark - 1]:.3f}" for mark in dict.fromkeys(marks)))
 
 
-def _analyze_language(run: Path, recipe: Recipe, data_dir: Path | None) -> dict[str, Any]:
+def _analyze_language(run: Path, recipe: LanguageRecipe, data_dir: Path | None) -> dict[str, Any]:
     model = load(run)
     assert model.tokenizer is not None
     dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)

@@ -19,8 +19,8 @@ from kmixer.bench.op import bench_op, usable_backends
 from kmixer.cli.options import Json, RecipeName, Settings
 from kmixer.errors import InputError
 from kmixer.models.mixers.registry import BASELINE, CARDS
+from kmixer.runs.environment import environment
 from kmixer.runs.recipe import load_language_recipe
-from kmixer.runs.run_folder import environment
 from kmixer.training.process import settle_process
 
 app = typer.Typer(help="Speed and memory on this machine's CPU, beside the baselines.", no_args_is_help=True)

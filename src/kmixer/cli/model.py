@@ -20,7 +20,6 @@ from kmixer.generation.streaming import generate_text
 from kmixer.interop.koneko import convert as convert_checkpoint
 from kmixer.language_model import load
 from kmixer.measure.evaluation import evaluate as measure
-from kmixer.models.model_folder import load_classifier
 from kmixer.runs.archive import pack as pack_run
 from kmixer.runs.archive import unpack as unpack_run
 from kmixer.runs.recipe import ClassificationRecipe, as_language, load_language_recipe, load_recipe
@@ -34,6 +33,15 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that is in the run folder.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run that is in the run folder.")] = False,
     seed: Annotated[int | None, typer.Option(help="Short for --set training.seed=N.")] = None,
+    begin_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Begin with the weights and the tokenizer of this run, model folder or packaged model."
+        ),
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="The file or folder of the data, where it is not where the recipe says.")
+    ] = None,
     data_dir: DataDir = None,
     cpu: Cpu = False,
 ) -> None:
@@ -52,9 +60,22 @@ def train(
     loaded = load_recipe(recipe, settings)
     out = out or Path("runs") / f"{loaded.name}-seed{loaded.training.seed}"
     with TerminalReporter() as reporter:
-        result = run_training(loaded, out, resume=resume, force=force, data_dir=data_dir, cpu=cpu, reporter=reporter)
+        result = run_training(
+            loaded,
+            out,
+            resume=resume,
+            force=force,
+            begin_from=begin_from,
+            corpus=corpus,
+            data_dir=data_dir,
+            cpu=cpu,
+            reporter=reporter,
+        )
     if not result.is_main_process:
         return
+    if not result.saved:
+        print(f"interrupted after step {result.step}, before its first evaluation: {result.run} keeps the run it held")
+        raise typer.Exit(130)
     if not result.finished:
         print(f"interrupted after step {result.step}; saved. Continue with the same command and --resume")
         raise typer.Exit(130)
@@ -107,12 +128,9 @@ def evaluate(
 
 
 def _evaluate_classifier(run: Path, recipe: ClassificationRecipe, as_json: bool, data_dir: Path | None) -> None:
-    from kmixer.training.classification import open_classification
+    from kmixer.training.tasks import open_classifier
 
-    model, about = load_classifier(run)
-    task = open_classification(recipe, data_dir)
-    if about.get("corpus_sha256") != task.corpus_sha256:
-        raise InputError(f"dataset {recipe.dataset} is not what {run} was trained on")
+    task, model = open_classifier(run, data_dir)
     (result,) = task.evaluate(model)
     if as_json:
         print(json.dumps(result.to_json()))

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from kmixer.experiments.sweep import SweepRun
-from kmixer.training.loop import Reporter
 from kmixer.training.task import Measured, Task
+from kmixer.training.trainer import Reporter
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_SWEEP_LINES = 60.0

@@ -21,7 +21,8 @@ from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import ModelConfig
 from kmixer.models.model_folder import put_weights, save_config, save_weights
-from kmixer.runs.recipe import Recipe
+from kmixer.runs.integrity import RUN
+from kmixer.runs.recipe import LanguageRecipe
 from kmixer.runs.run_folder import UNKNOWN, RunFolder
 
 # The gate of the copy branch starts here, and stays where the branch is off.
@@ -66,7 +67,9 @@ _OUTSIDE = {
 _UNUSED = ("rosa_emb.weight", "rosa_to_model.weight", "head.head.weight")
 
 
-def convert(file: Path, recipe: Recipe, out: Path, *, force: bool = False, data_dir: Path | None = None) -> list[str]:
+def convert(
+    file: Path, recipe: LanguageRecipe, out: Path, *, force: bool = False, data_dir: Path | None = None
+) -> list[str]:
     """Make a run folder from a checkpoint; what the file does not hold comes from the recipe.
 
     Returns lines that say what was taken from where.
@@ -99,12 +102,14 @@ def convert(file: Path, recipe: Recipe, out: Path, *, force: bool = False, data_
         "author_step": checkpoint["step"],
         "author_perplexity": checkpoint["best_ppl"],
     }
-    run = place.staged()
-    run.write_recipe(recipe)
-    save_config(run.path, model, tokenizer)
-    save_weights(run.path, model, tokenizer, about)
-    run.write_environment(torch.device("cpu"), 1, corpus_sha256)
-    run.publish(place)
+    with place.held():
+        place.check_free(force=force)  # again: another process may have made a run there meanwhile
+        run = place.staged()
+        run.write_recipe(recipe.with_whole_path())
+        save_config(run.path, model, tokenizer)
+        save_weights(run.path, model, tokenizer, about | {RUN: run.identity()})
+        run.write_environment(torch.device("cpu"), 1, corpus_sha256)
+        run.publish(place)
     return [
         f"{file}: {sum(p.numel() for p in model.parameters()):,} parameters, saved at step {checkpoint['step']}, "
         f"perplexity {checkpoint['best_ppl']:.4f} by its author",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from kmixer.models.weight_names import FORMAT, current_names
 from kmixer.tensor_files import load_tensors, save_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+PACKAGED = Path(__file__).parents[1] / "pretrained"
 
 
 Model = CausalLM | Classifier
@@ -64,6 +66,38 @@ def save_weights(folder: Path, model: Model, tokenizer: Tokenizer | None, about:
     save_tensors(folder / WEIGHTS, model.state_dict(), metadata)
 
 
+def packaged_models() -> list[str]:
+    """Names of the trained models inside the package."""
+    return sorted(path.parent.name for path in PACKAGED.glob(f"*/{CONFIG}"))
+
+
+def find_model_folder(path: str | Path) -> Path:
+    """A run folder or a model folder, or that of a packaged model by name. Raises InputError where there is none."""
+    folder = Path(path)
+    if str(path) in packaged_models() and not folder.exists():
+        folder = PACKAGED / str(path)
+    if not (folder / CONFIG).is_file():
+        names = ", ".join(packaged_models())
+        known = f", nor one of the packaged models: {names}" if names else ""
+        raise InputError(f"{folder} is not a run or model folder ({CONFIG} is missing){known}")
+    return folder
+
+
+def check_numbers(tensors: dict[str, Tensor], source: str, *, finite: Container[str] = ()) -> None:
+    """Raises InputError naming the first tensor that holds a NaN, or, of those named, an infinity.
+
+    A weight that is fixed may be infinite: the logit of a level that is left out.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        if not bool(tensor.isfinite().all() if name in finite else not tensor.isnan().any()):
+            raise InputError(
+                f"{source}: tensor {name} holds numbers that are not finite; the model diverged or the file is "
+                "damaged: take other weights"
+            )
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder."""
     return tokenizer_from_json(read_json(folder / TOKENIZER), str(folder / TOKENIZER))
@@ -87,6 +121,7 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tokenizer = _digest(read_json(folder / TOKENIZER)) if config.vocabulary_size is not None else None
     if metadata.get("tokenizer_sha256") != tokenizer:
         raise InputError(f"{folder / TOKENIZER} was changed: the weights beside it belong to another tokenizer")
+    check_numbers(tensors, str(folder / WEIGHTS))
     return current_names(tensors, metadata.get("format", 1), str(folder / WEIGHTS)), metadata["about"]
 
 
@@ -95,7 +130,7 @@ def _digest(value: Any) -> str:
 
 
 def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Give a model its weights. Raises InputError naming the first tensor that does not fit."""
+    """Give a model its weights. Raises InputError naming the first tensor that does not fit or is not finite."""
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
@@ -106,6 +141,7 @@ def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> No
             given, needed = tuple(tensors[name].shape), tuple(expected[name].shape)
             raise InputError(f"{source}: tensor {name} has shape {given}; this model needs {needed}")
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
+    check_numbers(tensors, source, finite={name for name, trained in trains.items() if trained})
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains[name])

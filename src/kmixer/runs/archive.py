@@ -14,7 +14,7 @@ from pathlib import Path
 from kmixer.errors import InputError
 from kmixer.files import atomic_write, describe_write_error
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS, load_weights
-from kmixer.runs.recipe import AnyRecipe, Recipe
+from kmixer.runs.recipe import AnyRecipe, LanguageRecipe
 from kmixer.runs.run_folder import FILES, RECIPE, RunFolder
 
 NEEDED = {RECIPE, CONFIG, WEIGHTS}
@@ -22,7 +22,7 @@ NEEDED = {RECIPE, CONFIG, WEIGHTS}
 
 def _needed(recipe: AnyRecipe) -> set[str]:
     """The files without which a run is none: classifiers have no tokenizer."""
-    return NEEDED | ({TOKENIZER} if isinstance(recipe, Recipe) else set())
+    return NEEDED | ({TOKENIZER} if isinstance(recipe, LanguageRecipe) else set())
 
 
 def pack(run: Path, archive: Path, *, force: bool = False) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from kmixer.config import Positive, StrictConfig
 from kmixer.data.config import DataConfig, ImageDataConfig, SequenceDataConfig, TokenizerConfig
+from kmixer.data.corpora import CORPORA
 from kmixer.errors import InputError
 from kmixer.files import read_text
 from kmixer.models.causal_lm import LanguageModelConfig
@@ -98,6 +99,29 @@ class AnyRecipe(StrictConfig):
         """Whether a step may leave parameters without a gradient."""
         return False
 
+    @property
+    def data_path(self) -> Path | None:
+        """The file or folder that the data is read from; None for data known by a name."""
+        return None
+
+    def with_data_at(self, path: str) -> Self:
+        """The same recipe, its data read from there. Raises InputError where it is not read from a file."""
+        raise InputError(f"recipe {self.name} generates its data or finds it by name: no file can take its place")
+
+    def with_whole_path(self) -> Self:
+        """The same recipe in any working folder: the path of its data begins at the root."""
+        path = self.data_path
+        return self if path is None or path.is_absolute() else self.with_data_at(str(path.resolve()))
+
+    def check_schedule(self) -> None:
+        """Raises InputError for a warm-up that training does not see the end of. Runs made before are still read."""
+        config = self.training
+        if config.warmup_steps > config.steps:
+            raise InputError(
+                f"training.warmup_steps {config.warmup_steps} is longer than training.steps {config.steps}: the "
+                f"learning rate would never be reached; lower training.warmup_steps to {config.steps} or less"
+            )
+
     def by_key(self) -> dict[str, Any]:
         """Every value by its whole key, `training.steps`; None where a key has no value."""
         return _flat(self.model_dump())
@@ -106,7 +130,7 @@ class AnyRecipe(StrictConfig):
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
-class Recipe(AnyRecipe):
+class LanguageRecipe(AnyRecipe):
     """A language model: data, tokenizer, model, training, evaluation."""
 
     task: Literal["language"] = "language"
@@ -131,6 +155,13 @@ class Recipe(AnyRecipe):
         if self.model.head.kind == "adaptive" and self.model.head.cutoffs is None and v < 1024:
             raise ValueError(f"model.head.kind: 'adaptive' needs tokenizer.vocabulary_size >= 1024, got {v}")
         return self
+
+    @property
+    def data_path(self) -> Path | None:
+        return None if self.data.corpus in CORPORA else Path(self.data.corpus).expanduser()
+
+    def with_data_at(self, path: str) -> Self:
+        return self.model_copy(update={"data": self.data.model_copy(update={"corpus": path})})
 
     @property
     def evaluation_window(self) -> int:
@@ -175,6 +206,14 @@ class ImageRecipe(ClassificationRecipe):
     data: ImageDataConfig
     model: VisionConfig
 
+    @property
+    def data_path(self) -> Path | None:
+        path = Path(self.data.dataset)
+        return path if path.suffix == ".npz" else None
+
+    def with_data_at(self, path: str) -> Self:
+        return self.model_copy(update={"data": self.data.model_copy(update={"dataset": path})})
+
 
 class SequenceRecipe(ClassificationRecipe):
     """A classifier of token sequences."""
@@ -188,7 +227,7 @@ class SequenceRecipe(ClassificationRecipe):
 
 
 RECIPES: dict[str, type[AnyRecipe]] = {
-    "language": Recipe,
+    "language": LanguageRecipe,
     "image-classification": ImageRecipe,
     "sequence-classification": SequenceRecipe,
 }
@@ -221,14 +260,14 @@ def load_recipe(recipe: str, settings: list[str] | None = None) -> AnyRecipe:
     return parse_recipe(values, f"recipe {recipe}")
 
 
-def load_language_recipe(recipe: str, settings: list[str] | None = None) -> Recipe:
+def load_language_recipe(recipe: str, settings: list[str] | None = None) -> LanguageRecipe:
     """`load_recipe` for what needs a language model. Raises InputError for a recipe of another task."""
     return as_language(load_recipe(recipe, settings))
 
 
-def as_language(recipe: AnyRecipe) -> Recipe:
+def as_language(recipe: AnyRecipe) -> LanguageRecipe:
     """The same recipe. Raises InputError where it is not of a language model."""
-    if not isinstance(recipe, Recipe):
+    if not isinstance(recipe, LanguageRecipe):
         raise InputError(f"recipe {recipe.name} is no language model; this command needs one")
     return recipe
 

@@ -6,45 +6,41 @@ tokenizer.json
 model.safetensors         weights with the lowest validation loss so far
 metrics.jsonl             one JSON object a line: training losses and evaluations
 environment.json          versions, device, commit, sha256 of the corpus
-results.json              when the run has ended: losses of the best and of the last weights, size and cost
+results.json              when the run has ended: losses of the best and of the last weights, size and cost, and
+                          the sha256 of every other file
 diverged.json             instead of it, when a loss or gradient was not finite: at which step
 checkpoints/last.safetensors    weights and optimiser state of the last checkpoint
+
+Files are checked where they are read (kmixer.runs.integrity); a run is made whole, by one process (publishing).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import platform
-import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kmixer.errors import InputError
-from kmixer.files import describe_write_error, lock, read_json, read_text, write_json, write_text
-from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
+from kmixer.files import describe_write_error, read_json, read_text, write_json, write_text
+from kmixer.models.model_folder import WEIGHTS, load_weights
+from kmixer.runs import integrity, publishing
+from kmixer.runs.environment import environment
+from kmixer.runs.layout import CHECKPOINT as CHECKPOINT
+from kmixer.runs.layout import DIVERGED as DIVERGED
+from kmixer.runs.layout import ENVIRONMENT as ENVIRONMENT
+from kmixer.runs.layout import FILES as FILES
+from kmixer.runs.layout import METRICS as METRICS
+from kmixer.runs.layout import RECIPE as RECIPE
+from kmixer.runs.layout import RESULTS as RESULTS
+from kmixer.runs.layout import written_in_part
 from kmixer.runs.recipe import AnyRecipe, parse_recipe
-from kmixer.version import VERSION
-
-RECIPE, METRICS, ENVIRONMENT, RESULTS, DIVERGED, CHECKPOINT = (
-    "recipe.toml",
-    "metrics.jsonl",
-    "environment.json",
-    "results.json",
-    "diverged.json",
-    "checkpoints/last.safetensors",
-)
-FILES = (RECIPE, CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, RESULTS, DIVERGED, CHECKPOINT)
-NAMES = {Path(file).parts[0] for file in FILES}
+from kmixer.tensor_files import load_tensors
 
 # In the place of the sha256 of a text that was not at hand.
 UNKNOWN = "unknown"
@@ -54,8 +50,8 @@ class RunFolder:
     """Paths and small files of one run."""
 
     def __init__(self, path: Path) -> None:
-        # A link would be replaced by a folder, and the current folder has no name to put others beside.
-        self.path = path = path.resolve() if path.is_symlink() or not path.name else path
+        # A link would be replaced by a folder, and `.` and `..` are no names to put others beside.
+        self.path = path = path.resolve() if path.is_symlink() or path.name in ("", "..") else path
         self.metrics = path / METRICS
         self.checkpoint = path / CHECKPOINT
 
@@ -77,49 +73,69 @@ class RunFolder:
             raise InputError(f"{self.path} exists and is not a run; choose another --out")
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from training into this folder. Raises InputError where one does already."""
-        beside = self.path.with_name(f".{self.path.name}.lock")
-        handle = lock(beside, self.path)
-        try:
+    def held(self, *, to_read: bool = False) -> Iterator[None]:
+        """Keep other processes from training into this folder, replacing or packing it.
+
+        A replacement that was killed half-way is ended first, and a folder that is staged but not published is removed
+        at the end. Raises InputError where another process holds it.
+
+        Args:
+            to_read: nothing will be written, so that a folder on a disk that cannot be written is no error.
+        """
+        with publishing.hold(self.path, to_read=to_read):
             yield
-        finally:
-            beside.unlink(missing_ok=True)
-            os.close(handle)
+
+    def settle(self) -> None:
+        """End a replacement that was killed half-way. Raises InputError where a process is about it."""
+        if publishing.is_torn(self.path):
+            with self.held():
+                pass
 
     def staged(self) -> RunFolder:
-        """A fresh hidden folder beside this one, for a run that has still to prove that it works."""
-        folder = RunFolder(self.path.with_name(f".{self.path.name}.new"))
-        shutil.rmtree(folder.path, ignore_errors=True)
-        return folder
+        """A fresh hidden folder for a run that has still to prove that it works; `publish` puts it here.
+
+        To be called while the folder is held.
+        """
+        return RunFolder(publishing.stage(self.path))
 
     def publish(self, place: RunFolder) -> None:
-        """Move this staged run to its place; a run that is there is replaced, other files beside it are kept."""
-        old = place.path.with_name(f".{place.path.name}.old")
-        try:
-            shutil.rmtree(old, ignore_errors=True)
-            if place.path.exists():
-                place.path.rename(old)
-            self.path.rename(place.path)
-            if old.exists():
-                for path in old.iterdir():
-                    if path.name not in NAMES:
-                        path.rename(place.path / path.name)
-                shutil.rmtree(old)
-        except OSError as error:
-            raise describe_write_error(error, place.path) from error
+        """Move this staged run to its place; a run that is there is replaced, other files there are not touched."""
+        publishing.publish(self.path, place.path)
 
     def remove_leftovers(self) -> None:
         """Remove what writes of a killed process left behind, and the word of a divergence."""
         (self.path / DIVERGED).unlink(missing_ok=True)
-        for folder in (self.path, self.checkpoint.parent):
-            for path in folder.glob(".*.tmp"):
-                path.unlink(missing_ok=True)
+        for path in written_in_part(self.path):
+            path.unlink(missing_ok=True)
+
+    def identity(self) -> str:
+        """What the run is known by, the sha256 of its recipe.toml: its other files carry it as "recipe_sha256"."""
+        return integrity.identity(self.path)
+
+    def check_files(self, *names: str) -> None:
+        """Raises InputError, one line, where one of these files is not what the run wrote; all of them without names.
+
+        Weights and checkpoint are checked by their headers: who reads their tensors notices damage there.
+        """
+        self.settle()
+        if self.exists():
+            integrity.check_files(self.path, *(names or FILES))
+
+    def verify(self) -> None:
+        """Raises InputError where any file of the run is damaged or not what the run wrote. Reads all of them."""
+        self.check_files()
+        if (self.path / WEIGHTS).is_file():
+            load_weights(self.path)
+        if self.checkpoint.is_file():
+            load_tensors(self.checkpoint)
+        self.read_metrics()
 
     def write_recipe(self, recipe: AnyRecipe) -> None:
         write_text(self.path / RECIPE, recipe.to_toml())
 
     def read_recipe(self) -> AnyRecipe:
+        """The recipe, with which the run began. Raises InputError where there is none or it was changed since."""
+        self.settle()
         if not self.exists():
             raise InputError(f"{self.path} holds no run ({RECIPE} is missing)")
         path = self.path / RECIPE
@@ -127,11 +143,38 @@ class RunFolder:
             values = tomllib.loads(read_text(path))
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{path} is not valid TOML: {error}") from None
-        return parse_recipe(values, str(path))
+        recipe = parse_recipe(values, str(path))
+        self.check_files(RECIPE)
+        return recipe
+
+    def recipe_with_data(self, data: str | None = None) -> AnyRecipe:
+        """The recipe, its data where it is now.
+
+        Args:
+            data: a file, a folder or a registered name in the place of the recipe's; see `check_data`.
+
+        Raises InputError where the data was read from a path that is gone.
+        """
+        recipe = self.read_recipe()
+        if data is not None:
+            return recipe.with_data_at(data)
+        if recipe.data_path is not None and not recipe.data_path.exists():
+            raise InputError(
+                f"{self.path} was trained on {recipe.data_path}, which is not there; --corpus FILE says where it is now"
+            )
+        return recipe
+
+    def check_data(self, sha256: str) -> None:
+        """Raises InputError where data of this sha256 is not what the run was trained on, wherever it lies."""
+        known = read_json(self.path / ENVIRONMENT).get("corpus_sha256", UNKNOWN)
+        if known not in (sha256, UNKNOWN):
+            raise InputError(
+                f"the data is not what {self.path} was trained on (another sha256); --corpus FILE says where that is"
+            )
 
     def check_recipe(self, recipe: AnyRecipe, but_for: tuple[str, ...] = ()) -> None:
         """Raises InputError naming the keys, but for these, in which a run's recipe differs from this one."""
-        ours, theirs = self.read_recipe().by_key(), recipe.by_key()
+        ours, theirs = (read.with_whole_path().by_key() for read in (self.read_recipe(), recipe))
         keys = (ours.keys() | theirs.keys()) - {"description", *but_for}
         changed = [key for key in sorted(keys) if ours.get(key) != theirs.get(key)]
         if changed:
@@ -139,24 +182,32 @@ class RunFolder:
             raise InputError(f"cannot resume {self.path} with another recipe: {said}")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; the last is left out while it is being written."""
+        """The lines of metrics.jsonl; the last is left out while it is being written.
+
+        Raises InputError where they were shortened or edited since the last checkpoint.
+        """
         if not self.metrics.exists():
+            self.check_files(METRICS)
             return []
         whole, _, _ = read_text(self.metrics).rpartition("\n")
         try:
-            return [json.loads(line) for line in whole.splitlines()]
+            lines = [json.loads(line) for line in whole.splitlines()]
         except json.JSONDecodeError as error:
             raise InputError(f"{self.metrics} is damaged ({error.msg}); restore it from a copy") from None
+        self.check_files(METRICS)
+        return lines
 
     def results(self) -> dict[str, Any] | None:
-        """results.json, which is there once the run has ended. Raises InputError where it is something else."""
-        path = self.path / RESULTS
-        if not path.is_file():
-            return None
-        found = read_json(path)
-        if not isinstance(found, dict) or not isinstance(found.get("best"), dict) or "seed" not in found:
-            raise InputError(f"{path} holds no results of a run; restore it from a copy")
-        return found
+        """results.json, which is there once the run has ended.
+
+        Raises InputError where it is something else, or a file of the run was changed.
+        """
+        self.check_files()
+        return integrity.read_results(self.path) or None
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Write results.json, which seals the run: it holds the sha256 of every other file."""
+        write_json(self.path / RESULTS, integrity.sealed(self.path, results))
 
     def diverged(self) -> bool:
         """Whether training ended with a loss or gradient that was not finite."""
@@ -172,25 +223,33 @@ class RunFolder:
     def metrics_mark(self) -> dict[str, Any]:
         """Length and sha256 of metrics.jsonl, flushed to the disk: a checkpoint keeps this."""
         if not self.metrics.exists():
-            return {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+            return integrity.mark_of(b"")
         with self.metrics.open("rb") as file:
             os.fsync(file.fileno())
-            content = file.read()
-        return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            return integrity.mark_of(file.read())
 
     def rewind_metrics(self, mark: dict[str, Any]) -> None:
         """Cut metrics.jsonl back to a checkpoint's mark. Raises InputError where it was shortened or edited."""
         content = self.metrics.read_bytes() if self.metrics.exists() else b""
         kept = content[: mark["bytes"]]
-        if len(kept) < mark["bytes"] or hashlib.sha256(kept).hexdigest() != mark["sha256"]:
+        if integrity.mark_of(kept) != mark:
             raise InputError(
                 f"{self.metrics} was shortened or edited since the last checkpoint; restore it from a copy"
             )
         if len(content) > len(kept):
             write_text(self.metrics, kept.decode())
 
-    def write_environment(self, device: torch.device, processes: int, corpus_sha256: str) -> None:
-        write_json(self.path / ENVIRONMENT, environment(device, processes) | {"corpus_sha256": corpus_sha256})
+    def write_environment(
+        self,
+        device: torch.device,
+        processes: int,
+        corpus_sha256: str,
+        begun_from: dict[str, Any] | None = None,
+    ) -> None:
+        """Write environment.json, after recipe.toml; `begun_from` says whose weights the run began with."""
+        origin = {} if begun_from is None else {"from": begun_from}
+        known = {"corpus_sha256": corpus_sha256, integrity.RUN: self.identity()}
+        write_json(self.path / ENVIRONMENT, environment(device, processes) | known | origin)
 
     def note_resumption(self, device: torch.device, processes: int, step: int) -> None:
         """Add to environment.json what continues the run after so many steps."""
@@ -202,45 +261,3 @@ class RunFolder:
         """Values of this key of the environment: at the start, and every time the run was resumed."""
         there = read_json(self.path / ENVIRONMENT)
         return [str(each[key]) for each in (there, *there.get("resumed", []))]
-
-
-def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """Versions, device and commit a measurement was made with."""
-    packages = ("numpy", "safetensors", "sentencepiece", "tokenizers", "pydantic", "accelerate")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "kmixer": VERSION,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        # torch's own word of its version names the build for a CPU or a GPU too.
-        "packages": {"torch": torch.__version__, **{package: metadata.version(package) for package in packages}},
-        "platform": platform.platform(),
-        "device": f"{device.type}: {name}",
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this package runs from; None where it was installed from elsewhere."""
-    package = Path(__file__).parents[1]
-    root = package.parent.parent
-    if not (root / ".git").exists() or package.parent.name != "src" or shutil.which("git") is None:
-        return None
-    answer = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return answer.stdout.strip() or None

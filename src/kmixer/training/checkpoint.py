@@ -32,6 +32,7 @@ class Progress:
     loss_count: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)  # see RunFolder.metrics_mark
     corpus_sha256: str = ""
+    recipe_sha256: str = ""  # of the run it belongs to, see kmixer.runs.integrity; empty in old ones
 
 
 def save_checkpoint(

@@ -1,4 +1,4 @@
-"""Classification as a training task: random examples with their classes, cross-entropy and accuracy."""
+"""What classifiers of images and of sequences share as a training task: random examples, cross-entropy, accuracy."""
 
 from __future__ import annotations
 
@@ -11,22 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kmixer.data.examples import ExampleDataset, Examples
-from kmixer.data.images import augmented, channel_statistics, load_images
-from kmixer.data.sequences import load_sequences
 from kmixer.errors import InputError
 from kmixer.measure.dynamics import measure_mixers
-from kmixer.measure.locality import attention_rollout, attention_weights
 from kmixer.models.classifiers import Classifier, build_classifier, count_example_flops
 from kmixer.models.model_folder import save_config, save_weights
-from kmixer.models.sequence_classifier import lengths_of
-from kmixer.models.vision import VisionTransformer
-from kmixer.runs.recipe import ClassificationRecipe, ImageRecipe, SequenceRecipe
+from kmixer.runs.recipe import ClassificationRecipe
 from kmixer.training.task import Task
-
-# Tokens of one forward pass of an evaluation, and of the look at all attention weights.
-TOKENS_PER_BATCH, LOCALITY_TOKENS = 32768, 2048
-# Images whose class token is kept in results.json.
-SHOWN_EXAMPLES = 6
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,7 @@ class ClassificationTask(Task):
     recipe: ClassificationRecipe
 
     def __init__(self, recipe: ClassificationRecipe, dataset: ExampleDataset) -> None:
-        self.recipe, self.dataset = recipe, dataset
+        self.recipe, self.dataset = recipe.with_whole_path(), dataset
         self.corpus_sha256 = dataset.sha256
         self.train = dataset.train
 
@@ -150,104 +140,3 @@ class ClassificationTask(Task):
 
     def forward_flops(self, model: Classifier) -> float:
         return self.recipe.units_per_step * count_example_flops(model)
-
-
-class ImageTask(ClassificationTask):
-    """Images, varied in training as the recipe says, and normalised by the model."""
-
-    unit = "images"
-    recipe: ImageRecipe
-
-    def __init__(self, recipe: ImageRecipe, data_dir: Path | None = None) -> None:
-        super().__init__(recipe, load_images(recipe.data, data_dir))
-
-    def check(self) -> None:
-        model = self.recipe.model
-        expected = (model.channels, model.image_size, model.image_size)
-        for name, part in self.parts().items():
-            if part.inputs.shape[1:] != expected:
-                raise InputError(
-                    f"the {name} images of {self.recipe.dataset} are {tuple(part.inputs.shape[1:])}; the recipe's "
-                    f"model takes {expected}"
-                )
-        self.check_labels(model.classes)
-
-    def build_model(self) -> Classifier:
-        model = super().build_model()
-        assert isinstance(model, VisionTransformer)
-        model.pixel_mean, model.pixel_deviation = channel_statistics(self.dataset.train.inputs)
-        return model
-
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        pixels, labels = super().batch(generator)
-        return augmented(pixels, self.recipe.data.augment, generator), labels
-
-    def final_measures(self, model: Classifier) -> dict[str, Any]:
-        """Loss and accuracy of every part, and `class_token`."""
-        return super().final_measures(model) | self.class_token(model)
-
-    def analyze(self, model: Classifier) -> dict[str, Any]:
-        return super().analyze(model) | self.class_token(model)
-
-    def class_token(self, model: Classifier) -> dict[str, Any]:
-        """A few images, and what the class token holds of each patch; nothing where a layer has no weights."""
-        shown = self.dataset.validation.inputs[:SHOWN_EXAMPLES]
-        weights = attention_weights(model, shown.to(model.head.weight.device))
-        if len(weights) < self.recipe.model.layers:  # output fusion has none
-            return {}
-        rollout = attention_rollout(weights)[:, 0, 1:]
-        return {"class_token": {"images": shown.tolist(), "rollout": rollout.tolist()}}
-
-
-class SequenceTask(ClassificationTask):
-    """Token sequences, padded at the end; a batch is as long as its longest."""
-
-    unit = "sequences"
-    recipe: SequenceRecipe
-
-    def __init__(self, recipe: SequenceRecipe, data_dir: Path | None = None) -> None:
-        super().__init__(recipe, load_sequences(recipe.data, data_dir))
-
-    def check(self) -> None:
-        model = self.recipe.model
-        for name, part in self.parts().items():
-            longest, largest = part.inputs.shape[1], int(part.inputs.max()) + 1
-            if longest > model.length or largest > model.vocabulary:
-                raise InputError(
-                    f"the {name} sequences of {self.recipe.dataset} have {longest} tokens of {largest} kinds; the "
-                    f"recipe's model takes {model.length} of {model.vocabulary}"
-                )
-            if int(lengths_of(part.inputs).min()) == 0:
-                raise InputError(f"the {name} part of {self.recipe.dataset} has an empty sequence, which has no class")
-        self.check_labels(model.classes)
-
-    def prepared(self, inputs: Tensor) -> Tensor:
-        longest = int(lengths_of(inputs).max())
-        return inputs[:, :longest].long()
-
-    def logits(self, model: Any, inputs: Tensor) -> Tensor:
-        logits: Tensor = model.classify_together(inputs)
-        return logits
-
-    def _measure(self, model: Classifier, part: Examples) -> ClassificationEvaluation:
-        order = lengths_of(part.inputs).argsort(stable=True)  # neighbours of one length need little padding
-        return super()._measure(model, Examples(part.inputs[order], part.labels[order]))
-
-    @property
-    def examples_per_batch(self) -> int:
-        return max(1, TOKENS_PER_BATCH // self.recipe.model.length)
-
-    def looked_at(self) -> Tensor:
-        """The longest sequences, cut to the shortest of them: attention to padding would mean nothing."""
-        inputs = self.dataset.validation.inputs
-        lengths, order = lengths_of(inputs).sort(descending=True, stable=True)
-        count = max(1, LOCALITY_TOKENS // self.recipe.model.length)
-        return inputs[order[:count], : int(lengths[:count].min())]
-
-
-def open_classification(recipe: ClassificationRecipe, data_dir: Path | None = None) -> ClassificationTask:
-    """A classification recipe with its data."""
-    if isinstance(recipe, ImageRecipe):
-        return ImageTask(recipe, data_dir)
-    assert isinstance(recipe, SequenceRecipe)
-    return SequenceTask(recipe, data_dir)

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from kmixer.data.batches import random_windows
 from kmixer.data.token_files import Dataset, count_tokens, prepare_dataset
+from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
 from kmixer.measure.dynamics import first_windows, measure_dynamics
 from kmixer.measure.evaluation import Evaluation, evaluate, loss_by_position
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.flops import count_flops
 from kmixer.models.heads import AdaptiveHead
-from kmixer.models.model_folder import load_tokenizer, save_config, save_weights
-from kmixer.runs.recipe import Protocol, Recipe
+from kmixer.models.model_folder import save_config, save_weights
+from kmixer.runs.recipe import LanguageRecipe, Protocol
 from kmixer.training.task import Task
 
 # Every model is measured at these windows too, where it and the text reach so far.
@@ -29,16 +30,17 @@ class LanguageTask(Task):
 
     Args:
         recipe: the recipe.
-        resumed: the run whose tokenizer is used again; None builds one.
+        tokenizer: of the model that training goes on with; None builds one from the corpus.
         data_dir: where corpora are looked for first.
     """
 
     unit = "tokens"
 
-    def __init__(self, recipe: Recipe, resumed: Path | None = None, data_dir: Path | None = None) -> None:
-        tokenizer = recipe.tokenizer if resumed is None else load_tokenizer(resumed)
-        self.dataset: Dataset = prepare_dataset(recipe.data, tokenizer, data_dir)
-        self.recipe: Recipe = _with_vocabulary(recipe, self.dataset.tokenizer.vocabulary_size)
+    def __init__(
+        self, recipe: LanguageRecipe, data_dir: Path | None = None, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.dataset: Dataset = prepare_dataset(recipe.data, tokenizer or recipe.tokenizer, data_dir)
+        self.recipe: LanguageRecipe = _with_vocabulary(recipe.with_whole_path(), self.dataset.tokenizer.vocabulary_size)
         self.corpus_sha256 = self.dataset.sha256
         self.tokens = self.dataset.train.tokens
         self.sample = first_windows(self.dataset.validation.tokens, self.recipe.evaluation_window)
@@ -124,6 +126,8 @@ class LanguageTask(Task):
         return self.recipe.units_per_step * count_flops(model, self.recipe.training.window)
 
 
-def _with_vocabulary(recipe: Recipe, size: int) -> Recipe:
+def _with_vocabulary(recipe: LanguageRecipe, size: int) -> LanguageRecipe:
     tokenizer = recipe.tokenizer.model_copy(update={"vocabulary_size": size})
-    return Recipe.parse(recipe.model_copy(update={"tokenizer": tokenizer}).model_dump(), source=f"recipe {recipe.name}")
+    return LanguageRecipe.parse(
+        recipe.model_copy(update={"tokenizer": tokenizer}).model_dump(), source=f"recipe {recipe.name}"
+    )

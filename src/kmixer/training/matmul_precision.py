@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -22,24 +23,31 @@ def fast_exact_matmuls(device: torch.device) -> Iterator[None]:
 
     The setting is the whole process's, and on a GPU it would mean TF32, so there nothing changes.
     """
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cpu" and before == "highest" and _is_exact("medium"):
-        torch.set_float32_matmul_precision("medium")
+    with _setting_kept():
+        if device.type == "cpu" and torch.get_float32_matmul_precision() == "highest" and _is_exact("medium"):
+            torch.set_float32_matmul_precision("medium")
+        yield
+
+
+@contextlib.contextmanager
+def _setting_kept() -> Iterator[None]:
+    """The precision of products is afterwards what it was: set to the same word, torch's backends would not be."""
+    backends: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
+    before = torch.get_float32_matmul_precision(), [backend.fp32_precision for backend in backends]
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        for backend, precision in zip(backends, before[1], strict=True):
+            backend.fp32_precision = precision
 
 
 def _is_exact(precision: str) -> bool:
     """Whether all three products of a training step (forward, both gradients) are exact at this precision."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(SIZE, SIZE, generator=generator) for _ in range(2))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
+    with _setting_kept():
+        torch.set_float32_matmul_precision(precision)
         products = [a @ b.T, a @ b, a.T @ b]
-    finally:
-        torch.set_float32_matmul_precision(before)
     exact = [a.double() @ b.double().T, a.double() @ b.double(), a.double().T @ b.double()]
     return all(float((x - y).abs().max() / y.abs().max()) < EXACT for x, y in zip(products, exact, strict=True))

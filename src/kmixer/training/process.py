@@ -1,15 +1,24 @@
-"""What a process that trains sets for itself as a whole: its memory allocator, and tiny numbers."""
+"""What a process that trains sets for itself as a whole, and what training gives back as it was."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 import torch
 
 # Parameters of glibc's mallopt (malloc.h).
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
+# The end of the terminal, where the system has such terminals; Ctrl-C, and the request to end.
+HANGUP = getattr(signal, "SIGHUP", None)
+STOPS = [signal.SIGINT, signal.SIGTERM, *([] if HANGUP is None else [HANGUP])]
 
 
 def settle_process() -> None:
@@ -28,3 +37,37 @@ def settle_process() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """A list that fills when the process is asked to stop; asked a second time in the same way, it stops at once.
+
+    A hang-up that is ignored (nohup) stays so. In a thread, which no signal reaches, the list stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        for number in STOPS:
+            previous[number] = signal.getsignal(number)
+            if number != HANGUP or previous[number] is not signal.SIG_IGN:
+                signal.signal(number, note)
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """torch's random states, of the CPU and of a CUDA device, are afterwards what they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 
-from kmixer.files import write_json
 from kmixer.models.model_folder import WEIGHTS, Model, load_weights, put_weights
-from kmixer.runs.run_folder import RESULTS, RunFolder
+from kmixer.runs.run_folder import RunFolder
 from kmixer.training.checkpoint import Progress
 from kmixer.training.task import Task
 
@@ -26,8 +25,7 @@ def write_results(run: RunFolder, model: Model, task: Task, progress: Progress) 
         device = next(model.parameters()).device
         put_weights(chosen, {name: tensor.to(device) for name, tensor in tensors.items()}, WEIGHTS)
         best = task.final_measures(chosen)
-    write_json(
-        run.path / RESULTS,
+    run.write_results(
         {
             "recipe": task.recipe.name,
             "seed": config.seed,
@@ -38,5 +36,5 @@ def write_results(run: RunFolder, model: Model, task: Task, progress: Progress) 
             "seconds": progress.seconds,
             "best": {"step": about["step"], **best},
             "last": {"step": progress.step, **last},
-        },
+        }
     )

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+import torch
 
+from kmixer.errors import InputError
+from kmixer.training.distributed import COUNTS, OneProcess, check_sharing, open_processes, pieces_of
 from tests.conftest import tiny_recipe_values
-from tests.training.test_loop import metrics_without_times
+from tests.training.test_loop import make_recipe, metrics_without_times
 
 
 def test_killed_runs_resume_bit_for_bit() -> None:
@@ -51,3 +54,35 @@ def test_two_processes_train_like_one(text_file: Path, tmp_path: Path) -> None:
             assert second["gradient_norm"] == pytest.approx(first["gradient_norm"], abs=1e-10)
         else:
             assert second["validation"][0]["loss"] == pytest.approx(first["validation"][0]["loss"], abs=1e-10)
+
+
+def test_batches_that_cannot_be_shared_are_named(text_file: Path) -> None:
+    with pytest.raises(InputError, match="batch_size 4 cannot be shared evenly by 3 processes"):
+        check_sharing(make_recipe(text_file), 3)
+
+
+def test_one_process_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in COUNTS:
+        monkeypatch.delenv(name, raising=False)
+    one = open_processes(cpu=True)
+    assert isinstance(one, OneProcess)
+    assert (one.rank, one.count, one.is_main, one.device.type) == (0, 1, True, "cpu")
+    batch, value = torch.arange(12).view(6, 2), torch.tensor(2.5)
+    assert torch.equal(one.share(batch), batch)
+    assert one.mean(value) is value
+    assert [one.any(flag) for flag in (False, True)] == [False, True]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shares_and_pieces_are_the_batch_once(count: int) -> None:
+    """Over all processes and pieces every example is there once, inputs beside their targets."""
+    inputs = torch.arange(12)
+    pieces = []
+    for rank in range(count):
+        one = OneProcess(cpu=True)
+        one.rank, one.count = rank, count
+        pieces += pieces_of((inputs, -inputs), one, 2)
+    assert len(pieces) == 2 * count
+    assert len({len(piece) for piece, _ in pieces}) == 1
+    assert sorted(torch.cat([piece for piece, _ in pieces]).tolist()) == inputs.tolist()
+    assert all(torch.equal(piece, -targets) for piece, targets in pieces)

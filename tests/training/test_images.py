@@ -12,7 +12,7 @@ from kmixer.experiments.compare import compare, read_arms
 from kmixer.experiments.tables import cells, head
 from kmixer.models.model_folder import load_classifier
 from kmixer.runs.recipe import ImageRecipe, load_recipe
-from kmixer.training.classification import ImageTask
+from kmixer.training.images import ImageTask
 from kmixer.training.loop import Reporter, train
 from tests.data.test_images import write_npz
 

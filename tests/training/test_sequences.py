@@ -19,8 +19,8 @@ from kmixer.models.mixers.choice import MixerName
 from kmixer.models.model_folder import load_classifier
 from kmixer.models.sequence_classifier import SequenceClassifier, SequenceClassifierConfig
 from kmixer.runs.recipe import SequenceRecipe, load_recipe
-from kmixer.training.classification import SequenceTask
 from kmixer.training.loop import train
+from kmixer.training.sequences import SequenceTask
 from tests.data.test_images import write_npz
 
 VALUES = {"vocabulary": 9, "length": 20, "classes": 3, "width": 12, "layers": 2, "heads": 3}

@@ -1,0 +1,105 @@
+"""Training that begins with the weights of another model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kmixer
+from kmixer.errors import InputError
+from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
+from kmixer.runs.run_folder import RunFolder
+from kmixer.tensor_files import load_tensors
+from kmixer.training.loop import train
+from tests.conftest import tiny_recipe_values
+from tests.training.test_loop import CrashError, StopAfter, assert_same_run, make_recipe
+
+
+@pytest.fixture
+def source(text_file: Path, tmp_path: Path) -> Path:
+    train(make_recipe(text_file), tmp_path / "source")
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def other_text(text: str, tmp_path: Path) -> Path:
+    """Letters of the first text, in another order."""
+    (tmp_path / "other.txt").write_text(text[::-1][:9000])
+    return tmp_path / "other.txt"
+
+
+def first_loss(run: Path) -> float:
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    return float(line["validation"][0]["loss"])
+
+
+def test_it_begins_with_those_weights_and_that_tokenizer(source: Path, other_text: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(other_text, steps=4, evaluate_every=1)
+    result = train(recipe, tmp_path / "run", begin_from=source)
+    assert result.finished
+    tensors, about = load_tensors(source / "model.safetensors")
+    assert (tmp_path / "run/tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    there = json.loads((tmp_path / "run/environment.json").read_text())["from"]
+    assert there["path"] == str(source)
+    assert there["about"] == about["about"]
+    fresh = train(recipe, tmp_path / "fresh")
+    assert first_loss(result.run) < first_loss(fresh.run)
+    still = {"learning_rate": 1e-30, "muon_learning_rate": 1e-30, "learning_rate_floor": 0.0, "weight_decay": 0.0}
+    begun = train(make_recipe(other_text, steps=1, **still), tmp_path / "still", begin_from=source)
+    kept, _ = load_tensors(begun.run / "model.safetensors")
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in kept.items())
+
+
+def test_it_resumes_bit_for_bit(source: Path, other_text: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(other_text)
+    train(recipe, tmp_path / "whole", begin_from=source)
+    with pytest.raises(CrashError):
+        train(recipe, tmp_path / "parts", begin_from=source, reporter=StopAfter(4))
+    train(recipe, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert json.loads((tmp_path / "parts/environment.json").read_text())["from"]["path"] == str(source)
+
+
+def test_a_packaged_model(tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("KING:\nNow is the winter of our discontent\n" * 200)
+    settings = [f"data.corpus={tmp_path / 'more.txt'}", "data.validation=0.2", "training.steps=1"]
+    settings += ["training.warmup_steps=0", "training.batch_size=1", "training.window=32", "evaluation.window=32"]
+    recipe = load_language_recipe("shakespeare-small", settings)
+    train(recipe, tmp_path / "run", begin_from=Path("shakespeare-small"))
+    model = kmixer.load(tmp_path / "run")
+    assert model.vocabulary_size == 65
+
+
+def values(corpus: Path, **changed: Any) -> LanguageRecipe:
+    whole = tiny_recipe_values(corpus)
+    for key, value in changed.items():
+        whole[key] |= value
+    return LanguageRecipe.parse(whole, source="test")
+
+
+def test_what_does_not_fit_is_named(source: Path, text_file: Path, tmp_path: Path) -> None:
+    for recipe, message in (
+        (values(text_file, model={"rank": 3}), r"holds another model than recipe tiny: model\.rank is 2 there and 3"),
+        (
+            values(text_file, tokenizer={"kind": "byte", "vocabulary_size": 256}),
+            r"is of kind 'char'.*tokenizer\.kind=char",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(recipe, tmp_path / "run", begin_from=source)
+    with pytest.raises(InputError, match="is not a run or model folder"):
+        train(make_recipe(text_file), tmp_path / "run", begin_from=tmp_path / "nothing")
+    (tmp_path / "strange.txt").write_text("a text with a ☃ in it, which the first had not\n" * 400)
+    with pytest.raises(InputError, match="☃") as error:
+        train(make_recipe(tmp_path / "strange.txt"), tmp_path / "run", begin_from=source)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="--resume goes on from the run's own checkpoint"):
+        train(make_recipe(text_file), source, begin_from=source, resume=True)
+    assert not (tmp_path / "run").exists()
+    dropout = values(text_file, model={"dropout": {"embedding": 0.0}})
+    assert train(dropout, tmp_path / "run", begin_from=source).finished
+    RunFolder(tmp_path / "run").verify()
