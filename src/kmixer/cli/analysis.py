@@ -8,33 +8,30 @@ from typing import Annotated, Any
 
 import typer
 
-from kmixer.cli.options import DataDir, Json, Run
-from kmixer.data.token_files import prepare_dataset
+from kmixer.cli.options import DataDir, Json
 from kmixer.errors import InputError
-from kmixer.language_model import load
-from kmixer.measure.dynamics import first_windows, measure_dynamics
-from kmixer.measure.evaluation import loss_by_position
-from kmixer.models.model_folder import load_classifier
-from kmixer.runs.recipe import ClassificationRecipe, Recipe, as_language
-from kmixer.runs.run_folder import RunFolder
-from kmixer.training.classification import open_classification
-
-# A decay of 1 has no window; float32 knows no decay nearer to it than this.
-LEAST = 1e-7
 
 
-def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
-    """Measure what a run's best weights learned: decays and shares, bandwidths and locality, loss by position.
+def analyze(
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, a model folder, or a packaged model's name.")
+    ],
+    corpus: Annotated[
+        str | None, typer.Option(help="Measure on this text: a file, a folder or a name; default: that of the run.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a window; default: as when the weights were chosen.")
+    ] = None,
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Measure what a model's weights learned: decays and shares, bandwidths and locality, loss by position.
 
     Example: kmixer analyze runs/shakespeare-quick-seed42 --json
     """
-    recipe = RunFolder(run).read_recipe()
-    if isinstance(recipe, ClassificationRecipe):
-        found = open_classification(recipe, data_dir).analyze(load_classifier(run)[0])
-    else:
-        found = _analyze_language(run, as_language(recipe), data_dir)
-    if "decay" in found:
-        found["effective_window"] = [[1 / max(1 - decay, LEAST) for decay in decays] for decays in found["decay"]]
+    from kmixer.analysis.analyze import analyze as measure
+
+    found = measure(target, corpus, window, data_dir)
     if as_json:
         print(json.dumps(found))
         return
@@ -51,15 +48,6 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
         return
     marks = [position for position in (1, 4, 16, 64, 256, 1024, len(losses)) if position <= len(losses)]
     print("loss at position " + "  ".join(f"{mark}: {losses[mark - 1]:.3f}" for mark in dict.fromkeys(marks)))
-
-
-def _analyze_language(run: Path, recipe: Recipe, data_dir: Path | None) -> dict[str, Any]:
-    model = load(run)
-    assert model.tokenizer is not None
-    dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)
-    window = recipe.evaluation_window
-    found = measure_dynamics(model, first_windows(dataset.validation.tokens, window))
-    return found | {"loss_by_position": loss_by_position(model, dataset.validation, window)}
 
 
 def _print_k2(found: dict[str, Any]) -> None:
