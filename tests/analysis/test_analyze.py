@@ -12,7 +12,7 @@ import pytest
 from kmixer.analysis.analyze import analyze
 from kmixer.errors import InputError
 from kmixer.runs.metrics import read_evaluations
-from kmixer.runs.recipe import Recipe
+from kmixer.runs.recipe import LanguageRecipe
 from kmixer.runs.run_folder import RunFolder
 from kmixer.training.loop import train
 from tests.conftest import tiny_recipe_values
@@ -24,7 +24,7 @@ def run(text_file: Path, tmp_path: Path) -> Path:
     values = tiny_recipe_values(text_file)
     values["model"]["refinement"] = {"steps": 2}
     values["training"]["evaluate_every"] = 8
-    train(Recipe.parse(values, source="test"), tmp_path / "run")
+    train(LanguageRecipe.parse(values, source="test"), tmp_path / "run")
     return tmp_path / "run"
 
 

@@ -12,7 +12,7 @@ from kmixer.errors import InputError
 from kmixer.experiments.arms import read_arms
 from kmixer.experiments.compare import compare
 from kmixer.experiments.sweep import arms_of_grid
-from kmixer.runs.recipe import Recipe
+from kmixer.runs.recipe import LanguageRecipe
 from kmixer.training.loop import train
 from tests.cli.conftest import make_sweep, recipe_file  # noqa: F401
 from tests.conftest import tiny_recipe_values
@@ -54,7 +54,7 @@ def test_pieces_of_words_and_dense_kernels_have_a_page(text_file: Path, tmp_path
     values["model"]["base_kernel"] = {"kind": "dense", "size": 64}
     values["training"]["evaluate_every"] = 2
     run = tmp_path / "run"
-    train(Recipe.parse(values, source="test"), run)
+    train(LanguageRecipe.parse(values, source="test"), run)
     write_report([run], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     for part in (

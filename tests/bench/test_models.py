@@ -12,7 +12,7 @@ from kmixer.bench.length import SERIES, LengthSpeed, bench_length
 from kmixer.bench.measure import Timing
 from kmixer.bench.models import TrainingSpeed, bench_decode, bench_train, build
 from kmixer.errors import InputError
-from kmixer.runs.recipe import Recipe, load_language_recipe
+from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 
 
 def size_of(model: nn.Module) -> int:
@@ -23,11 +23,11 @@ SMALL = ["training.batch_size=2", "training.window=16", "model.layers=1"]
 
 
 @pytest.fixture
-def recipe() -> Recipe:
+def recipe() -> LanguageRecipe:
     return load_language_recipe("shakespeare-quick", SMALL)
 
 
-def test_a_training_rate_is_that_of_its_steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_rate_is_that_of_its_steps(recipe: LanguageRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def timed(call: Callable[[], object], repeats: int, longest: float) -> Timing:
         call()  # a step of training works
         return Timing(9.0, 0.5)
@@ -39,21 +39,21 @@ def test_a_training_rate_is_that_of_its_steps(recipe: Recipe, monkeypatch: pytes
     assert bench_train(recipe, "recipe", "bfloat16", 1).part_of_roof is None
 
 
-def test_decoding_says_what_it_did(recipe: Recipe) -> None:
+def test_decoding_says_what_it_did(recipe: LanguageRecipe) -> None:
     speed = bench_decode(recipe, "recipe", batch_size=2, context=20, tokens=4)
     assert (speed.batch_size, speed.context, speed.prepared) == (2, 20, True)
     assert min(speed.seconds_to_first_token, speed.tokens_per_second, speed.second_half_over_first) > 0
 
 
-def test_the_transformer_beside_a_recipe_is_of_its_size(recipe: Recipe) -> None:
+def test_the_transformer_beside_a_recipe_is_of_its_size(recipe: LanguageRecipe) -> None:
     ours, other = (size_of(build(recipe, model)) for model in ("recipe", "transformer"))
     assert other == pytest.approx(ours, rel=0.1)
     with pytest.raises(InputError, match="is a transformer already"):
         build(load_language_recipe("transformer-plays"), "transformer")
 
 
-def test_a_series_ends_with_a_step_that_takes_too_long(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    def speed(recipe: Recipe, model: str, precision: str, repeats: int, longest: float) -> TrainingSpeed:
+def test_a_series_ends_with_a_step_that_takes_too_long(recipe: LanguageRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def speed(recipe: LanguageRecipe, model: str, precision: str, repeats: int, longest: float) -> TrainingSpeed:
         config = recipe.training
         seconds = config.window / 10
         rate = config.batch_size * config.window / seconds

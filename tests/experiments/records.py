@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kmixer.files import write_json
-from kmixer.runs.recipe import Recipe, load_recipe
+from kmixer.runs.recipe import LanguageRecipe, load_recipe
 from kmixer.runs.run_folder import ENVIRONMENT, RESULTS, RunFolder
 from tests.conftest import tiny_recipe_values
 
@@ -41,7 +41,7 @@ def make_record(
     run = RunFolder(folder)
     folder.mkdir(parents=True)
     run.write_recipe(
-        Recipe.parse(tiny_recipe_values("any.txt"), source="test") if recipe is None else load_recipe(recipe)
+        LanguageRecipe.parse(tiny_recipe_values("any.txt"), source="test") if recipe is None else load_recipe(recipe)
     )
     write_json(folder / ENVIRONMENT, {"corpus_sha256": "0" * 64, "device": "cpu", "threads": 1, "commit": "None"})
     for line in lines:
