@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kmixer.errors import InputError
+from kmixer.errors import InputError, shown
+
+
+SHOWN_PROBLEMS = 10
 
 
 class StrictConfig(BaseModel):
@@ -22,14 +26,15 @@ class StrictConfig(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             # A list whose only items are wrong is then called too short as well.
-            found = [each for each in error.errors() if each["type"] != "too_short" or not each["input"]]
-            problems = [_describe(cls, problem) for problem in found]
-            raise InputError(f"{source}: " + "; ".join(problems)) from None
+            found = [each for each in error.errors(include_url=False) if each["type"] != "too_short" or not each["input"]]
+            problems = [_describe(cls, problem) for problem in found[:SHOWN_PROBLEMS]]
+            more = [f"and {len(found) - SHOWN_PROBLEMS:,} more"] if len(found) > SHOWN_PROBLEMS else []
+            raise InputError(f"{source}: " + "; ".join(problems + more)) from None
 
 
 def _describe(config: type[BaseModel], problem: Any) -> str:
     path, allowed = _walk(config, problem["loc"])
-    key = ".".join(path) or "the whole"
+    key = shown_key(".".join(path)) if path else "the whole"
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], allowed, n=1)
@@ -37,18 +42,23 @@ def _describe(config: type[BaseModel], problem: Any) -> str:
     if kind == "missing":
         return f"{key} is missing"
     if kind == "literal_error":
-        return f"{key}: got {given!r}; allowed: {problem['ctx']['expected']}"
+        return f"{key}: got {shown(given)}; allowed: {problem['ctx']['expected']}"
     if kind == "union_tag_invalid":
-        return f"{key}.kind: got {problem['ctx']['tag']!r}; allowed: {problem['ctx']['expected_tags']}"
+        return f"{key}.kind: got {shown(problem['ctx']['tag'])}; allowed: {problem['ctx']['expected_tags']}"
     if kind == "value_error":  # raised by a validator of ours, whose message says all
         message = str(problem["ctx"]["error"])
         return f"{key}: {message}" if path else message
     if kind == "model_type":
-        return f"{key}: got {given!r}; it should be a group of keys"
+        return f"{key}: got {shown(given)}; it should be a group of keys"
     if kind == "too_short":
-        return f"{key}: got {given!r}; it should not be empty"
+        return f"{key}: got {shown(given)}; it should not be empty"
     message = problem["msg"].removeprefix("Input ")
-    return f"{key}: got {given!r}; it {message}"
+    return f"{key}: got {shown(given)}; it {message}"
+
+
+def shown_key(key: str) -> str:
+    """A key for a message: as it is where it could be one of ours, otherwise quoted and cut."""
+    return key if re.fullmatch(r"[\w.=,+-]{1,100}", key) else shown(key)
 
 
 def _walk(config: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[str]]:
