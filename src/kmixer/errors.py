@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-
 
 # Characters of foreign text that a message shows, and of a whole message.
 SHOWN_CHARACTERS = 200
@@ -39,6 +39,12 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     except (ValueError, RecursionError):  # an integer of more digits than Python prints, a value nested too deeply
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def shown_name(name: object) -> str:
+    """A key or a tensor's name for a message: as it is where it could be one of ours, otherwise quoted and cut."""
+    plain = isinstance(name, str) and re.fullmatch(r"[\w./=,+-]{1,100}", name) is not None
+    return str(name) if plain else shown(name)
 
 
 def one_line(text: str, limit: int = LINE_CHARACTERS) -> str:

@@ -12,6 +12,7 @@ import stat
 import tempfile
 import tomllib
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -96,7 +97,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def open_to_read(path: Path, limit: int | None = None) -> Iterator[BinaryIO]:
+def open_to_read(path: Path, limit: int | None = None) -> Iterator[BufferedReader]:
     """A regular file, of at most `limit` bytes where one is given, open for reading.
 
     Raises InputError, one line, where it is missing, too large, or anything else: opening a FIFO would wait for ever
@@ -149,7 +150,9 @@ def is_regular_file(path: Path) -> bool:
 
 
 def _unusable(error: OSError | ValueError, path: Path) -> InputError:
-    return describe_read_error(error, path) if isinstance(error, OSError) else InputError(f"{shown(str(path))}: {error}")
+    return (
+        describe_read_error(error, path) if isinstance(error, OSError) else InputError(f"{shown(str(path))}: {error}")
+    )
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -225,13 +228,21 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
     """What a TOML text holds. Raises InputError, one line, for one that is none, is too deep, or has huge numbers."""
+    try:
+        return toml_values(text, source)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source} is not valid TOML: {one_line(str(error))}") from None
+
+
+def toml_values(text: str, source: str) -> dict[str, Any]:
+    """The same, but raises TOMLDecodeError for a text that is no TOML."""
     # A key of n parts costs tomllib n^2 steps.
     if any(part.count(".") > KEY_DOTS for part in re.split(r"[,=\n]", text)):
         raise InputError(f"{source}: more than {KEY_DOTS} dots in a row; keys and sentences have fewer")
     try:
         value = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source} is not valid TOML: {one_line(str(error))}") from None
+    except tomllib.TOMLDecodeError:
+        raise
     except ValueError:  # of int(): Python reads no number of more than 4,300 digits
         raise InputError(f"{source} is not valid TOML here: it holds a number of too many digits") from None
     except RecursionError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kmixer.errors import InputError
-from kmixer.files import atomic_write
+from kmixer.errors import SHOWN_CHARACTERS, InputError, one_line
+from kmixer.files import atomic_write, open_to_read, parse_json
 
 # How torch.save (zip) and plain pickle begin.
 PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+# The header of a model of 10,000 tensors has 1 MB.
+HEADER_BYTES = 1 << 24
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -31,22 +35,32 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata. Raises InputError for a file that is missing, damaged, edited, or a pickle."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing")
-    with path.open("rb") as file:
-        if file.read(2) in PICKLE_STARTS:
+    with open_to_read(path) as opened:
+        start = opened.read(8)
+        if start[:2] in PICKLE_STARTS:
             raise InputError(f"{path} is a pickle or a torch.save file, not safetensors; it is refused unread")
+        # The first eight bytes are the length of the header, which the library reads whole.
+        if len(start) < 8 or int.from_bytes(start, "little") > min(HEADER_BYTES, os.fstat(opened.fileno()).st_size - 8):
+            raise InputError(f"{path} is damaged (it has no header of a possible length); restore it from a copy")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("kmixer", "null"))
+            text = (file.metadata() or {}).get("kmixer", "null")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
-    if not isinstance(header, dict) or header.keys() != {"metadata", "sha256"}:
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({one_line(str(error), SHOWN_CHARACTERS)}); restore it") from None
+    header = parse_json(text, f"{path}: its header")
+    if (
+        not isinstance(header, dict)
+        or header.keys() != {"metadata", "sha256"}
+        or not all(isinstance(value, str) for value in header.values())
+    ):
         raise InputError(f"{path} was not written by kmixer: its header does not hold metadata and a sha256")
     if header["sha256"] != _digest(tensors, header["metadata"]):
         raise InputError(f"{path} was changed after it was written (its sha256 differs); restore it from a copy")
-    return tensors, json.loads(header["metadata"])
+    metadata = parse_json(header["metadata"], f"{path}: its metadata")
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path} was not written by kmixer: its metadata are no JSON object")
+    return tensors, metadata
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

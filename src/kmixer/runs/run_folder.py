@@ -21,7 +21,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -31,9 +30,20 @@ import torch
 
 import kmixer
 from kmixer.errors import InputError
-from kmixer.files import describe_write_error, lock, read_json, read_text, write_json, write_text
+from kmixer.files import (
+    LINES_BYTES,
+    describe_write_error,
+    is_regular_file,
+    lock,
+    plain_text,
+    read_bytes,
+    read_toml,
+    write_json,
+    write_text,
+)
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
 from kmixer.runs.recipe import AnyRecipe, parse_recipe
+from kmixer.runs.records import read_environment, read_metrics, read_results
 
 RECIPE, METRICS, ENVIRONMENT, RESULTS, DIVERGED, CHECKPOINT = (
     "recipe.toml",
@@ -55,16 +65,16 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         # A link would be replaced by a folder, and the current folder has no name to put others beside.
-        self.path = path = path.resolve() if path.is_symlink() or not path.name else path
+        self.path = path = Path(os.path.realpath(path)) if path.is_symlink() or not path.name else path
         self.metrics = path / METRICS
         self.checkpoint = path / CHECKPOINT
 
     def exists(self) -> bool:
-        return (self.path / RECIPE).is_file()
+        return is_regular_file(self.path / RECIPE)
 
     def check_free(self, *, force: bool) -> None:
         """Raises InputError where a new run would destroy something."""
-        if self.path.resolve() == Path.cwd():
+        if os.path.realpath(self.path) == str(Path.cwd()):  # Path.resolve raises on a loop of links
             raise InputError(
                 f"--out: {self.path} is the current folder, which cannot be replaced; choose one inside it"
             )
@@ -123,11 +133,7 @@ class RunFolder:
         if not self.exists():
             raise InputError(f"{self.path} holds no run ({RECIPE} is missing)")
         path = self.path / RECIPE
-        try:
-            values = tomllib.loads(read_text(path))
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{path} is not valid TOML: {error}") from None
-        return parse_recipe(values, str(path))
+        return parse_recipe(read_toml(path), str(path))
 
     def check_recipe(self, recipe: AnyRecipe, but_for: tuple[str, ...] = ()) -> None:
         """Raises InputError naming the keys, but for these, in which a run's recipe differs from this one."""
@@ -140,23 +146,16 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; the last is left out while it is being written."""
-        if not self.metrics.exists():
-            return []
-        whole, _, _ = read_text(self.metrics).rpartition("\n")
-        try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self.metrics} is damaged ({error.msg}); restore it from a copy") from None
+        return read_metrics(self.metrics) if self.metrics.exists() else []
 
     def results(self) -> dict[str, Any] | None:
         """results.json, which is there once the run has ended. Raises InputError where it is something else."""
         path = self.path / RESULTS
-        if not path.is_file():
-            return None
-        found = read_json(path)
-        if not isinstance(found, dict) or not isinstance(found.get("best"), dict) or "seed" not in found:
-            raise InputError(f"{path} holds no results of a run; restore it from a copy")
-        return found
+        return read_results(path) if path.exists() else None
+
+    def environment(self) -> dict[str, Any]:
+        """environment.json. Raises InputError where it is something else."""
+        return read_environment(self.path / ENVIRONMENT)
 
     def diverged(self) -> bool:
         """Whether training ended with a loss or gradient that was not finite."""
@@ -180,7 +179,7 @@ class RunFolder:
 
     def rewind_metrics(self, mark: dict[str, Any]) -> None:
         """Cut metrics.jsonl back to a checkpoint's mark. Raises InputError where it was shortened or edited."""
-        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        content = read_bytes(self.metrics, LINES_BYTES) if self.metrics.exists() else b""
         kept = content[: mark["bytes"]]
         if len(kept) < mark["bytes"] or hashlib.sha256(kept).hexdigest() != mark["sha256"]:
             raise InputError(
@@ -194,13 +193,13 @@ class RunFolder:
 
     def note_resumption(self, device: torch.device, processes: int, step: int) -> None:
         """Add to environment.json what continues the run after so many steps."""
-        there = read_json(self.path / ENVIRONMENT)
+        there = self.environment()
         again = {"step": step, **environment(device, processes)}
         write_json(self.path / ENVIRONMENT, there | {"resumed": [*there.get("resumed", []), again]})
 
     def made_with(self, key: str) -> list[str]:
         """Values of this key of the environment: at the start, and every time the run was resumed."""
-        there = read_json(self.path / ENVIRONMENT)
+        there = self.environment()
         return [str(each[key]) for each in (there, *there.get("resumed", []))]
 
 
@@ -218,7 +217,7 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
         "processes": processes,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(plain_text, sys.argv[1:])],
     }
 
 
