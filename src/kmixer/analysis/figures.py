@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -338,6 +339,7 @@ def norms(arm: ArmRuns) -> Figure | None:
 
 def all_figures(arms: list[ArmRuns]) -> dict[str, Figure]:
     """Every figure that these runs have something for, by a name fit for a file."""
+    arms = [replace(arm, name=arm.name.replace("$", r"\$")) for arm in arms]  # matplotlib reads $...$ as a formula
     found: dict[str, Figure | None] = {
         "loss-curves": loss_curves(arms),
         "final-losses": final_losses(arms),

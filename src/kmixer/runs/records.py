@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
-from kmixer.files import read_json_lines, read_json_object
+from kmixer.files import read_json, read_json_lines
 
 # Any measured number; what is larger is no measurement, and axes of figures overflow on it.
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
@@ -227,21 +227,21 @@ def shape_of(value: Any) -> Any:
 
 def read_results(path: Path) -> dict[str, Any]:
     """results.json of a run. Raises InputError, one line, where it is something else."""
-    found = read_json_object(path)
+    found: dict[str, Any] = read_json(path)
     _check(Results, found, path, "no results of a run")
     return found
 
 
 def read_environment(path: Path) -> dict[str, Any]:
     """environment.json of a run. Raises InputError, one line, where it is something else."""
-    found = read_json_object(path)
+    found: dict[str, Any] = read_json(path)
     _check(Environment, found, path, "no environment of a run")
     return found
 
 
 def check_diverged(path: Path) -> None:
     """Raises InputError, one line, where a file is no diverged.json."""
-    _check(Diverged, read_json_object(path), path, "no word of a divergence")
+    _check(Diverged, read_json(path), path, "no word of a divergence")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -279,7 +279,7 @@ def _tree(value: Any) -> Any:
     return shape_of(value)
 
 
-def _check(record: type[Record], found: dict[str, Any], source: Path | str, what: str) -> None:
+def _check(record: type[Record], found: Any, source: Path | str, what: str) -> None:
     try:
         record.parse(found, source="")
     except InputError as error:
