@@ -155,6 +155,11 @@ def _unusable(error: OSError | ValueError, path: Path) -> InputError:
     )
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything has this name, a link that leads nowhere too: what is not there is not the same as damaged."""
+    return os.path.lexists(path)
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """A regular file of at most `limit` bytes. Raises InputError, one line, where that fails."""
     with open_to_read(path, limit) as file:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kmixer.errors import InputError, shown_name
-from kmixer.files import LINES_BYTES, read_bytes
+from kmixer.files import LINES_BYTES, is_there, read_bytes
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.classifiers import build_classifier
 from kmixer.models.config import SequenceClassifierConfig
@@ -50,12 +50,12 @@ def check_run(run: RunFolder) -> None:
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     put_weights(model, tensors, str(run.path / WEIGHTS))
     run.read_metrics()
-    if (run.path / ENVIRONMENT).exists():
+    if is_there(run.path / ENVIRONMENT):
         run.environment()
-    if (run.path / DIVERGED).exists():
+    if is_there(run.path / DIVERGED):
         check_diverged(run.path / DIVERGED)
     _check_results(run, recipe)
-    if run.checkpoint.exists():
+    if is_there(run.checkpoint):
         _check_checkpoint(run, expected)
 
 
@@ -87,6 +87,6 @@ def _check_checkpoint(run: RunFolder, expected: dict[str, torch.Size]) -> None:
     mark: Any = metadata.get("metrics")
     if not isinstance(mark, dict) or not isinstance(mark.get("bytes"), int) or mark["bytes"] < 0:
         raise InputError(f"{run.checkpoint} is not a checkpoint of a run: it does not know the metrics of its time")
-    content = read_bytes(run.metrics, LINES_BYTES)[: mark["bytes"]] if run.metrics.exists() else b""
+    content = read_bytes(run.metrics, LINES_BYTES)[: mark["bytes"]] if is_there(run.metrics) else b""
     if len(content) < mark["bytes"] or hashlib.sha256(content).hexdigest() != mark.get("sha256"):
         raise InputError(f"{run.metrics} was shortened or edited since the last checkpoint; restore it from a copy")

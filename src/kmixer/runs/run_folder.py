@@ -34,6 +34,7 @@ from kmixer.files import (
     LINES_BYTES,
     describe_write_error,
     is_regular_file,
+    is_there,
     lock,
     plain_text,
     read_bytes,
@@ -146,12 +147,12 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; the last is left out while it is being written."""
-        return read_metrics(self.metrics) if self.metrics.exists() else []
+        return read_metrics(self.metrics) if is_there(self.metrics) else []
 
     def results(self) -> dict[str, Any] | None:
         """results.json, which is there once the run has ended. Raises InputError where it is something else."""
         path = self.path / RESULTS
-        return read_results(path) if path.exists() else None
+        return read_results(path) if is_there(path) else None
 
     def environment(self) -> dict[str, Any]:
         """environment.json. Raises InputError where it is something else."""
@@ -179,7 +180,7 @@ class RunFolder:
 
     def rewind_metrics(self, mark: dict[str, Any]) -> None:
         """Cut metrics.jsonl back to a checkpoint's mark. Raises InputError where it was shortened or edited."""
-        content = read_bytes(self.metrics, LINES_BYTES) if self.metrics.exists() else b""
+        content = read_bytes(self.metrics, LINES_BYTES) if is_there(self.metrics) else b""
         kept = content[: mark["bytes"]]
         if len(kept) < mark["bytes"] or hashlib.sha256(kept).hexdigest() != mark["sha256"]:
             raise InputError(
