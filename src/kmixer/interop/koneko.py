@@ -80,7 +80,7 @@ def convert(file: Path, recipe: Recipe, out: Path, *, force: bool = False, data_
     if not isinstance(recipe.model, ModelConfig):
         raise InputError(f"recipe {recipe.name}: Koneko's models are of kind 'k-stack'")
     decay = recipe.model.decay
-    checkpoint = _read(file)
+    checkpoint = read_checkpoint(file)
     tensors = translate(checkpoint["model"], recipe.model.layers, str(file))
     place = RunFolder(out)
     place.check_free(force=force)
@@ -199,7 +199,11 @@ _UNREADABLE = (
 )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Entries "model", named tensors, "step" and "best_ppl" of a checkpoint of Koneko's.
+
+    Raises InputError, one line, for a file that is damaged, holds anything else, or is made to do harm.
+    """
     with open_to_read(file, CHECKPOINT_BYTES) as opened:
         size = _check_archive(opened, file)
         try:
