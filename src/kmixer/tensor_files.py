@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kmixer.errors import SHOWN_CHARACTERS, InputError, one_line
-from kmixer.files import atomic_write, open_to_read, parse_json
+from kmixer.files import atomic_write, open_to_read, parse_json, plain_text
 
 # How torch.save (zip) and plain pickle begin.
 PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -42,12 +42,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # The first eight bytes are the length of the header, which the library reads whole.
         if len(start) < 8 or int.from_bytes(start, "little") > min(HEADER_BYTES, os.fstat(opened.fileno()).st_size - 8):
             raise InputError(f"{path} is damaged (it has no header of a possible length); restore it from a copy")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("kmixer", "null")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({one_line(str(error), SHOWN_CHARACTERS)}); restore it") from None
+        # A name that is not UTF-8 is no name for torch; the open file has another.
+        name = path if plain_text(str(path)) == str(path) else Path(f"/dev/fd/{opened.fileno()}")
+        try:
+            with safe_open(name, framework="pt") as file:
+                text = (file.metadata() or {}).get("kmixer", "null")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is damaged ({one_line(str(error), SHOWN_CHARACTERS)}); restore it") from None
     header = parse_json(text, f"{path}: its header")
     if (
         not isinstance(header, dict)

@@ -20,6 +20,8 @@ UNNOTICED_WITHOUT_DIGESTS = {
         "environment.json": ("compare", "results", "report", "pack", "resume"),
         "model.safetensors": ("eval", "generate", "analyze", "report", "pack", "export", "resume"),
         "checkpoints/last.safetensors": ("pack", "resume"),
+        "config.json": ("pack",),  # another text of the same configuration
+        "tokenizer.json": ("pack",),
     }.items()
     for command in commands
 }
