@@ -39,7 +39,7 @@ def sweep(
     ] = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/RECIPE-sweep.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Runs at a time.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a run; default: all, shared evenly.")] = None,
     data_dir: DataDir = None,
     cpu: Cpu = False,

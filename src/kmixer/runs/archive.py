@@ -98,13 +98,15 @@ def unpack(archive: Path, run: Path) -> None:
                 with atomic_write(whole.path / name) as target:
                     for block in blocks:
                         target.write(block)
-            if missing := _needed(whole.read_recipe()) - set(names):
-                raise InputError(f"{archive} is not a run archive: {', '.join(sorted(missing))} is missing")
             try:
-                check_run(whole)
+                missing = _needed(whole.read_recipe()) - set(names)
+                if not missing:
+                    check_run(whole)
             except InputError as error:
                 inside = str(error).replace(str(whole.path), str(archive))
                 raise InputError(f"{archive} holds a damaged run: {inside}") from None
+            if missing:
+                raise InputError(f"{archive} is not a run archive: {', '.join(sorted(missing))} is missing")
             _put(whole.path, place.path)
 
 
