@@ -11,6 +11,7 @@ import numpy as np
 
 from kmixer.errors import InputError
 from kmixer.experiments.sweep import runs_by_arm
+from kmixer.files import is_there
 from kmixer.models.model_folder import WEIGHTS
 from kmixer.runs.recipe import ImageRecipe, LanguageRecipe
 from kmixer.runs.run_folder import RunFolder
@@ -40,7 +41,7 @@ class ArmRuns:
     @property
     def has_weights(self) -> bool:
         """Whether the first run still has its model: records of runs are kept without."""
-        return (self.runs[0].path / WEIGHTS).is_file()
+        return is_there(self.runs[0].path / WEIGHTS)
 
     def losses(self) -> Curve | None:
         """Validation loss: mean, smallest and largest over the runs that have ended, or over all where none has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from kmixer.analysis.curves import ArmRuns
+from kmixer.errors import one_line
 from kmixer.language_model import load
 from kmixer.layers import BaseKernel
 from kmixer.runs.recipe import LanguageRecipe
@@ -338,6 +340,8 @@ def norms(arm: ArmRuns) -> Figure | None:
 
 def all_figures(arms: list[ArmRuns]) -> dict[str, Figure]:
     """Every figure that these runs have something for, by a name fit for a file."""
+    # matplotlib reads $...$ as a formula, and has no glyph for a control sign.
+    arms = [replace(arm, name=one_line(arm.name).replace("$", r"\$")) for arm in arms]
     found: dict[str, Figure | None] = {
         "loss-curves": loss_curves(arms),
         "final-losses": final_losses(arms),

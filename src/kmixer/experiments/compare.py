@@ -9,8 +9,7 @@ from typing import Any, Literal
 from kmixer.errors import InputError
 from kmixer.experiments.statistics import paired_difference, summarize
 from kmixer.experiments.sweep import runs_by_arm
-from kmixer.files import read_json
-from kmixer.runs.run_folder import ENVIRONMENT, RESULTS, RunFolder
+from kmixer.runs.run_folder import RESULTS, RunFolder
 
 Weights = Literal["best", "last"]
 Part = Literal["validation", "test"]
@@ -92,7 +91,7 @@ def arms_of(paths: list[Path]) -> list[Arm]:
 
 
 def _measures(run: RunFolder) -> dict[str, Any]:
-    return {"corpus": read_json(run.path / ENVIRONMENT)["corpus_sha256"], **run.read_recipe().measures()}
+    return {"corpus": run.environment()["corpus_sha256"], **run.read_recipe().measures()}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ and their tables kept in a JSON file beside the page, so that the page can be ma
 from __future__ import annotations
 
 import shlex
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -37,8 +36,8 @@ from kmixer.experiments.tables import (
     table,
     with_deviation,
 )
-from kmixer.files import read_json, read_text, write_json, write_text
-from kmixer.runs.run_folder import ENVIRONMENT, RunFolder
+from kmixer.files import read_json, read_json_object, read_toml, write_json, write_text
+from kmixer.runs.run_folder import RunFolder
 
 
 class ResultEntry(StrictConfig):
@@ -78,13 +77,9 @@ def write_results_page(file: Path, out: Path) -> list[str]:
         raise InputError(f"--out: got {out}; allowed: a Markdown page, NAME.md")
     if RunFolder(out.parent).exists() or (out.parent / SWEEP).is_file():
         raise InputError(f"--out: {out.parent} holds a run or a sweep; choose another folder for the page")
-    try:
-        values = tomllib.loads(read_text(file))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{file} is not valid TOML: {error}") from None
-    config = ResultsConfig.parse(values, source=str(file))
+    config = ResultsConfig.parse(read_toml(file), source=str(file))
     data = out.with_suffix(".json")
-    kept: dict[str, Any] = read_json(data) if data.is_file() else {}
+    kept: dict[str, Any] = read_json_object(data) if data.exists() else {}
     missing, sections = [], [f"# {config.title}", config.introduction]
     for entry in config.result:
         source = file.parent / (entry.sweep or entry.denoise or "")
@@ -116,7 +111,7 @@ def _measure(entry: ResultEntry, parent: Path) -> dict[str, Any]:
         sweep = Sweep.read(folder)
         command, arm_settings = command_of(sweep), sweep.arms
     else:
-        command, arm_settings = shlex.join(read_json(folder / ENVIRONMENT)["command"]), {}
+        command, arm_settings = shlex.join(RunFolder(folder).environment()["command"]), {}
     device, threads, commits = (
         dict.fromkeys(value for run in runs for value in run.made_with(key)) for key in ("device", "threads", "commit")
     )

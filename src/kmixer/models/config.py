@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from kmixer.config import StrictConfig
+from kmixer.config import Layers, Multiplier, Positive, StrictConfig, Taps, Vocabulary, Width
 from kmixer.layers.base_kernel import Init
 from kmixer.layers.gaussian_attention import ValueSource
 from kmixer.layers.hierarchical_attention import Downsampling, Fusion
@@ -18,7 +18,6 @@ from kmixer.layers.rotary import check_heads
 from kmixer.ops.attention.gaussian import Backend as GaussianBackend
 from kmixer.ops.decay.recurrence import Backend
 
-Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -26,8 +25,8 @@ class BaseKernelConfig(StrictConfig):
     """The causal base kernel of the K2 layers; see `kmixer.layers.BaseKernel`."""
 
     kind: Literal["none", "dense", "low_rank", "toeplitz", "conv"] = "conv"
-    size: Positive = 8  # positions (dense, low_rank) or lags (toeplitz, conv)
-    rank: Positive | None = None  # of low_rank
+    size: Taps = 8  # positions (dense, low_rank) or lags (toeplitz, conv)
+    rank: Width | None = None  # of low_rank
     shared: bool = True  # one for the whole stack, or one a layer
     init: Init = "exponential"
     gate_init: float = 0.0  # initial logit of each layer's gate
@@ -63,7 +62,7 @@ class DecayConfig(StrictConfig):
 class RefinementConfig(StrictConfig):
     """The equilibrium loop h <- h + eta (KStack(h) - h)."""
 
-    steps: Annotated[int, Field(ge=0)] = 1  # 0 is one plain pass; eta stays a parameter, unused
+    steps: Annotated[int, Field(ge=0, le=1 << 10)] = 1  # 0 is one plain pass; eta stays a parameter, unused
     initial_eta: Annotated[float, Field(gt=0, lt=1)] = 0.3
 
 
@@ -71,7 +70,7 @@ class HeadConfig(StrictConfig):
     """From hidden vectors to the vocabulary; see `kmixer.models.heads`."""
 
     kind: Literal["linear", "untied", "gelu", "adaptive"] = "linear"  # linear: tied to the embedding
-    multiplier: Positive | None = None  # gelu: hidden width over d
+    multiplier: Multiplier | None = None  # gelu: hidden width over d
     cutoffs: list[Positive] | None = None  # adaptive: ends of the frequency bands; None takes the author's rule
     dropout: Probability = 0.0  # gelu: on the hidden units; adaptive: on the input
     soft_cap: Annotated[float, Field(gt=0)] | None = None  # linear, untied: logits become cap tanh(logits / cap)
@@ -105,15 +104,15 @@ class DropoutConfig(StrictConfig):
 class LayersConfig(StrictConfig):
     """What every stack of mixing layers has."""
 
-    width: Positive  # d
-    layers: Positive  # number of mixing layers
+    width: Width  # d
+    layers: Layers  # number of mixing layers
     dropout: DropoutConfig = DropoutConfig()
 
 
 class StackConfig(LayersConfig):
     """What every language model has around its mixing layers."""
 
-    embedding_width: Positive | None = None  # factorised embedding; None is `width`
+    embedding_width: Width | None = None  # factorised embedding; None is `width`
     head: HeadConfig = HeadConfig()
 
     @property
@@ -136,7 +135,7 @@ class ModelConfig(StackConfig):
     """K1 -> K2 x layers -> K1 -> K0 between an embedding and a head."""
 
     kind: Literal["k-stack"] = "k-stack"
-    rank: Positive  # r
+    rank: Width  # r
     base_kernel: BaseKernelConfig = BaseKernelConfig()
     decay: DecayConfig = DecayConfig()
     refinement: RefinementConfig | None = None  # None has no eta
@@ -158,7 +157,7 @@ class SoftmaxConfig(StrictConfig):
     query_key_norm: bool = False
     tie_query_key: bool = False
     value_projection: bool = True
-    convolution: Positive | None = None  # taps of a causal convolution before queries and keys
+    convolution: Taps | None = None  # taps of a causal convolution before queries and keys
 
 
 class GaussianConfig(StrictConfig):
@@ -174,7 +173,7 @@ class GaussianConfig(StrictConfig):
 class K2Config(StrictConfig):
     """The mixing of a K2 layer, each layer with its own base kernel; see `kmixer.layers.K2Mixer`."""
 
-    rank: Positive = 4
+    rank: Width = 4
     base_kernel: BaseKernelConfig = BaseKernelConfig(shared=False)
     decay: DecayConfig = DecayConfig()
     output_gate: bool = False
@@ -192,8 +191,8 @@ class K2Config(StrictConfig):
 class HierarchicalConfig(StrictConfig):
     """Hierarchical attention; see `kmixer.layers.HierarchicalAttention`."""
 
-    levels: Positive = 3
-    taps: Positive = 4
+    levels: Annotated[int, Field(ge=1, le=31)] = 3  # each halves the positions
+    taps: Taps = 4
     downsampling: Downsampling = "depthwise"
     fusion: Fusion = "score"
     fixed_weights: Annotated[tuple[float, ...], Field(strict=False)] | None = None  # of the levels; None trains them
@@ -216,7 +215,7 @@ class MixersConfig(StrictConfig):
     """Which mixer each layer has, and the settings of each."""
 
     mixers: MixerNames = ("softmax",)  # of the layers in turn, repeated
-    heads: Positive = 1  # h of every mixer but k2
+    heads: Width = 1  # h of every mixer but k2
     softmax: SoftmaxConfig = SoftmaxConfig()
     gaussian: GaussianConfig = GaussianConfig()
     hierarchical: HierarchicalConfig = HierarchicalConfig()
@@ -236,7 +235,9 @@ class BlocksConfig(MixersConfig, LayersConfig):
     """
 
     blocks: Literal["plain", "nanochat"] = "plain"
-    mlp_multiplier: Annotated[float, Field(gt=0)] = 4.0  # hidden width over d, before rounding to a multiple of 8
+    mlp_multiplier: Annotated[float, Field(gt=0, le=1024)] = (
+        4.0  # hidden width over d, before rounding to a multiple of 8
+    )
     rotary: bool = True  # positions rotate the keys of attention
     windows: Annotated[str, Field(pattern="^[SL]+$")] = "L"  # of the layers in turn, repeated: short, or the whole past
     window: Positive | None = None  # positions that a short layer sees
@@ -283,9 +284,9 @@ class SequenceClassifierConfig(BlocksConfig):
     """Blocks between an embedding with learned positions and a linear map to classes."""
 
     kind: Literal["sequence-classifier"] = "sequence-classifier"
-    vocabulary: Positive  # v, with 0 for padding
-    length: Positive  # positions that are learned
-    classes: Positive
+    vocabulary: Vocabulary  # v, with 0 for padding
+    length: Annotated[int, Field(ge=1, le=1 << 24)]  # positions that are learned
+    classes: Vocabulary
     rotary: bool = False
     causal: bool = True  # positions see those before them only, or all
     # What is read out: the mean over the positions that are not padding, or a class token after the last of them.

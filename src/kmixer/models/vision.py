@@ -17,10 +17,11 @@ from jaxtyping import Float, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from kmixer.config import Layers, Vocabulary, Width
 from kmixer.errors import InputError
 from kmixer.layers.feed_forward import INITIAL_STD, linear
 from kmixer.layers.rotary import check_heads
-from kmixer.models.config import MixersConfig, Positive, Probability
+from kmixer.models.config import MixersConfig, Probability
 from kmixer.models.flops import linear_flops, mixing_flops
 from kmixer.models.mixers.registry import Place, build_mixer
 
@@ -31,13 +32,13 @@ class VisionConfig(MixersConfig):
     """Everything that determines a vision transformer's function but the weights."""
 
     kind: Literal["vit"] = "vit"
-    image_size: Positive  # pixels of a side
-    channels: Positive = 3
-    patch_size: Positive  # pixels of a side
-    classes: Positive
-    width: Positive  # d
-    layers: Positive
-    mlp_multiplier: Annotated[float, Field(gt=0)] = 4.0  # hidden width over d
+    image_size: Width  # pixels of a side
+    channels: Width = 3
+    patch_size: Width  # pixels of a side
+    classes: Vocabulary
+    width: Width  # d
+    layers: Layers
+    mlp_multiplier: Annotated[float, Field(gt=0, le=1024)] = 4.0  # hidden width over d
     drop_path: Probability = 0.0  # of the last block; the first has none, those between in proportion
     dropout: Probability = 0.0  # on the hidden units
 
