@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kmixer.errors import InputError
+from kmixer.errors import InputError, shown, shown_name
 
-Positive = Annotated[int, Field(ge=1)]
+SHOWN_PROBLEMS = 10
+
+# What a configuration may ask for. The bounds are far above any model there is: they keep a mistyped number, or a file
+# made to do harm, from overflowing a size or from building layers for hours.
+Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
+Width = Annotated[int, Field(ge=1, le=1 << 16)]  # of hidden vectors, channels, heads
+Layers = Annotated[int, Field(ge=1, le=1 << 10)]
+Taps = Annotated[int, Field(ge=1, le=1 << 20)]  # lags or positions of a kernel
+Vocabulary = Annotated[int, Field(ge=1, le=1 << 24)]
+Multiplier = Annotated[int, Field(ge=1, le=1 << 10)]
+
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -25,14 +36,17 @@ class StrictConfig(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             # A list whose only items are wrong is then called too short as well.
-            found = [each for each in error.errors() if each["type"] != "too_short" or not each["input"]]
-            problems = [_describe(cls, problem) for problem in found]
-            raise InputError(f"{source}: " + "; ".join(problems)) from None
+            found = [
+                each for each in error.errors(include_url=False) if each["type"] != "too_short" or not each["input"]
+            ]
+            problems = [_describe(cls, problem) for problem in found[:SHOWN_PROBLEMS]]
+            more = [f"and {len(found) - SHOWN_PROBLEMS:,} more"] if len(found) > SHOWN_PROBLEMS else []
+            raise InputError(f"{source}: " + "; ".join(problems + more)) from None
 
 
 def _describe(config: type[BaseModel], problem: Any) -> str:
     path, allowed = _walk(config, problem["loc"])
-    key = ".".join(path) or "the whole"
+    key = shown_name(".".join(path)) if path else "the whole"
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], allowed, n=1)
@@ -40,18 +54,20 @@ def _describe(config: type[BaseModel], problem: Any) -> str:
     if kind == "missing":
         return f"{key} is missing"
     if kind == "literal_error":
-        return f"{key}: got {given!r}; allowed: {problem['ctx']['expected']}"
+        return f"{key}: got {shown(given)}; allowed: {problem['ctx']['expected']}"
     if kind == "union_tag_invalid":
-        return f"{key}.kind: got {problem['ctx']['tag']!r}; allowed: {problem['ctx']['expected_tags']}"
+        return f"{key}.kind: got {shown(problem['ctx']['tag'])}; allowed: {problem['ctx']['expected_tags']}"
     if kind == "value_error":  # raised by a validator of ours, whose message says all
         message = str(problem["ctx"]["error"])
         return f"{key}: {message}" if path else message
+    if kind == "string_type":
+        return f"{key}: got {shown(given)}; it should be text, in quotes"
     if kind == "model_type":
-        return f"{key}: got {given!r}; it should be a group of keys"
+        return f"{key}: got {shown(given)}; it should be a group of keys"
     if kind == "too_short":
-        return f"{key}: got {given!r}; it should not be empty"
+        return f"{key}: got {shown(given)}; it should not be empty"
     message = problem["msg"].removeprefix("Input ")
-    return f"{key}: got {given!r}; it {message}"
+    return f"{key}: got {shown(given)}; it {message}"
 
 
 def _walk(config: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[str]]:
@@ -71,6 +87,21 @@ def _walk(config: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str]
         elif here:
             allowed = list(here[0].model_fields)
     return path, allowed
+
+
+def is_text(config: type[BaseModel], keys: Sequence[str]) -> bool:
+    """Whether the value under these nested keys is a text in every configuration that may stand there."""
+    here = [config]
+    *parents, last = keys
+    for parent in parents:
+        here = [
+            option
+            for each in here
+            if parent in each.model_fields
+            for option in configs_in(each.model_fields[parent].annotation)
+        ]
+    kinds = [each.model_fields[last].annotation for each in here if last in each.model_fields]
+    return bool(kinds) and all(set(get_args(kind) or (kind,)) - {type(None)} == {str} for kind in kinds)
 
 
 def configs_in(annotation: Any) -> list[type[BaseModel]]:

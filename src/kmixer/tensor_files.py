@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kmixer.errors import InputError
-from kmixer.files import atomic_write
+from kmixer.errors import SHOWN_CHARACTERS, InputError, one_line
+from kmixer.files import atomic_write, open_to_read, parse_json, plain_text
 
 # How torch.save (zip) and plain pickle begin.
 PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+# The header of a model of 10,000 tensors has 1 MB.
+HEADER_BYTES = 1 << 24
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -31,16 +37,12 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata. Raises InputError for a file that is missing, damaged, edited, or a pickle."""
-    _refuse_pickle(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("kmixer", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
-    if _checked(header, path)["sha256"] != _digest(tensors, header["metadata"]):
+    with _opened(path) as file:
+        header = _header(file, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if header["sha256"] != _digest(tensors, header["metadata"]):
         raise InputError(f"{path} was changed after it was written (its sha256 differs); restore it from a copy")
-    return tensors, json.loads(header["metadata"])
+    return tensors, _metadata(header, path)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], str]:
@@ -48,31 +50,46 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
 
     Raises InputError as `load_tensors` does, but for damage in the tensors.
     """
-    _refuse_pickle(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = _checked(json.loads((file.metadata() or {}).get("kmixer", "null")), path)
-        metadata = json.loads(header["metadata"])
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
-    if not isinstance(metadata, dict):
-        raise InputError(f"{path} is damaged (its metadata is no group of keys); restore it from a copy")
-    return metadata, header["sha256"]
+    with _opened(path) as file:
+        header = _header(file, path)
+    return _metadata(header, path), header["sha256"]
 
 
-def _refuse_pickle(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} is missing")
-    with path.open("rb") as file:
-        if file.read(2) in PICKLE_STARTS:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of tensors as the library opens it. Raises InputError for one that is missing, damaged, or a pickle."""
+    with open_to_read(path) as opened:
+        start = opened.read(8)
+        if start[:2] in PICKLE_STARTS:
             raise InputError(f"{path} is a pickle or a torch.save file, not safetensors; it is refused unread")
+        # The first eight bytes are the length of the header, which the library reads whole.
+        if len(start) < 8 or int.from_bytes(start, "little") > min(HEADER_BYTES, os.fstat(opened.fileno()).st_size - 8):
+            raise InputError(f"{path} is damaged (it has no header of a possible length); restore it from a copy")
+        # A name that is not UTF-8 is no name for torch; the open file has another.
+        name = path if plain_text(str(path)) == str(path) else Path(f"/dev/fd/{opened.fileno()}")
+        try:
+            with safe_open(name, framework="pt") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is damaged ({one_line(str(error), SHOWN_CHARACTERS)}); restore it") from None
 
 
-def _checked(header: Any, path: Path) -> dict[str, str]:
-    texts = isinstance(header, dict) and all(isinstance(value, str) for value in header.values())
-    if not texts or header.keys() != {"metadata", "sha256"}:
+def _header(file: Any, path: Path) -> dict[str, str]:
+    header = parse_json((file.metadata() or {}).get("kmixer", "null"), f"{path}: its header")
+    if (
+        not isinstance(header, dict)
+        or header.keys() != {"metadata", "sha256"}
+        or not all(isinstance(value, str) for value in header.values())
+    ):
         raise InputError(f"{path} was not written by kmixer: its header does not hold metadata and a sha256")
     return header
+
+
+def _metadata(header: dict[str, str], path: Path) -> dict[str, Any]:
+    metadata = parse_json(header["metadata"], f"{path}: its metadata")
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path} was not written by kmixer: its metadata are no JSON object")
+    return metadata
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 import kmixer
 from kmixer.errors import InputError
 from kmixer.runs import publishing
+from kmixer.runs.check import check_run
 from kmixer.runs.layout import FILES
 from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 from kmixer.runs.run_folder import RunFolder
@@ -73,7 +74,7 @@ def again(source: Path, target: Path) -> Path:
 
 def assert_whole(run: Path, old: dict[str, bytes]) -> bool:
     """Either run is whole, the old one to its last byte; whether it is the old one."""
-    RunFolder(run).verify()
+    check_run(RunFolder(run))
     kmixer.load(run)
     if own(run)["recipe.toml"] == old["recipe.toml"]:
         assert own(run) == old
@@ -129,7 +130,7 @@ def test_resuming(part: int, text_file: Path, tmp_path: Path) -> None:
         run = again(begun, work)
         killed = dies_at(point, lambda: train(recipe, work / "run", resume=True), lambda: check_mine(work))
         check_mine(work)
-        RunFolder(run).verify()
+        check_run(RunFolder(run))
         kmixer.load(run)
         assert train(recipe, run, resume=True).finished
         assert (run / "model.safetensors").read_bytes() == weights
@@ -149,7 +150,7 @@ def test_a_first_run(text_file: Path, tmp_path: Path) -> None:
         there = RunFolder(work / "run").exists()
         assert there == (work / "run").exists()
         if there:
-            RunFolder(work / "run").verify()
+            check_run(RunFolder(work / "run"))
         if point % 2:
             assert train(recipe, work / "run", resume=there).finished
             assert not list(work.rglob(".*"))

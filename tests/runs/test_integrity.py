@@ -15,6 +15,7 @@ from kmixer.cli.analysis import analyze
 from kmixer.cli.model import evaluate
 from kmixer.errors import InputError
 from kmixer.files import write_json
+from kmixer.runs.check import check_run
 from kmixer.runs.integrity import sealed
 from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import load_tensors, save_tensors
@@ -55,7 +56,7 @@ def readers(run: Path, text_file: Path) -> dict[str, Callable[[], object]]:
         "analyze": lambda: analyze(run),
         "compare": lambda: (folder.read_recipe(), folder.results()),
         "report": lambda: (folder.read_recipe(), folder.results(), folder.read_metrics()),
-        "pack": folder.verify,
+        "pack": lambda: check_run(folder),
         "resume": lambda: train(make_recipe(text_file), run, resume=True),
     }
 
@@ -112,7 +113,7 @@ def test_edited_results(run: Path, text_file: Path, other: Path) -> None:
     assert_noticed(run, text_file, message, "compare", "report", "pack", "resume")
     (run / "results.json").unlink()
     assert train(make_recipe(text_file), run, resume=True).finished
-    RunFolder(run).verify()
+    check_run(RunFolder(run))
 
 
 @pytest.mark.parametrize("state", ["run", "begun"])
@@ -148,9 +149,9 @@ def test_damage_within_weights_or_checkpoint_is_found_before_packing(run: Path) 
         content = (run / name).read_bytes()
         (run / name).write_bytes(content[:-3] + bytes([content[-3] ^ 4]) + content[-2:])
         with pytest.raises(InputError, match="was changed after it was written"):
-            RunFolder(run).verify()
+            check_run(RunFolder(run))
         (run / name).write_bytes(content)
-    RunFolder(run).verify()
+    check_run(RunFolder(run))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -164,7 +165,7 @@ def test_weights_that_are_not_finite(value: float, run: Path, text_file: Path) -
     (run / "results.json").unlink()  # which holds the sha256 of the weights
     if value != torch.inf:
         with pytest.raises(InputError, match="holds numbers that are not finite"):
-            RunFolder(run).verify()
+            check_run(RunFolder(run))
 
 
 @pytest.mark.parametrize("state", ["run", "begun"])

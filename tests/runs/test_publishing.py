@@ -16,6 +16,7 @@ import pytest
 import kmixer
 from kmixer.errors import DivergedError, InputError
 from kmixer.files import lock, unlock
+from kmixer.runs.check import check_run
 from kmixer.runs.run_folder import RunFolder
 from kmixer.training.language import LanguageTask
 from kmixer.training.loop import train
@@ -286,6 +287,6 @@ def test_two_processes_that_replace_one_run(text_file: Path, tmp_path: Path) -> 
     for error, code in answers:
         assert code == 0 or (code == 2 and "is being run by another process" in error), (error, code)
     assert 0 in [code for _, code in answers]
-    RunFolder(run).verify()
+    check_run(RunFolder(run))
     assert RunFolder(run).read_recipe().training.steps == 40
     assert not list(tmp_path.glob(".*"))

@@ -11,6 +11,7 @@ import torch
 
 import kmixer
 from kmixer.errors import InputError
+from kmixer.runs.check import check_run
 from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import load_tensors
@@ -102,4 +103,4 @@ def test_what_does_not_fit_is_named(source: Path, text_file: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
     dropout = values(text_file, model={"dropout": {"embedding": 0.0}})
     assert train(dropout, tmp_path / "run", begin_from=source).finished
-    RunFolder(tmp_path / "run").verify()
+    check_run(RunFolder(tmp_path / "run"))

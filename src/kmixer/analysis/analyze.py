@@ -10,12 +10,11 @@ import torch
 from kmixer.data.corpora import find_corpus
 from kmixer.data.token_files import TokenSplit, prepare_dataset
 from kmixer.errors import InputError
-from kmixer.files import read_json
 from kmixer.language_model import LanguageModel, load
 from kmixer.measure.dynamics import first_windows, measure_dynamics
 from kmixer.measure.evaluation import loss_by_position
 from kmixer.runs.recipe import ClassificationRecipe, LanguageRecipe, as_language
-from kmixer.runs.run_folder import ENVIRONMENT, RunFolder
+from kmixer.runs.run_folder import RunFolder
 from kmixer.training.tasks import open_classifier
 
 # Tokens of a window where neither the run nor its weights say how long theirs were.
@@ -76,7 +75,7 @@ def _text_of(
             raise InputError(f"{target} is a model without its run, so without a text; give one with --corpus FILE")
         return prepare_dataset(recipe.data, model.tokenizer, data_dir).validation
     text = find_corpus(corpus, data_dir)
-    if recipe is not None and text.sha256() == read_json(target / ENVIRONMENT)["corpus_sha256"]:
+    if recipe is not None and text.sha256() == RunFolder(target).environment()["corpus_sha256"]:
         data = recipe.data.model_copy(update={"corpus": corpus})
         return prepare_dataset(data, model.tokenizer, data_dir).validation
     whole = "".join(text.read())

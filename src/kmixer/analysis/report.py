@@ -6,7 +6,6 @@ import io
 import shlex
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import matplotlib as mpl
@@ -23,9 +22,9 @@ from kmixer.experiments.learned import LEARNED, learned_table
 from kmixer.experiments.sweep import SWEEP, Sweep, command_of
 from kmixer.experiments.tables import cells, describe, headline, is_better
 from kmixer.experiments.tables import head as head_of
-from kmixer.files import atomic_write, read_json, read_text
+from kmixer.files import atomic_write, plain_text, read_text
 from kmixer.language_model import load
-from kmixer.runs.run_folder import ENVIRONMENT, RECIPE
+from kmixer.runs.run_folder import RECIPE, RunFolder
 
 SAMPLE_TOKENS = 400
 SAMPLE_SEED = 1
@@ -48,7 +47,7 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
         (resources.files("kmixer.analysis") / "report.html").read_text(encoding="utf-8")
     )
     page = template.render(
-        title=" · ".join(path.name for path in paths),
+        title=plain_text(" · ".join(path.name for path in paths)),
         tables=tables,
         headline=headline(tables[0]) if tables else "",
         warning=why_not_comparable(all_arms),
@@ -99,7 +98,7 @@ def _sample(arm: Arm) -> str:
 
 
 def _environment(arms: list[Arm]) -> list[tuple[str, str]]:
-    found: dict[str, Any] = read_json(arms[0].begun[0].path / ENVIRONMENT)
+    found = arms[0].begun[0].environment()
     packages = ", ".join(f"{name} {version}" for name, version in found.pop("packages").items())
     for key in ("command", "resumed"):
         found.pop(key, None)
@@ -114,4 +113,4 @@ def _command(path: Path) -> str:
     """The command line of a run, or that of a sweep and its sweep.json."""
     if (path / SWEEP).is_file():
         return f"{command_of(Sweep.read(path))}\n{read_text(path / SWEEP)}"
-    return shlex.join(read_json(path / ENVIRONMENT)["command"])
+    return shlex.join(RunFolder(path).environment()["command"])

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from kmixer.cli.options import Cpu, DataDir, Json, Settings
-from kmixer.errors import InputError
+from kmixer.errors import InputError, shown
 from kmixer.experiments.arms import read_arms
 from kmixer.experiments.compare import compare, reach_of, why_not_comparable, without_results
 from kmixer.experiments.learned import LEARNED, learned_table
@@ -21,6 +21,7 @@ from kmixer.experiments.sweep import (
     ABLATIONS,
     Sweep,
     arms_of_grid,
+    check_number_of_runs,
     load_ablation,
     read_ablation_file,
 )
@@ -40,7 +41,7 @@ def sweep(
     ] = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/RECIPE-sweep.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Runs at a time.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a run; default: all, shared evenly.")] = None,
     data_dir: DataDir = None,
     cpu: Cpu = False,
@@ -171,11 +172,12 @@ def _parse_seeds(text: str, first: int) -> list[int]:
         seeds = [int(part) for part in text.removesuffix(",").split(",")]  # "5," is the list of one
     except ValueError:
         raise InputError(
-            f"--seeds: got {text!r}; allowed: a number of seeds, or a list such as 42,69,420 (of one: 42,)"
+            f"--seeds: got {shown(text)}; allowed: a number of seeds, or a list such as 42,69,420 (of one: 42,)"
         ) from None
     if len(seeds) == 1 and "," not in text:
         if seeds[0] < 1:
             raise InputError(f"--seeds: got {seeds[0]}; allowed: 1 or more")
+        check_number_of_runs(seeds[0])
         return list(range(first, first + seeds[0]))
     return seeds
 

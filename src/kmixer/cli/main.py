@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
+import os
 import sys
 from typing import NoReturn
 
 import typer
 
 from kmixer.cli import analysis, bench, data, experiments, export, inspect, model, task
-from kmixer.errors import DivergedError, InputError
+from kmixer.errors import DivergedError, InputError, one_line
 
 app = typer.Typer(
     name="kmixer",
@@ -39,33 +43,84 @@ app.add_typer(task.app, name="task")
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit codes: 0, 1 a defect, 2 wrong input, 3 training diverged, 130 interrupted."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    """Run the command line and leave with its exit code."""
+    code = run(sys.argv[1:])
+    if sys.stdout is not None and not _flush():
+        # The interpreter would try once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; the exit code: 0, 1 a defect, 2 wrong input, 3 training diverged, 130 interrupted."""
+    debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show is spelled out
     try:
-        app(arguments)
+        app([argument for argument in arguments if argument != "--debug"])
+        sys.stdout.flush()
+    except SystemExit as ended:  # how typer ends a command
+        return _code_of(ended) if _flush() else _complain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except BrokenPipeError:  # the reader of our output has gone
-        sys.stdout = None
-        sys.exit(1)
+        sys.stdout = None  # type: ignore[assignment]
+        return 1
     except Exception as error:
         if debug:
             raise
-        print(f"error: {_describe(error)}", file=sys.stderr)
-        sys.exit(_exit_code(error))
-    sys.exit(0)
+        return _complain(error)
+    return 0
 
 
-def _exit_code(error: Exception) -> int:
+def _code_of(ended: SystemExit) -> int:
+    return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+
+
+def _complain(error: Exception) -> int:
+    """Say in one line what went wrong; the exit code."""
+    with contextlib.suppress(OSError):  # there may be no one to tell
+        print(f"error: {one_line(_describe(error))}", file=sys.stderr)
     if isinstance(error, DivergedError):
         return 3
-    return 2 if isinstance(error, InputError | OSError) else 1
+    return 2 if isinstance(error, InputError | OSError) or _is_lack_of_memory(error) else 1
+
+
+def _flush() -> bool:
+    """Whether all that was printed has reached its place."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _describe(error: Exception) -> str:
-    """One line: our own messages as they are, anything else with its type and the way to its traceback."""
+    """Our own messages as they are, anything else with its type and the way to its traceback."""
     if isinstance(error, InputError | DivergedError):
         return str(error)
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]} (--debug shows where)"
+    if _is_lack_of_memory(error):
+        return "not enough memory for what was asked; try a smaller model, batch or window (--debug shows where)"
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        if error.filename is not None:
+            other = f" or {error.filename2}" if error.filename2 is not None else ""
+            return f"cannot use {_path(error.filename)}{other}: {reason}"
+        return f"cannot write the output: {reason}"  # what goes to a file names it
+    return f"{type(error).__name__}: {one_line(str(error), 300)} (--debug shows where)"
+
+
+def _path(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else f"file descriptor {name}"
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """torch tells that memory of the CPU is lacking by a RuntimeError alone."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kmixer.config import StrictConfig
+from kmixer.config import StrictConfig, Vocabulary
 from kmixer.data.tokenizers import ByteTokenizer, Kind
 
 Split = float | list[str]
@@ -49,7 +49,7 @@ class TokenizerConfig(StrictConfig):
     """A tokenizer. Training replaces `vocabulary_size` by what the corpus gave (char, bpe, sentencepiece)."""
 
     kind: Kind
-    vocabulary_size: Annotated[int, Field(ge=1)]
+    vocabulary_size: Vocabulary
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -81,9 +81,9 @@ class SequenceDataConfig(StrictConfig):
     """Labelled token sequences; see `kmixer.data.sequences`."""
 
     dataset: Literal["listops", "listops-short", "scifar", "imdb"]
-    length: Annotated[int, Field(ge=1)]  # longer sequences are cut
+    length: Annotated[int, Field(ge=1, le=1 << 24)]  # longer sequences are cut
     # ListOps: of the training part, which is as large as asked for. scifar, imdb: what is kept of the training file,
     # its first images or reviews drawn by `seed`; `validation` is cut from it. None is all; test parts stay whole.
-    examples: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0  # of what is generated or drawn
+    examples: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of what is generated or drawn
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of scifar and imdb; ListOps brings its own

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kmixer.errors import InputError
-from kmixer.files import atomic_write, sha256_of, user_cache
+from kmixer.files import atomic_write, expand_user, sha256_of, user_cache
 
 READ_BYTES = 1 << 22
 TEXT_SUFFIXES = {".txt", ".md"}
@@ -145,7 +145,7 @@ def find_corpus(name: str, data_dir: Path | None = None) -> Corpus:
     """Find a registered corpus, a text file or a folder. Raises InputError saying what works instead."""
     if name in CORPORA:
         return _find_registered(name, data_dir or user_cache())
-    path = Path(name).expanduser()
+    path = expand_user(Path(name))
     if path.is_file():
         return Corpus(name, [path.name], [path])
     if path.is_dir():

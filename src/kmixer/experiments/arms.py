@@ -15,12 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from kmixer.errors import InputError
 from kmixer.experiments.sweep import runs_by_arm
-from kmixer.files import read_json
+from kmixer.files import is_there
 from kmixer.models.model_folder import WEIGHTS
 from kmixer.runs.metrics import EvaluationLine, read_evaluations
 from kmixer.runs.recipe import AnyRecipe, ImageRecipe, LanguageRecipe
 from kmixer.runs.results import Figure, Measurement, Part, Protocol, RunResults, Unit, Weights, read_results
-from kmixer.runs.run_folder import ENVIRONMENT, RESULTS, RunFolder
+from kmixer.runs.run_folder import RESULTS, RunFolder
 
 Shape = TypeVar("Shape")
 
@@ -93,12 +93,12 @@ class Arm:
     def measures(self) -> dict[str, Any]:
         """What an arm with results must share with another for their losses to measure the same thing."""
         run = self.ended[0]
-        return {"corpus": read_json(run.path / ENVIRONMENT)["corpus_sha256"], **run.read_recipe().measures()}
+        return {"corpus": run.environment()["corpus_sha256"], **run.read_recipe().measures()}
 
     @property
     def has_weights(self) -> bool:
         """Whether the first run still has its model: records of runs are kept without."""
-        return (self.begun[0].path / WEIGHTS).is_file()
+        return is_there(self.begun[0].path / WEIGHTS)
 
     def measurements(self, weights: Weights, part: Part, protocol: Protocol = None) -> dict[int, Measurement]:
         """What was measured of a part, by seed: by a protocol, or by the one that the recipe chooses weights by."""

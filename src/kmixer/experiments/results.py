@@ -6,7 +6,6 @@ and their tables kept in a JSON file beside the page, so that the page can be ma
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -16,7 +15,7 @@ from kmixer.config import StrictConfig
 from kmixer.errors import InputError
 from kmixer.experiments.sections import DenoiseSection, Section, SweepSection, measure_sweep
 from kmixer.experiments.sweep import SWEEP
-from kmixer.files import read_json, read_text, write_json, write_text
+from kmixer.files import read_json, read_toml, write_json, write_text
 from kmixer.runs.run_folder import RunFolder
 
 
@@ -57,11 +56,7 @@ def write_results_page(file: Path, out: Path) -> list[str]:
         raise InputError(f"--out: got {out}; allowed: a Markdown page, NAME.md")
     if RunFolder(out.parent).exists() or (out.parent / SWEEP).is_file():
         raise InputError(f"--out: {out.parent} holds a run or a sweep; choose another folder for the page")
-    try:
-        values = tomllib.loads(read_text(file))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{file} is not valid TOML: {error}") from None
-    config = ResultsConfig.parse(values, source=str(file))
+    config = ResultsConfig.parse(read_toml(file), source=str(file))
     data = out.with_suffix(".json")
     kept = _read_kept(data)
     missing, sections = [], [f"# {config.title}", config.introduction]

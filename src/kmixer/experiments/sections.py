@@ -25,9 +25,8 @@ from kmixer.experiments.tables import (
     table,
     with_deviation,
 )
-from kmixer.files import read_json
 from kmixer.runs.results import Part
-from kmixer.runs.run_folder import ENVIRONMENT
+from kmixer.runs.run_folder import RunFolder
 
 
 class Section(Protocol):
@@ -133,7 +132,7 @@ def measure_sweep(name: str, folder: Path, baseline: Path | None, reach: float |
         sweep = Sweep.read(folder)
         command, arm_settings = command_of(sweep), sweep.arms
     else:
-        command, arm_settings = shlex.join(read_json(folder / ENVIRONMENT)["command"]), {}
+        command, arm_settings = shlex.join(RunFolder(folder).environment()["command"]), {}
     device, threads, commits = (
         dict.fromkeys(value for run in runs for value in run.made_with(key)) for key in ("device", "threads", "commit")
     )

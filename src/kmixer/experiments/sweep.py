@@ -10,8 +10,8 @@ interrupted goes on from its last checkpoint: a sweep that was killed ends with 
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
-from kmixer.files import read_json, read_text
+from kmixer.files import is_regular_file, parse_toml, plain_text, read_json, read_toml
 from kmixer.runs.recipe import load_recipe
 from kmixer.runs.run_folder import RunFolder
 
@@ -30,6 +30,9 @@ LOCK = ".lock"
 ABLATIONS = "ablations/"
 
 Status = Literal["waiting", "running", "finished", "diverged", "failed"]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+# Of one sweep: what a mistyped number asks for is known before any of it is built.
+MAX_RUNS = 10_000
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9=_.,+-]*$")]
 
 
@@ -40,12 +43,13 @@ class Sweep(StrictConfig):
     recipe: str  # a packaged name, or the path of a .toml file
     settings: list[str] = Field(default_factory=list)  # key=value, of every run
     arms: dict[ArmName, list[str]]  # name to further settings; the first is the baseline
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if not self.arms:
             raise ValueError("arms: got none; give one or more")
+        check_number_of_runs(len(self.arms) * len(self.seeds))
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: got {self.seeds}; every seed once")
         return self
@@ -53,7 +57,7 @@ class Sweep(StrictConfig):
     @classmethod
     def read(cls, folder: Path) -> Sweep:
         """The sweep of a folder. Raises InputError where it is none."""
-        if not (folder / SWEEP).is_file():
+        if not is_regular_file(folder / SWEEP):
             raise InputError(f"{folder} is not a sweep ({SWEEP} is missing)")
         return cls.parse(read_json(folder / SWEEP), source=str(folder / SWEEP))
 
@@ -79,6 +83,12 @@ class SweepRun:
         return int(lines[-1]["step"]) if lines else 0
 
 
+def check_number_of_runs(count: int) -> None:
+    """Raises InputError where a sweep would have more runs than any."""
+    if count > MAX_RUNS:
+        raise InputError(f"the sweep would have {count:,} runs; allowed: {MAX_RUNS:,} or fewer")
+
+
 def run_path(folder: Path, arm: str, seed: int) -> Path:
     """Where a sweep keeps a run."""
     return folder / arm / f"seed-{seed}"
@@ -89,11 +99,11 @@ def runs_by_arm(paths: list[Path]) -> list[tuple[str, list[Path]]]:
 
     Raises InputError where a path is neither.
     """
-    names = [path.name for path in paths]
+    names = [path.name for path in paths]  # whose bytes need not be UTF-8
     arms: list[tuple[str, list[Path]]] = []
     for path in paths:
-        place = path.name if names.count(path.name) == 1 else str(path)
-        if not (path / SWEEP).is_file():
+        place = plain_text(path.name if names.count(path.name) == 1 else str(path))
+        if not is_regular_file(path / SWEEP):
             RunFolder(path).read_recipe()
             arms.append((place, [path]))
             continue
@@ -120,15 +130,12 @@ def read_ablation(name: str) -> str:
 
 def load_ablation(name: str) -> Sweep:
     """A packaged ablation. Raises InputError where there is none of this name."""
-    return Sweep.parse(tomllib.loads(read_ablation(name)), source=f"ablation {name}")
+    return Sweep.parse(parse_toml(read_ablation(name), f"ablation {name}"), source=f"ablation {name}")
 
 
 def read_ablation_file(path: Path) -> Sweep | None:
     """The ablation a TOML file holds; None where it is a recipe."""
-    try:
-        values = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
+    values = read_toml(path)
     return Sweep.parse(values, source=str(path)) if "arms" in values else None
 
 
@@ -137,6 +144,7 @@ def arms_of_grid(grid: dict[str, list[str]]) -> dict[str, list[str]]:
 
     Raises InputError where two of them would share a name.
     """
+    check_number_of_runs(math.prod(map(len, grid.values())))
     arms: dict[str, list[str]] = {}
     for values in itertools.product(*grid.values()):
         pairs = list(zip(grid, values, strict=True))
@@ -174,7 +182,7 @@ def check_sweep(folder: Path, sweep: Sweep) -> Sweep:
 
     Raises InputError where the folder holds anything else.
     """
-    if (folder / SWEEP).is_file():
+    if is_regular_file(folder / SWEEP):
         there = Sweep.read(folder)
         if there.model_copy(update={"seeds": sweep.seeds, "description": sweep.description}) != sweep:
             raise InputError(
@@ -203,7 +211,7 @@ def command_of(sweep: Sweep) -> str:
         key, _, value = setting.partition("=")
         if value not in grid.setdefault(key, []):
             grid[key].append(value)
-    if arms_of_grid(grid) != sweep.arms:
+    if math.prod(map(len, grid.values())) != len(sweep.arms) or arms_of_grid(grid) != sweep.arms:
         return "kmixer sweep FILE.toml"  # an ablation of its own: its arms stand beside its table
     values = [f"{key}={','.join(found)}" for key, found in grid.items()]
     return shlex.join([*words, sweep.recipe, *seeds, *_options("--grid", values), *_options("--set", sweep.settings)])

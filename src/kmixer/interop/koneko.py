@@ -1,23 +1,28 @@
-"""Checkpoints of the K-Operators author's later code (family c), made into run folders.
+"""Checkpoints of Koneko's later code (family c), made into run folders.
 
-The file is a pickle. It is read only through torch's weights-only loader, with the numpy types its
-random state needs allowed beside tensors; whatever else it holds is refused.
+The file is a pickle. It is read only through torch's weights-only loader. Beside tensors it holds numpy's random state,
+which nothing here needs: its arrays are read as `Inert`. Nothing of numpy can be called by a file, since a file that
+builds arrays can write to any address. Whatever else a file holds is refused.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
+import zipfile
+import zlib
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kmixer.data.token_files import prepare_dataset
 from kmixer.data.tokenizers import ByteTokenizer, Tokenizer
-from kmixer.errors import InputError
+from kmixer.errors import InputError, shown, shown_name
+from kmixer.files import open_to_read
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import ModelConfig
 from kmixer.models.model_folder import put_weights, save_config, save_weights
@@ -79,9 +84,9 @@ def convert(
             branch, tensors whose shapes disagree with the recipe, or an existing run.
     """
     if not isinstance(recipe.model, ModelConfig):
-        raise InputError(f"recipe {recipe.name}: the author's models are of kind 'k-stack'")
+        raise InputError(f"recipe {recipe.name}: Koneko's models are of kind 'k-stack'")
     decay = recipe.model.decay
-    checkpoint = _read(file)
+    checkpoint = read_checkpoint(file)
     tensors = translate(checkpoint["model"], recipe.model.layers, str(file))
     place = RunFolder(out)
     place.check_free(force=force)
@@ -99,8 +104,8 @@ def convert(
     about = {
         "corpus_sha256": corpus_sha256,
         "converted_from": file.name,
-        "author_step": checkpoint["step"],
-        "author_perplexity": checkpoint["best_ppl"],
+        "koneko_step": checkpoint["step"],
+        "koneko_perplexity": checkpoint["best_ppl"],
     }
     with place.held():
         place.check_free(force=force)  # again: another process may have made a run there meanwhile
@@ -112,7 +117,7 @@ def convert(
         run.publish(place)
     return [
         f"{file}: {sum(p.numel() for p in model.parameters()):,} parameters, saved at step {checkpoint['step']}, "
-        f"perplexity {checkpoint['best_ppl']:.4f} by its author",
+        f"perplexity {checkpoint['best_ppl']:.4f} by its own account",
         f"from recipe {recipe.name}: decay range {list(decay.range)}, alpha cap {decay.alpha_cap}, "
         f"window {recipe.training.window}, tokenizer {recipe.tokenizer.kind} ({tokenizer.vocabulary_size} tokens)",
         f"run folder {out}",
@@ -120,16 +125,18 @@ def convert(
 
 
 def translate(theirs: dict[str, Tensor], layers: int, source: str) -> dict[str, Tensor]:
-    """The author's tensors under the names of `CausalLM`. Raises InputError where that cannot be done."""
+    """Koneko's tensors under the names of `CausalLM`. Raises InputError where that cannot be done."""
     ours: dict[str, Tensor] = {}
     stripped = {key.removeprefix("_orig_mod.").removeprefix("module."): tensor for key, tensor in theirs.items()}
+    if len(stripped) < len(theirs):
+        raise InputError(f"{source}: two of its tensors have one name but for _orig_mod. and module.")
     for key, tensor in stripped.items():
         if key in _UNUSED:
             continue
         name = _translate_key(key, layers)
         if name is None:
             raise InputError(
-                f"{source}: tensor {key} has no place in a family-(c) model of {layers} K2 layers "
+                f"{source}: tensor {shown_name(key)} has no place in a family-(c) model of {layers} K2 layers "
                 "with a linear or gelu head; check the recipe's model.layers"
             )
         ours[name] = tensor.float().clone()
@@ -148,7 +155,7 @@ def translate(theirs: dict[str, Tensor], layers: int, source: str) -> dict[str, 
 def _translate_key(key: str, layers: int) -> str | None:
     if key in _OUTSIDE:
         return _OUTSIDE[key]
-    match = re.fullmatch(r"k_stack\.layers\.(\d+)\.(.+)", key)
+    match = re.fullmatch(r"k_stack\.layers\.(0|[1-9][0-9]{0,5})\.(.+)", key)
     if match is None:
         return None
     index, rest = int(match[1]), match[2]
@@ -161,29 +168,114 @@ def _translate_key(key: str, layers: int) -> str | None:
     return f"stack.{place}.{table[rest]}" if rest in table and index <= layers + 2 else None
 
 
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise InputError(f"{file} is missing")
-    reconstruct = np.empty(0).__reduce__()[0]  # how numpy arrays are rebuilt; its module moved between versions
-    allowed: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), reconstruct]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-        what = f"{found[1]}" if found else "something else"
-        raise InputError(f"{file} holds more than tensors ({what}): refused, nothing in it was run") from None
-    # What torch's unpickler raises on bytes that were never a pickle.
-    except (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is not a checkpoint torch can read ({type(error).__name__})") from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise InputError(f"{file} is not one of the author's checkpoints (it has no entry 'model')")
-    for key, tensor in checkpoint["model"].items():
+class Inert:
+    """What stands for numpy's types while a file is read: takes any arguments, keeps nothing, does nothing."""
+
+    def __new__(cls, *_: object) -> Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+# The names under which numpy 1 and 2 pickle an array.
+NUMPY_NAMES = (
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+)
+CHECKPOINT_BYTES = 1 << 34
+MAX_STEP = 10**15
+# A tied head stores its tensor once and names it twice.
+TIMES_STORED = 2
+_UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    MemoryError,
+    AssertionError,
+    OverflowError,
+    ArithmeticError,
+)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Entries "model", named tensors, "step" and "best_ppl" of a checkpoint of Koneko's.
+
+    Raises InputError, one line, for a file that is damaged, holds anything else, or is made to do harm.
+    """
+    with open_to_read(file, CHECKPOINT_BYTES) as opened:
+        size = _check_archive(opened, file)
+        try:
+            with torch.serialization.safe_globals([(Inert, name) for name in NUMPY_NAMES]):
+                checkpoint = torch.load(opened, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+            what = shown_name(found[1]) if found else "something else"
+            raise InputError(f"{file} holds more than tensors ({what}): refused, nothing in it was run") from None
+        # What torch's unpickler raises on bytes that are no pickle of a checkpoint.
+        except _UNREADABLE as error:
+            raise InputError(f"{file} is not a checkpoint torch can read ({type(error).__name__})") from None
+    model = dict.get(checkpoint, "model") if isinstance(checkpoint, dict) else None
+    if not isinstance(checkpoint, dict) or not isinstance(model, dict):
+        raise InputError(f"{file} is not one of Koneko's checkpoints (it has no entry 'model')")
+    tensors = dict(dict.items(model))  # what a file made of an OrderedDict may hide its methods
+    for key, tensor in tensors.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise InputError(f"{file}: its entry 'model' holds something other than named tensors")
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise InputError(f"{file}: tensor {key} is {tensor.dtype}, {tensor.layout}; allowed: dense real numbers")
-    step, perplexity = checkpoint.get("step"), checkpoint.get("best_ppl")
-    if not isinstance(step, int) or not isinstance(perplexity, float):
-        raise InputError(f"{file} is not one of the author's checkpoints (entries 'step' and 'best_ppl')")
-    return {"model": checkpoint["model"], "step": step, "best_ppl": perplexity}
+        _check_tensor(tensor, f"{file}: tensor {shown_name(key)}")
+    if sum(tensor.nbytes for tensor in tensors.values()) > TIMES_STORED * size:
+        raise InputError(f"{file}: its tensors share what it stores, and would need many times its size")
+    step, perplexity = dict.get(checkpoint, "step"), dict.get(checkpoint, "best_ppl")
+    if type(step) is not int or type(perplexity) is not float:
+        raise InputError(f"{file} is not one of Koneko's checkpoints (entries 'step' and 'best_ppl')")
+    if not (0 <= step <= MAX_STEP and math.isfinite(perplexity)):
+        raise InputError(f"{file}: got step {shown(step)}, best_ppl {perplexity}; allowed: numbers of a training run")
+    return {"model": tensors, "step": step, "best_ppl": perplexity}
+
+
+def _check_archive(opened: BufferedReader, file: Path) -> int:
+    """Read all of a zip file against its checksums, which torch does not look at; its size.
+
+    Raises InputError for a file that is damaged or no such archive, and for one whose entries are compressed or
+    overlap: torch writes none, and a small file could unpack to any size.
+    """
+    size = opened.seek(0, 2)
+    opened.seek(0)
+    try:
+        with zipfile.ZipFile(opened) as archive:
+            entries = archive.infolist()
+            if any(each.compress_type != zipfile.ZIP_STORED for each in entries) or (
+                sum(each.file_size for each in entries) > size
+            ):
+                raise InputError(f"{file} is not a checkpoint torch has written (its parts are compressed or overlap)")
+            if len({each.filename for each in entries}) < len(entries):
+                raise InputError(f"{file} is damaged: two of its parts have one name; restore it from a copy")
+            damaged = archive.testzip()
+    # zipfile raises all of these on damage: of a header, a flag, a method, a name.
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} is not a checkpoint torch can read ({type(error).__name__})") from None
+    if damaged is not None:
+        raise InputError(f"{file} is damaged (the checksum of {shown_name(damaged)} differs); restore it from a copy")
+    opened.seek(0)
+    return size
+
+
+def _check_tensor(tensor: Tensor, what: str) -> None:
+    """Raises InputError for anything but a dense tensor of real numbers that all stand in the file."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta or tensor.device.type != "cpu":
+        raise InputError(f"{what} has no values on the processor")
+    if tensor.layout != torch.strided or not tensor.is_floating_point():
+        raise InputError(f"{what} is {tensor.dtype}, {tensor.layout}; allowed: dense real numbers")
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise InputError(f"{what} has shape {tuple(tensor.shape)}, more than the file holds of it")

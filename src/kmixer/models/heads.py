@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kmixer.config import Positive, Probability, StrictConfig
+from kmixer.config import Multiplier, Positive, Probability, StrictConfig
 from kmixer.errors import InputError
 from kmixer.layers.exactly import exactly
 from kmixer.layers.linear import INITIAL_STD, Linear, linear
@@ -31,7 +31,7 @@ class HeadConfig(StrictConfig):
     """From hidden vectors to the vocabulary; see `kmixer.models.heads`."""
 
     kind: Literal["linear", "untied", "gelu", "adaptive"] = "linear"  # linear: tied to the embedding
-    multiplier: Positive | None = None  # gelu: hidden width over d
+    multiplier: Multiplier | None = None  # gelu: hidden width over d
     cutoffs: list[Positive] | None = None  # adaptive: ends of the frequency bands; None takes the author's rule
     dropout: Probability = 0.0  # gelu: on the hidden units; adaptive: on the input
     soft_cap: Annotated[float, Field(gt=0)] | None = None  # linear, untied: logits become cap tanh(logits / cap)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from kmixer.config import Positive, StrictConfig
+from kmixer.config import StrictConfig, Width
 from kmixer.layers import K0, K1, K2, BaseKernel
 from kmixer.layers.block import BlockState
 from kmixer.layers.roles import LOGIT, Role
@@ -25,7 +25,7 @@ KStackState = tuple[tuple[BlockState, ...], ...]
 class RefinementConfig(StrictConfig):
     """The equilibrium loop h <- h + eta (KStack(h) - h)."""
 
-    steps: Annotated[int, Field(ge=0)] = 1  # 0 is one plain pass; eta stays a parameter, unused
+    steps: Annotated[int, Field(ge=0, le=1 << 10)] = 1  # 0 is one plain pass; eta stays a parameter, unused
     initial_eta: Annotated[float, Field(gt=0, lt=1)] = 0.3
 
 
@@ -33,7 +33,7 @@ class ModelConfig(StackConfig):
     """K1 -> K2 x layers -> K1 -> K0 between an embedding and a head."""
 
     kind: Literal["k-stack"] = "k-stack"
-    rank: Positive  # r
+    rank: Width  # r
     base_kernel: BaseKernelConfig = BaseKernelConfig()
     decay: DecayConfig = DecayConfig()
     refinement: RefinementConfig | None = None  # None has no eta

@@ -12,10 +12,10 @@ import torch
 from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
-from kmixer.config import StrictConfig
+from kmixer.config import StrictConfig, Vocabulary
 from kmixer.data.tokenizers import Tokenizer, tokenizer_from_json
-from kmixer.errors import InputError
-from kmixer.files import read_json, write_json
+from kmixer.errors import InputError, shown_name
+from kmixer.files import TOKENIZER_BYTES, read_json, write_json
 from kmixer.models.causal_lm import CausalLM, kind_of
 from kmixer.models.classifiers import Classifier, build_classifier
 from kmixer.models.k_stack import ModelConfig
@@ -28,6 +28,7 @@ from kmixer.tensor_files import load_tensors, save_tensors
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 PACKAGED = Path(__file__).parents[1] / "pretrained"
 
+WEIGHT_TYPES = {"torch.float32", "torch.float64", "torch.bfloat16", "torch.float16"}
 
 Model = CausalLM | Classifier
 
@@ -35,7 +36,7 @@ Model = CausalLM | Classifier
 class SavedConfig(StrictConfig):
     """What config.json holds."""
 
-    vocabulary_size: int | None = None
+    vocabulary_size: Vocabulary | None = None
     model: Annotated[
         Annotated[ModelConfig, Tag("k-stack")]
         | Annotated[TransformerConfig, Tag("transformer")]
@@ -100,7 +101,7 @@ def check_numbers(tensors: dict[str, Tensor], source: str, *, finite: Container[
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder."""
-    return tokenizer_from_json(read_json(folder / TOKENIZER), str(folder / TOKENIZER))
+    return tokenizer_from_json(read_json(folder / TOKENIZER, TOKENIZER_BYTES), str(folder / TOKENIZER))
 
 
 def read_config(folder: Path) -> SavedConfig:
@@ -118,11 +119,14 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     saved = SavedConfig.parse(metadata.get("config"), source=str(folder / WEIGHTS))
     if saved != config:
         raise InputError(f"{folder / CONFIG} was changed: the weights beside it belong to another configuration")
-    tokenizer = _digest(read_json(folder / TOKENIZER)) if config.vocabulary_size is not None else None
+    tokenizer = _digest(read_json(folder / TOKENIZER, TOKENIZER_BYTES)) if config.vocabulary_size is not None else None
     if metadata.get("tokenizer_sha256") != tokenizer:
         raise InputError(f"{folder / TOKENIZER} was changed: the weights beside it belong to another tokenizer")
+    about = metadata.get("about")
+    if not isinstance(about, dict):
+        raise InputError(f"{folder / WEIGHTS} does not say where its weights come from; restore it from a copy")
     check_numbers(tensors, str(folder / WEIGHTS))
-    return current_names(tensors, metadata.get("format", 1), str(folder / WEIGHTS)), metadata["about"]
+    return current_names(tensors, metadata.get("format", 1), str(folder / WEIGHTS)), about
 
 
 def _digest(value: Any) -> str:
@@ -136,10 +140,15 @@ def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> No
         if name not in tensors:
             raise InputError(f"{source}: tensor {name} is missing")
         if name not in expected:
-            raise InputError(f"{source}: tensor {name} does not belong to this model")
+            raise InputError(f"{source}: tensor {shown_name(name)} does not belong to this model")
         if tensors[name].shape != expected[name].shape:
             given, needed = tuple(tensors[name].shape), tuple(expected[name].shape)
             raise InputError(f"{source}: tensor {name} has shape {given}; this model needs {needed}")
+        if tensors[name].is_floating_point() != expected[name].is_floating_point():
+            raise InputError(f"{source}: tensor {name} is of {tensors[name].dtype}; {expected[name].dtype} is needed")
+    kinds = sorted({str(tensor.dtype) for tensor in tensors.values() if tensor.is_floating_point()})
+    if len(kinds) > 1 or not set(kinds) <= WEIGHT_TYPES:
+        raise InputError(f"{source}: its tensors are of {', '.join(kinds)}; allowed: one of {', '.join(WEIGHT_TYPES)}")
     trains = {name: p.requires_grad for name, p in model.named_parameters()}
     check_numbers(tensors, source, finite={name for name, trained in trains.items() if trained})
     model.load_state_dict(tensors, assign=True)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from kmixer.config import Positive
+from kmixer.config import Vocabulary
 from kmixer.errors import InputError
 from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.layers.roles import TABLE, VECTOR, Role
@@ -33,9 +33,9 @@ class SequenceClassifierConfig(BlocksConfig):
     """Blocks between an embedding with learned positions and a linear map to classes."""
 
     kind: Literal["sequence-classifier"] = "sequence-classifier"
-    vocabulary: Positive  # v, with 0 for padding
-    length: Positive  # positions that are learned
-    classes: Positive
+    vocabulary: Vocabulary  # v, with 0 for padding
+    length: Vocabulary  # positions that are learned
+    classes: Vocabulary
     rotary: bool = False
     causal: bool = True  # positions see those before them only, or all
     # What is read out: the mean over the positions that are not padding, or a class token after the last of them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kmixer.config import Positive, Probability, StrictConfig
+from kmixer.config import Layers, Probability, StrictConfig, Width
 from kmixer.models.heads import HeadConfig
 
 
@@ -17,15 +17,15 @@ class DropoutConfig(StrictConfig):
 class LayersConfig(StrictConfig):
     """What every stack of mixing layers has."""
 
-    width: Positive  # d
-    layers: Positive  # number of mixing layers
+    width: Width  # d
+    layers: Layers  # number of mixing layers
     dropout: DropoutConfig = DropoutConfig()
 
 
 class StackConfig(LayersConfig):
     """What every language model has around its mixing layers."""
 
-    embedding_width: Positive | None = None  # factorised embedding; None is `width`
+    embedding_width: Width | None = None  # factorised embedding; None is `width`
     head: HeadConfig = HeadConfig()
 
     @property

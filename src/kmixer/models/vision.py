@@ -16,7 +16,7 @@ from jaxtyping import Float, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kmixer.config import Positive, Probability
+from kmixer.config import Layers, Probability, Vocabulary, Width
 from kmixer.errors import InputError
 from kmixer.layers.block import Block
 from kmixer.layers.feed_forward import FeedForward
@@ -35,13 +35,13 @@ class VisionConfig(MixersConfig):
     """Everything that determines a vision transformer's function but the weights."""
 
     kind: Literal["vit"] = "vit"
-    image_size: Positive  # pixels of a side
-    channels: Positive = 3
-    patch_size: Positive  # pixels of a side
-    classes: Positive
-    width: Positive  # d
-    layers: Positive
-    mlp_multiplier: Annotated[float, Field(gt=0)] = 4.0  # hidden width over d
+    image_size: Width  # pixels of a side
+    channels: Width = 3
+    patch_size: Width  # pixels of a side
+    classes: Vocabulary
+    width: Width  # d
+    layers: Layers
+    mlp_multiplier: Annotated[float, Field(gt=0, le=1024)] = 4.0  # hidden width over d
     drop_path: Probability = 0.0  # of the last block; the first has none, those between in proportion
     dropout: Probability = 0.0  # on the hidden units
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kmixer.files import plain_text
 from kmixer.version import VERSION
 
 
@@ -29,7 +30,7 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
         "processes": processes,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(plain_text, sys.argv[1:])],
     }
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kmixer.errors import InputError
-from kmixer.files import read_json, sha256_of
+from kmixer.files import LINES_BYTES, read_bytes, sha256_of
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
+from kmixer.runs import records
 from kmixer.runs.layout import CHECKPOINT, ENVIRONMENT, METRICS, RECIPE, RESULTS
 from kmixer.tensor_files import read_header
 
@@ -49,9 +50,7 @@ def read_results(run: Path) -> dict[str, Any]:
     path = run / RESULTS
     if not path.is_file():
         return {}
-    results = read_json(path)
-    if not isinstance(results, dict) or not isinstance(results.get("best"), dict) or "seed" not in results:
-        raise InputError(f"{path} holds no results of a run; restore it from a copy")
+    results = records.read_results(path)
     if RUN not in results and OWN_DIGEST not in results:
         return results
     whole = {key: value for key, value in results.items() if key != OWN_DIGEST}
@@ -91,7 +90,7 @@ def check_files(run: Path, *names: str) -> None:
 def _check_metrics(run: Path) -> None:
     """Metrics begin with what they were at the last checkpoint: more may have come since."""
     mark = _read_checkpoint(run)["metrics"]  # before the metrics: a run that goes on may write both meanwhile
-    content = (run / METRICS).read_bytes() if (run / METRICS).is_file() else b""
+    content = read_bytes(run / METRICS, LINES_BYTES) if (run / METRICS).is_file() else b""
     if mark_of(content[: mark["bytes"]]) != mark:
         raise _changed(run, METRICS)
 
@@ -123,7 +122,7 @@ def _claim(run: Path, name: str) -> str | None:
     elif name == RESULTS:
         claim = read_results(run).get(RUN)
     else:
-        claim = _read_object(run / name).get(RUN)
+        claim = records.read_environment(run / name).get(RUN)
     return claim if isinstance(claim, str) and claim else None
 
 
@@ -133,13 +132,6 @@ def _read_checkpoint(run: Path) -> dict[str, Any]:
     if "step" not in metadata or not isinstance(mark, dict) or not isinstance(mark.get("bytes"), int):
         raise InputError(f"{run / CHECKPOINT} is not a checkpoint of a run; restore it from a copy")
     return metadata
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds no group of keys; restore it from a copy")
-    return value
 
 
 def _digest(run: Path, name: str) -> str:

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, model_validator
 
-from kmixer.config import Positive, StrictConfig
+from kmixer.config import Positive, StrictConfig, is_text
 from kmixer.data.config import DataConfig, ImageDataConfig, SequenceDataConfig, TokenizerConfig
 from kmixer.data.corpora import CORPORA
-from kmixer.errors import InputError
-from kmixer.files import read_text
+from kmixer.errors import SHOWN_CHARACTERS, InputError, one_line, shown, shown_name
+from kmixer.files import TOML_BYTES, parse_toml, read_text, toml_values
 from kmixer.models.causal_lm import LanguageModelConfig
 from kmixer.models.sequence_classifier import SequenceClassifierConfig
 from kmixer.models.vision import VisionConfig
@@ -27,14 +27,14 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class OptimizationConfig(StrictConfig):
     """How the weights are found."""
 
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 42
     steps: Positive
     batch_size: Positive  # windows or examples a step, over all processes and accumulation steps
     optimizer: Literal["grouped", "simple", "muon"]  # see kmixer.training.optimizers
     learning_rate: Annotated[float, Field(gt=0)]  # of AdamW
     muon_learning_rate: Annotated[float, Field(gt=0)] | None = None  # of the matrices, optimizer "muon"
     learning_rate_floor: NonNegative  # where the cosine ends; in proportion for every group
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0, lt=1 << 31)]
     weight_decay: NonNegative = 0.02
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.8, 0.999)
     clip: Annotated[float, Field(gt=0)] = 1.0  # of the norm of all gradients
@@ -244,19 +244,18 @@ def read_recipe_file(recipe: str) -> str:
     if recipe in packaged_recipes():
         return (resources.files("kmixer") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
     if Path(recipe).suffix == ".toml":
-        return read_text(Path(recipe))
-    raise InputError(f"recipe {recipe!r}: no such recipe; allowed: {', '.join(packaged_recipes())}, or a .toml file")
+        return read_text(Path(recipe), TOML_BYTES)
+    raise InputError(
+        f"recipe {shown(recipe)}: no such recipe; allowed: {', '.join(packaged_recipes())}, or a .toml file"
+    )
 
 
 def load_recipe(recipe: str, settings: list[str] | None = None) -> AnyRecipe:
     """A recipe by name or file, with `key=value` settings applied. Raises InputError, one line."""
     text = read_recipe_file(recipe)
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"recipe {recipe} is not valid TOML: {error}") from None
+    values = parse_toml(text, f"recipe {recipe}")
     for setting in settings or []:
-        _apply(values, setting)
+        _apply(values, setting, _kind_of(values, f"recipe {recipe}"))
     return parse_recipe(values, f"recipe {recipe}")
 
 
@@ -274,35 +273,47 @@ def as_language(recipe: AnyRecipe) -> LanguageRecipe:
 
 def parse_recipe(values: dict[str, Any], source: str) -> AnyRecipe:
     """A recipe from nested plain values; `source` says where they are from."""
+    return _kind_of(values, source).parse(values, source=source)
+
+
+def _kind_of(values: dict[str, Any], source: str) -> type[AnyRecipe]:
     task = values.get("task", "language")
     if not isinstance(task, str) or task not in RECIPES:
-        raise InputError(f"{source}: task: got {task!r}; allowed: {', '.join(RECIPES)}")
-    return RECIPES[task].parse(values, source=source)
+        raise InputError(f"{source}: task: got {shown(task)}; allowed: {', '.join(RECIPES)}")
+    return RECIPES[task]
 
 
-def _apply(values: dict[str, Any], setting: str) -> None:
+def _apply(values: dict[str, Any], setting: str, kind: type[AnyRecipe]) -> None:
     key, equals, text = setting.partition("=")
+    source = f"--set {one_line(setting, SHOWN_CHARACTERS)}"
     if not equals:
-        raise InputError(f"--set {setting}: got no value; write it as key=value, for example training.steps=100")
-    *parents, last = key.strip().split(".")
+        raise InputError(f"{source}: got no value; write it as key=value, for example training.steps=100")
+    *parents, last = keys = key.strip().split(".")
     for parent in parents:
         if not text.strip() and parent not in values:
             return  # nothing is set there: the default holds
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise InputError(f"--set {setting}: {parent} is a value, not a group of keys")
+            raise InputError(f"{source}: {shown_name(parent)} is a value, not a group of keys")
     if not text.strip():  # back to the key's default
         values.pop(last, None)
     else:
-        values[last] = _parse_value(text.strip())
+        values[last] = _parse_value(text.strip(), source, is_text=is_text(kind, keys))
 
 
-def _parse_value(text: str) -> Any:
-    """A TOML value; what is none is a string, so that text needs no quotes."""
+def _parse_value(text: str, source: str, *, is_text: bool) -> Any:
+    """A TOML value; what is none is a string, and so is 1984 or 2024-01-01 where the key is a text: no quotes needed.
+
+    Raises InputError for a text that sets more than one value.
+    """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        values = toml_values(f"value = {text}", source)
     except tomllib.TOMLDecodeError:
         return text
+    if values.keys() != {"value"}:
+        raise InputError(f"{source}: it sets more than one key; give --set once for each")
+    value = values["value"]
+    return text if is_text and not isinstance(value, str) else value
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

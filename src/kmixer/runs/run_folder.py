@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,16 @@ from typing import Any
 import torch
 
 from kmixer.errors import InputError
-from kmixer.files import describe_write_error, read_json, read_text, write_json, write_text
-from kmixer.models.model_folder import WEIGHTS, load_weights
+from kmixer.files import (
+    LINES_BYTES,
+    describe_write_error,
+    is_regular_file,
+    is_there,
+    read_bytes,
+    read_toml,
+    write_json,
+    write_text,
+)
 from kmixer.runs import integrity, publishing
 from kmixer.runs.environment import environment
 from kmixer.runs.layout import CHECKPOINT as CHECKPOINT
@@ -40,7 +47,7 @@ from kmixer.runs.layout import RECIPE as RECIPE
 from kmixer.runs.layout import RESULTS as RESULTS
 from kmixer.runs.layout import written_in_part
 from kmixer.runs.recipe import AnyRecipe, parse_recipe
-from kmixer.tensor_files import load_tensors
+from kmixer.runs.records import read_environment, read_metrics
 
 # In the place of the sha256 of a text that was not at hand.
 UNKNOWN = "unknown"
@@ -51,16 +58,17 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         # A link would be replaced by a folder, and `.` and `..` are no names to put others beside.
-        self.path = path = path.resolve() if path.is_symlink() or path.name in ("", "..") else path
+        linked = path.is_symlink() or path.name in ("", "..")
+        self.path = path = Path(os.path.realpath(path)) if linked else path
         self.metrics = path / METRICS
         self.checkpoint = path / CHECKPOINT
 
     def exists(self) -> bool:
-        return (self.path / RECIPE).is_file()
+        return is_regular_file(self.path / RECIPE)
 
     def check_free(self, *, force: bool) -> None:
         """Raises InputError where a new run would destroy something."""
-        if self.path.resolve() == Path.cwd():
+        if os.path.realpath(self.path) == str(Path.cwd()):  # Path.resolve raises on a loop of links
             raise InputError(
                 f"--out: {self.path} is the current folder, which cannot be replaced; choose one inside it"
             )
@@ -121,15 +129,6 @@ class RunFolder:
         if self.exists():
             integrity.check_files(self.path, *(names or FILES))
 
-    def verify(self) -> None:
-        """Raises InputError where any file of the run is damaged or not what the run wrote. Reads all of them."""
-        self.check_files()
-        if (self.path / WEIGHTS).is_file():
-            load_weights(self.path)
-        if self.checkpoint.is_file():
-            load_tensors(self.checkpoint)
-        self.read_metrics()
-
     def write_recipe(self, recipe: AnyRecipe) -> None:
         write_text(self.path / RECIPE, recipe.to_toml())
 
@@ -139,11 +138,7 @@ class RunFolder:
         if not self.exists():
             raise InputError(f"{self.path} holds no run ({RECIPE} is missing)")
         path = self.path / RECIPE
-        try:
-            values = tomllib.loads(read_text(path))
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{path} is not valid TOML: {error}") from None
-        recipe = parse_recipe(values, str(path))
+        recipe = parse_recipe(read_toml(path), str(path))
         self.check_files(RECIPE)
         return recipe
 
@@ -166,7 +161,7 @@ class RunFolder:
 
     def check_data(self, sha256: str) -> None:
         """Raises InputError where data of this sha256 is not what the run was trained on, wherever it lies."""
-        known = read_json(self.path / ENVIRONMENT).get("corpus_sha256", UNKNOWN)
+        known = self.environment()["corpus_sha256"]
         if known not in (sha256, UNKNOWN):
             raise InputError(
                 f"the data is not what {self.path} was trained on (another sha256); --corpus FILE says where that is"
@@ -184,16 +179,9 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; the last is left out while it is being written.
 
-        Raises InputError where they were shortened or edited since the last checkpoint.
+        Raises InputError where they are something else, or were shortened or edited since the last checkpoint.
         """
-        if not self.metrics.exists():
-            self.check_files(METRICS)
-            return []
-        whole, _, _ = read_text(self.metrics).rpartition("\n")
-        try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self.metrics} is damaged ({error.msg}); restore it from a copy") from None
+        lines = read_metrics(self.metrics) if is_there(self.metrics) else []
         self.check_files(METRICS)
         return lines
 
@@ -208,6 +196,10 @@ class RunFolder:
     def write_results(self, results: dict[str, Any]) -> None:
         """Write results.json, which seals the run: it holds the sha256 of every other file."""
         write_json(self.path / RESULTS, integrity.sealed(self.path, results))
+
+    def environment(self) -> dict[str, Any]:
+        """environment.json. Raises InputError where it is something else."""
+        return read_environment(self.path / ENVIRONMENT)
 
     def diverged(self) -> bool:
         """Whether training ended with a loss or gradient that was not finite."""
@@ -230,7 +222,7 @@ class RunFolder:
 
     def rewind_metrics(self, mark: dict[str, Any]) -> None:
         """Cut metrics.jsonl back to a checkpoint's mark. Raises InputError where it was shortened or edited."""
-        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        content = read_bytes(self.metrics, LINES_BYTES) if is_there(self.metrics) else b""
         kept = content[: mark["bytes"]]
         if integrity.mark_of(kept) != mark:
             raise InputError(
@@ -253,11 +245,11 @@ class RunFolder:
 
     def note_resumption(self, device: torch.device, processes: int, step: int) -> None:
         """Add to environment.json what continues the run after so many steps."""
-        there = read_json(self.path / ENVIRONMENT)
+        there = self.environment()
         again = {"step": step, **environment(device, processes)}
         write_json(self.path / ENVIRONMENT, there | {"resumed": [*there.get("resumed", []), again]})
 
     def made_with(self, key: str) -> list[str]:
         """Values of this key of the environment: at the start, and every time the run was resumed."""
-        there = read_json(self.path / ENVIRONMENT)
+        there = self.environment()
         return [str(each[key]) for each in (there, *there.get("resumed", []))]

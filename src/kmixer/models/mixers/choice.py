@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, create_model
 from torch import nn
 
-from kmixer.config import Positive, StrictConfig
+from kmixer.config import StrictConfig, Width
 from kmixer.errors import InputError
 from kmixer.models.mixers.card import MixerCard, Place
 from kmixer.models.mixers.registry import BASELINE, CARDS
@@ -31,7 +31,7 @@ class _Choice(StrictConfig):
     """Which mixer each layer has; `MixersConfig` adds the settings of each, under its name."""
 
     mixers: MixerNames = (BASELINE,)  # of the layers in turn, repeated
-    heads: Positive = 1  # h of every mixer that has heads
+    heads: Width = 1  # h of every mixer that has heads
 
     def mixer_of(self, layer: int) -> MixerName:
         """The mixer of layer 0, 1, ..."""

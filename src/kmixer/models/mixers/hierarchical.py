@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kmixer.config import Positive, StrictConfig
+from kmixer.config import StrictConfig, Taps
 from kmixer.layers import HierarchicalAttention
 from kmixer.layers.hierarchical_attention import Downsampling, Fusion
 from kmixer.models.mixers.card import MixerCard, Place
@@ -16,8 +16,8 @@ from kmixer.models.mixers.cost import convolution_operations, keys_seen, linear_
 class HierarchicalConfig(StrictConfig):
     """Hierarchical attention; see `kmixer.layers.HierarchicalAttention`."""
 
-    levels: Positive = 3
-    taps: Positive = 4
+    levels: Annotated[int, Field(ge=1, le=31)] = 3  # each halves the positions
+    taps: Taps = 4
     downsampling: Downsampling = "depthwise"
     fusion: Fusion = "score"
     fixed_weights: Annotated[tuple[float, ...], Field(strict=False)] | None = None  # of the levels; None trains them

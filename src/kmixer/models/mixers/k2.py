@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kmixer.config import Positive, StrictConfig
+from kmixer.config import StrictConfig, Taps, Width
 from kmixer.layers import BaseKernel, K2Mixer
 from kmixer.layers.base_kernel import Init
 from kmixer.layers.k_operators import DecayInit
@@ -21,8 +21,8 @@ class BaseKernelConfig(StrictConfig):
     """The causal base kernel of the K2 layers; see `kmixer.layers.BaseKernel`."""
 
     kind: Literal["none", "dense", "low_rank", "toeplitz", "conv"] = "conv"
-    size: Positive = 8  # positions (dense, low_rank) or lags (toeplitz, conv)
-    rank: Positive | None = None  # of low_rank
+    size: Taps = 8  # positions (dense, low_rank) or lags (toeplitz, conv)
+    rank: Width | None = None  # of low_rank
     shared: bool = True  # one for the whole stack, or one a layer
     init: Init = "exponential"
     gate_init: float = 0.0  # initial logit of each layer's gate
@@ -58,7 +58,7 @@ class DecayConfig(StrictConfig):
 class K2Config(StrictConfig):
     """The mixing of a K2 layer, each layer with its own base kernel; see `kmixer.layers.K2Mixer`."""
 
-    rank: Positive = 4
+    rank: Width = 4
     base_kernel: BaseKernelConfig = BaseKernelConfig(shared=False)
     decay: DecayConfig = DecayConfig()
     output_gate: bool = False

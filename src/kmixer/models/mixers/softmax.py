@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kmixer.config import Positive, StrictConfig
+from kmixer.config import StrictConfig, Taps
 from kmixer.layers import SoftmaxAttention
 from kmixer.models.mixers.card import MixerCard, Place
 from kmixer.models.mixers.cost import convolution_operations, keys_seen, linear_operations, tail_numbers
@@ -14,7 +14,7 @@ class SoftmaxConfig(StrictConfig):
     query_key_norm: bool = False
     tie_query_key: bool = False
     value_projection: bool = True
-    convolution: Positive | None = None  # taps of a causal convolution before queries and keys
+    convolution: Taps | None = None  # taps of a causal convolution before queries and keys
 
 
 def _build(settings: SoftmaxConfig, heads: int, place: Place) -> SoftmaxAttention:

@@ -1,0 +1,287 @@
+"""Shapes of the small JSON files of a run: what must be in them before any of it is used.
+
+They are read as plain values, as they were written; a file of another shape is one line that names the key. Keys that
+are not listed here are kept: newer versions may write more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from kmixer.config import StrictConfig
+from kmixer.errors import InputError
+from kmixer.files import read_json, read_json_lines
+
+# Any measured number; what is larger is no measurement, and axes of figures overflow on it.
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+# exp of a loss may be as large as a float64, and is left out (None) beyond.
+Perplexity = Annotated[float, Field(ge=0)] | None
+PerHead = Annotated[list[Annotated[list[Number], Field(min_length=1)]], Field(min_length=1)]
+# (layers, heads, levels)
+PerLevel = Annotated[list[PerHead], Field(min_length=1)]
+
+
+class Record(StrictConfig):
+    """Base of the records: keys that are not listed are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class MeasuredPart(Record):
+    """One evaluation of a held-out part."""
+
+    protocol: Literal["windows", "stream", "examples"]
+    loss: Number
+    window: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    accuracy: Number | None = None
+    bits_per_byte: Number | None = None
+    bits_per_character: Number | None = None
+    perplexity: Perplexity = None
+    perplexity_per_word: Perplexity = None
+    stretches: Annotated[list[Number], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.protocol == "windows") != (self.window is not None):
+            raise ValueError(f"protocol {self.protocol!r} with window {self.window}")
+        if (self.protocol == "examples") != (self.accuracy is not None):
+            raise ValueError(f"protocol {self.protocol!r} with accuracy {self.accuracy}")
+        if (self.protocol == "examples") != (self.bits_per_byte is None):
+            raise ValueError(f"protocol {self.protocol!r} with bits_per_byte {self.bits_per_byte}")
+        return self
+
+
+Measured = Annotated[list[MeasuredPart], Field(min_length=1)]
+
+
+class ClassToken(Record):
+    """Pictures (n, channels, height, width) and what the class token holds of their patches (n, patches)."""
+
+    images: Annotated[list[list[list[list[Number]]]], Field(min_length=1)]
+    rollout: Annotated[list[list[Number]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_even(self.images, "images")
+        _check_even(self.rollout, "rollout")
+        patches = len(self.rollout[0])
+        if len(self.images) != len(self.rollout) or patches < 1 or math.isqrt(patches) ** 2 != patches:
+            raise ValueError("class_token: its pictures and patches do not fit together")
+        if len(self.images[0]) not in (1, 3) or not self.images[0][0] or not self.images[0][0][0]:
+            raise ValueError("class_token: its pictures are none")
+        return self
+
+
+class MeasuredWeights(Record):
+    """What a set of weights gave on every held-out part."""
+
+    step: Count
+    validation: Measured
+    test: Measured | None = None
+    loss_by_position: Annotated[list[Number], Field(min_length=1)] | None = None
+    class_token: ClassToken | None = None
+
+
+class Results(Record):
+    """results.json."""
+
+    recipe: str
+    seed: Annotated[int, Field(ge=0, le=1 << 64)]
+    parameters: Count
+    steps: Count
+    flops: Annotated[float, Field(ge=0, le=1e36)]
+    seconds: Annotated[float, Field(ge=0, le=1e12)]
+    tokens: Annotated[int, Field(ge=0, le=10**20)] | None = None
+    images: Count | None = None
+    sequences: Count | None = None
+    best: MeasuredWeights
+    last: MeasuredWeights
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if sum(count is not None for count in (self.tokens, self.images, self.sequences)) != 1:
+            raise ValueError("it counts not one of tokens, images and sequences")
+        kind = {measured.protocol == "examples" for part in (self.best, self.last) for measured in part.validation}
+        if kind != {self.tokens is None}:
+            raise ValueError("its evaluations are not of what it counts")
+        return self
+
+
+class Levels(Record):
+    """What was measured on one hierarchical layer, a list a level."""
+
+    reciprocity: PerHead
+    smallest_eigenvalue: PerHead
+    kurtosis: list[list[Number]]
+    fit_error: list[list[Number]]
+    remainder: PerHead
+
+
+class Locality(Record):
+    """Where the heads of the attention layers look."""
+
+    effective_keys: PerHead
+    distance: PerHead
+    self_weight: PerHead | None = None
+
+
+class Dynamics(Record):
+    """What an evaluation recorded of a model; see `kmixer.measure.dynamics`."""
+
+    gate: list[Number] | None = None
+    base_share: list[Number] | None = None
+    base_kernel: list[Annotated[list[Number], Field(min_length=1)]] | None = None
+    alpha: PerHead | None = None
+    decay: PerHead | None = None
+    eta: Number | None = None
+    residuals: list[Number] | None = None
+    sigma: PerHead | None = None
+    locality: Locality | None = None
+    level_weights: PerLevel | None = None
+    levels: Annotated[list[Levels], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name in ("sigma", "level_weights"):
+            _check_even(getattr(self, name), name)
+        if self.locality is not None:
+            _check_even(self.locality.effective_keys, "effective_keys")
+            _check_even(self.locality.distance, "distance")
+        if (self.eta is None) != (self.residuals is None):
+            raise ValueError("eta without residuals")
+        if (self.levels is None) != (self.level_weights is None):
+            raise ValueError("levels without level_weights")
+        if self.levels is not None and self.level_weights is not None and len(self.levels) != len(self.level_weights):
+            raise ValueError("levels and level_weights are of different layers")
+        return self
+
+
+class MetricsLine(Record):
+    """A line of metrics.jsonl: a training loss, or an evaluation with what was measured beside it."""
+
+    step: Count
+    seconds: Annotated[float, Field(ge=0, le=1e12)]
+    train_loss: Number | None = None
+    validation: Measured | None = None
+    dynamics: Dynamics | None = None
+    gradient_norms: dict[str, Number] | None = None
+    update_norms: dict[str, Number] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.train_loss is None) == (self.validation is None):
+            raise ValueError("a line holds one of train_loss and validation")
+        if (self.gradient_norms is None) != (self.update_norms is None):
+            raise ValueError("gradient_norms without update_norms")
+        return self
+
+
+class Session(Record):
+    """What a run was made with, at its start or where it was resumed."""
+
+    kmixer: str
+    commit: str | None
+    python: str
+    packages: dict[str, str]
+    platform: str
+    device: str
+    threads: Annotated[int, Field(ge=1, le=1 << 20)]
+    processes: Annotated[int, Field(ge=1, le=1 << 20)] = 1
+    command: list[str]
+
+
+class Environment(Session):
+    """environment.json."""
+
+    corpus_sha256: str
+    resumed: list[Session] | None = None
+
+
+class Diverged(Record):
+    """diverged.json."""
+
+    step: Count
+    why: str
+
+
+def _check_even(value: Any, name: str) -> None:
+    """Raises ValueError for nested lists that make no array."""
+    if value is not None and not isinstance(shape_of(value), tuple):
+        raise ValueError(f"{name}: its lists have different lengths")
+
+
+def shape_of(value: Any) -> Any:
+    """The shape of nested lists: a tuple of lengths where they make an array, otherwise a list of shapes."""
+    if not isinstance(value, list):
+        return ()
+    shapes = [shape_of(part) for part in value] if value and isinstance(value[0], list) else [()] * len(value)
+    alike = all(shape == shapes[0] for shape in shapes) and all(isinstance(shape, tuple) for shape in shapes)
+    return (len(value), *(shapes[0] if shapes else ())) if alike else shapes
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """results.json of a run. Raises InputError, one line, where it is something else."""
+    found: dict[str, Any] = read_json(path)
+    _check(Results, found, path, "no results of a run")
+    return found
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """environment.json of a run. Raises InputError, one line, where it is something else."""
+    found: dict[str, Any] = read_json(path)
+    _check(Environment, found, path, "no environment of a run")
+    return found
+
+
+def check_diverged(path: Path) -> None:
+    """Raises InputError, one line, where a file is no diverged.json."""
+    _check(Diverged, read_json(path), path, "no word of a divergence")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, the last left out while it is being written.
+
+    Raises InputError, one line, where a line is something else, or measures what the lines before it do not.
+    """
+    lines = read_json_lines(path)
+    first: dict[str, Any] = {}
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        _check(MetricsLine, line, where, "no line of metrics")
+        for name, shape in _shapes(line):
+            if first.setdefault(name, shape) != shape:
+                raise InputError(f"{where}: {name} has another shape than before; restore it from a copy")
+    return lines
+
+
+def _shapes(line: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The shapes of what a line measured, which no line of the same run may change."""
+    for entry in (line.get("validation") or ())[:1]:
+        yield "stretches", shape_of(entry.get("stretches"))
+    dynamics = line.get("dynamics")
+    if dynamics is not None:
+        yield "dynamics", _tree(dynamics)
+    if line.get("gradient_norms") is not None:
+        yield "gradient_norms", sorted(line["gradient_norms"])
+
+
+def _tree(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tree(part) for key, part in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_tree(part) for part in value]
+    return shape_of(value)
+
+
+def _check(record: type[Record], found: Any, source: Path | str, what: str) -> None:
+    try:
+        record.parse(found, source="")
+    except InputError as error:
+        problem = str(error).removeprefix(": ")
+        raise InputError(f"{source} holds {what} ({problem}); restore it from a copy") from None
