@@ -158,6 +158,35 @@ def test_corpora_that_cannot_be_are_named(tmp_path: Path) -> None:
         prepare_dataset(DataConfig(corpus=str(one), validation=0.5), CHAR)
 
 
+def test_raw_bytes_are_a_corpus_of_the_byte_tokenizer(tmp_path: Path) -> None:
+    raw = bytes(range(256)) * 40 + b"\xef\xbb\xbf and words"
+    (tmp_path / "a.bin").write_bytes(raw)
+    byte = TokenizerConfig(kind="byte", vocabulary_size=256)
+    data = DataConfig(corpus=str(tmp_path / "a.bin"), validation=0.25, encoding="bytes")
+    dataset = prepare_dataset(data, byte)
+    assert bytes([*dataset.train.tokens.tolist(), *dataset.validation.tokens.tolist()]) == raw
+    assert len(dataset.train.tokens) == int(0.75 * len(raw)) == dataset.train.bytes
+    assert dataset.train.characters is None
+    assert dataset.train.tokens_per_character is None
+    assert dataset.sha256 == sha256_of(tmp_path / "a.bin")
+    with pytest.raises(InputError, match=r"data\.encoding 'bytes' goes with tokenizer.kind 'byte', not 'char'"):
+        prepare_dataset(data, CHAR)
+    with pytest.raises(InputError, match="field 'text' with encoding 'bytes'"):
+        DataConfig.parse({"corpus": "x", "field": "text", "encoding": "bytes"}, source="test")
+
+
+def test_files_of_a_folder_are_counted_and_joined_with_a_break(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("aa")
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "c.txt").write_text("cc\n")
+    (tmp_path / "d.txt").write_text("dd")
+    dataset = prepare_dataset(DataConfig(corpus=str(tmp_path), validation=0.5), CHAR)
+    parts = [dataset.tokenizer.decode(part.tokens.tolist()) for part in (dataset.train, dataset.validation)]
+    assert parts == ["aa\nc", "c\ndd"]
+    assert dataset.notes == (f"{tmp_path}: 4 files",)
+    assert dataset.sha256 == find_corpus(str(tmp_path)).sha256()
+
+
 def test_python_docs_need_nothing() -> None:
     assert is_local("python-docs")
     assert len("".join(find_corpus("python-docs").read())) > 100_000
@@ -198,6 +227,12 @@ def test_tiny_shakespeare_is_split_as_published(shared_data: Path) -> None:
 
 def test_registered_names_are_no_paths() -> None:
     assert all("/" not in name and "." not in name for name in CORPORA)
+
+
+def test_random_windows_reach_every_token_of_the_shortest_text() -> None:
+    x, y = random_windows(torch.arange(9), 8, 2, torch.Generator().manual_seed(0))
+    assert x.tolist() == 2 * [list(range(8))]
+    assert y.tolist() == 2 * [list(range(1, 9))]
 
 
 def test_random_windows_are_windows_of_the_text() -> None:

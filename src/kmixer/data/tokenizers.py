@@ -318,7 +318,7 @@ class _PieceEncoder:
 def _training_lines(lines: Iterable[str]) -> Iterator[str]:
     """Lines that SentencePiece takes all of: none too long, none with the sign it keeps for itself."""
     for line in lines:
-        line = line.replace("\N{LOWER THREE EIGHTHS BLOCK}", " ").replace("\0", " ")
+        line = line.replace("\N{LOWER FIVE EIGHTHS BLOCK}", " ").replace("\0", " ")
         if len(line.encode()) <= LONGEST_LINE:
             yield line
         else:
