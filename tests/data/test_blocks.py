@@ -179,8 +179,8 @@ PEAK = """
 import resource, sys
 from kmixer.data import token_files, tokenizers
 from kmixer.data.config import DataConfig, TokenizerConfig
-token_files.TRAINING_CHARACTERS = {"bpe": 1 << 19, "sentencepiece": 1 << 19}
-tokenizers.LONG_WORDS = 1 << 19
+token_files.TRAINING_CHARACTERS = {"bpe": 1 << 16, "sentencepiece": 1 << 16}
+tokenizers.LONG_WORDS = 1 << 16
 kind, path = sys.argv[1:]
 config = TokenizerConfig(kind=kind, vocabulary_size=256 if kind == "byte" else 300)
 dataset = token_files.prepare_dataset(DataConfig(corpus=path), config)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
-import io
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -30,7 +31,7 @@ def read_blocks(path: Path, encoding: Encoding = "utf-8", field: str | None = No
     try:
         with path.open("rb") as file:
             if encoding == "bytes":
-                yield from iter(lambda: file.read(READ_BYTES), b"")
+                yield from raw_blocks(file)
             elif field is None:
                 yield from decode_blocks(file, str(path))
             elif path.suffix.lower() in TABLES:
@@ -44,10 +45,9 @@ def read_blocks(path: Path, encoding: Encoding = "utf-8", field: str | None = No
 def decode_blocks(file: BinaryIO, name: str) -> Iterator[str]:
     """The text of a binary file in blocks, each as soon as the file gives it."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    read = getattr(file, "read1", file.read)  # of a pipe: what is there, without waiting for more
     offset, first = 0, True
     while True:
-        block = read(READ_BYTES)
+        block = _read(file)
         held = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block, final=not block)
@@ -143,10 +143,42 @@ def as_bytes(block: Block) -> bytes:
     return block if isinstance(block, bytes) else block.encode()
 
 
+@contextlib.contextmanager
+def text_source(source: str, *, raw: bool) -> Iterator[Iterator[Block]]:
+    """The blocks of a text file or, for "-", of standard input as they come; bytes where `raw`.
+
+    Raises InputError where it is no regular file, cannot be read, or is not UTF-8 and should be.
+    """
+    try:
+        if source == "-":
+            name, file = "standard input", open_standard_input()
+        else:
+            name, path = source, Path(source).expanduser()
+            if not path.is_file():
+                what = "not a regular file; give a file, or - for standard input" if path.exists() else "no such file"
+                raise InputError(f"{source}: {what}")
+            file = path.open("rb")
+        with contextlib.nullcontext(file) if source == "-" else file:
+            yield raw_blocks(file) if raw else decode_blocks(file, name)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # of what is printed
+            raise
+        raise InputError(f"cannot read {source}: {error.strerror}") from None
+
+
+def raw_blocks(file: BinaryIO) -> Iterator[bytes]:
+    """A binary file in blocks, each as soon as the file gives it."""
+    return iter(lambda: _read(file), b"")
+
+
+def _read(file: BinaryIO) -> bytes:
+    read = getattr(file, "read1", file.read)  # of a pipe: what is there, without waiting for more
+    block: bytes = read(READ_BYTES)
+    return block
+
+
 def open_standard_input() -> BinaryIO:
     """Standard input as bytes. Raises InputError where it is closed."""
-    import sys
-
     if sys.stdin is None:
         raise InputError("standard input is closed; give a file instead of -")
-    return sys.stdin.buffer if hasattr(sys.stdin, "buffer") else io.BytesIO(sys.stdin.read().encode())
+    return sys.stdin.buffer
