@@ -42,9 +42,7 @@ def model_of(tokenizer: Tokenizer, model_settings: list[str]) -> LanguageModel:
 
 def transformer(tokenizer: Tokenizer) -> LanguageModel:
     torch.manual_seed(0)
-    recipe = load_language_recipe(
-        "transformer-plays", ["model.width=16", "model.layers=1", "model.heads=2", "model.kv_heads="]
-    )
+    recipe = load_language_recipe("transformer-plays", ["model.width=16", "model.layers=1", "model.heads=2"])
     return LanguageModel(recipe.model, tokenizer.vocabulary_size, tokenizer).eval()
 
 
@@ -59,7 +57,7 @@ def cut(text: Block, sizes: list[int]) -> Iterator[Block]:
 @pytest.fixture(scope="module")
 def tokenizers(text: str) -> list[Tokenizer]:
     return [
-        CharTokenizer(text),
+        CharTokenizer(text + "\r"),
         ByteTokenizer(),
         BytePairTokenizer.train([text], 300),
         SentencePieceTokenizer.train(text.splitlines(), 300),
@@ -76,7 +74,7 @@ def test_the_surprise_of_a_stream_is_its_loss(text: str) -> None:
     torch.testing.assert_close(torch.from_numpy(whole[1:]).float(), expected, atol=2e-5, rtol=1e-5)
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(st.lists(st.integers(0, 90), min_size=1).filter(any))
 def test_pieces_of_any_size_give_the_same(sizes: list[int]) -> None:
     tokenizer = ByteTokenizer()
@@ -94,15 +92,16 @@ def test_pieces_of_any_size_give_the_same(sizes: list[int]) -> None:
             np.testing.assert_allclose(np.concatenate(parts), whole, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["dense", "attention"])
+@pytest.mark.parametrize("kind", ["dense", "attention", "window"])
 def test_a_state_that_cannot_go_on_begins_anew_with_half_of_what_it_saw(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = ByteTokenizer()
     monkeypatch.setattr(surprise, "CONTEXT", 24)
-    model = model_of(tokenizer, ENDS) if kind == "dense" else transformer(tokenizer)
+    made = {"dense": lambda: model_of(tokenizer, ENDS), "attention": lambda: transformer(tokenizer)}
+    model = made.get(kind, lambda: model_of(tokenizer, STREAMS))()
     tokens = torch.arange(100) * 7 % 256
-    measured = Surprise(model)(tokens.numpy())
+    measured = Surprise(model, 24 if kind == "window" else None)(tokens.numpy())
     with torch.no_grad():
         for target in (1, 20, 24, 25, 36, 37, 60, 99):
             start = 0 if target <= 24 else (target - 25) // 12 * 12 + 12  # inputs from here on, 12 to 24 of them
@@ -112,10 +111,9 @@ def test_a_state_that_cannot_go_on_begins_anew_with_half_of_what_it_saw(
             assert measured[target] == pytest.approx(float(expected), abs=2e-5)
 
 
-@settings(max_examples=8)
-@given(st.lists(st.integers(1, 60), min_size=1))
+@pytest.mark.parametrize("sizes", [[9], [1, 200, 40], [500, 3]])
 def test_lines_are_the_same_however_the_text_comes(tokenizers: list[Tokenizer], text: str, sizes: list[int]) -> None:
-    sample = "\n\n" + text[:400] + "\n" + "word " * 80 + "x" * 300 + "\r\nlast line without an end"
+    sample = "\n\n" + text[:150] + "\n" + "word " * 20 + "x" * 100 + "\r\nlast line without an end"
     for tokenizer in tokenizers:
         model = model_of(tokenizer, STREAMS)
         whole = list(score_lines(model, tokenizer, iter([sample])))
@@ -188,7 +186,7 @@ def test_planted_anomalies_are_the_most_surprising_lines() -> None:
     rng = random.Random(0)
     tokenizer = ByteTokenizer()
     torch.manual_seed(0)
-    recipe = load_language_recipe("shakespeare-quick", ["model.width=48", "model.layers=2", "model.rank=4"])
+XX
     model = LanguageModel(recipe.model, 256, tokenizer).train()
     log = "".join(regular_line(rng) for _ in range(4000))
     tokens = torch.from_numpy(tokenizer.encode(log))
@@ -196,7 +194,7 @@ def test_planted_anomalies_are_the_most_surprising_lines() -> None:
     generator = torch.Generator().manual_seed(0)
     for step in range(150):
         optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 150)
-        x, y = random_windows(tokens, 96, 8, generator)
+        x, y = random_windows(tokens, 128, 8, generator)
         losses = model(x, targets=y).losses
         assert losses is not None
         optimizer.zero_grad()
@@ -214,3 +212,8 @@ def test_planted_anomalies_are_the_most_surprising_lines() -> None:
     assert [line.bits_per_byte for line in surprising] == sorted((x.bits_per_byte for x in surprising), reverse=True)
     assert summary.lines == 3000
     assert summary.bytes == len("".join(lines))
+
+
+def test_a_window_longer_than_the_kernel_is_refused() -> None:
+    with pytest.raises(InputError, match="window 25: the dense base kernel ends at position 24"):
+        Surprise(model_of(ByteTokenizer(), ENDS), 25)

@@ -26,6 +26,9 @@ def score(
         typer.Option(help="Print every line or token, as soon as it is known, instead of a summary."),
     ] = None,
     top: Annotated[int, typer.Option(help="How many of the most surprising lines a summary shows.")] = 10,
+    window: Annotated[
+        int | None, typer.Option(help="Let the state begin anew after so many tokens; default: never, if it need not.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
 ) -> None:
     """Find what is surprising in a text: nats and bits per byte of every line, given everything before it.
@@ -36,23 +39,25 @@ def score(
     """
     if top < 0:
         raise InputError(f"--top: got {top}; allowed: 0 or more")
+    if window is not None and window < 2:
+        raise InputError(f"--window: got {window}; allowed: 2 or more")
     model = load(run)
     assert model.tokenizer is not None
     with text_source(text, raw=isinstance(model.tokenizer, ByteTokenizer)) as blocks:
         if per == "token":
-            for token in score_tokens(model, model.tokenizer, blocks):
+            for token in score_tokens(model, model.tokenizer, blocks, window):
                 print(json.dumps(token.to_json()) if as_json else _token(token), flush=text == "-")
         elif per == "line":
-            for line in score_lines(model, model.tokenizer, blocks):
+            for line in score_lines(model, model.tokenizer, blocks, window):
                 print(json.dumps(line.to_json()) if as_json else _line(line), flush=text == "-")
         else:
-            _summarise(model, blocks, top, as_json)
+            _summarise(model, blocks, top, window, as_json)
 
 
-def _summarise(model: LanguageModel, blocks: Iterator[Block], top: int, as_json: bool) -> None:
+def _summarise(model: LanguageModel, blocks: Iterator[Block], top: int, window: int | None, as_json: bool) -> None:
     assert model.tokenizer is not None
     summary = Summary(top)
-    for line in score_lines(model, model.tokenizer, blocks):
+    for line in score_lines(model, model.tokenizer, blocks, window):
         summary.add(line)
     if not summary.tokens:
         raise InputError("the text has fewer than 2 tokens; there is nothing to score")

@@ -119,18 +119,21 @@ class Summary:
         }
 
 
-def score_lines(model: CausalLM, tokenizer: Tokenizer, blocks: Iterator[Block]) -> Iterator[Line]:
+def score_lines(
+    model: CausalLM, tokenizer: Tokenizer, blocks: Iterator[Block], window: int | None = None
+) -> Iterator[Line]:
     """The lines of a text, each as soon as it is known.
 
     Args:
         model: in evaluation mode.
         tokenizer: its tokenizer.
         blocks: the text; bytes for a byte tokenizer, if it is no text.
+        window: see `Surprise`.
 
     Raises:
         InputError: characters that the tokenizer does not know, with the number of their line.
     """
-    surprise = Surprise(model)
+    surprise = Surprise(model, window)
     size, tokens, nats, text = 0, 0, 0.0, ""
     for pieces, encoded in _encoded(tokenizer, blocks):
         counts = [len(part) for part in encoded]
@@ -149,9 +152,11 @@ def score_lines(model: CausalLM, tokenizer: Tokenizer, blocks: Iterator[Block]) 
                 size, tokens, nats, text = 0, 0, 0.0, ""
 
 
-def score_tokens(model: CausalLM, tokenizer: Tokenizer, blocks: Iterator[Block]) -> Iterator[ScoredToken]:
+def score_tokens(
+    model: CausalLM, tokenizer: Tokenizer, blocks: Iterator[Block], window: int | None = None
+) -> Iterator[ScoredToken]:
     """The tokens of a text, each as soon as it is known; see `score_lines`."""
-    surprise = Surprise(model)
+    surprise = Surprise(model, window)
     for pieces, encoded in _encoded(tokenizer, blocks):
         values = iter(surprise(np.concatenate(encoded)).tolist())
         for piece, tokens in zip(pieces, encoded, strict=True):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kmixer.data.tokenizers import Tokens
+from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
 
 CHUNK = 4096  # tokens of one forward pass
@@ -27,11 +28,19 @@ class Surprise:
 
     Args:
         model: in evaluation mode.
+        window: the limit of a model that has none, too: one trained on short windows may not carry its state well
+            past them.
+
+    Raises:
+        InputError: a window past the end of the model's base kernel.
     """
 
-    def __init__(self, model: CausalLM) -> None:
+    def __init__(self, model: CausalLM, window: int | None = None) -> None:
         self._model = model
-        self._limit = model.config.max_positions or (CONTEXT if model.config.state_grows else None)
+        end = model.config.max_positions
+        if window is not None and end is not None and window > end:
+            raise InputError(f"window {window}: {model.config.limited_by} ends at position {end}")
+        self._limit = window or end or (CONTEXT if model.config.state_grows else None)
         self._state: Any = model.initial_state(1)
         self._position = 0  # of the state
         self._seen = torch.zeros(0, dtype=torch.int64)  # the last half of what a limited state has seen
