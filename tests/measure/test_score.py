@@ -186,7 +186,9 @@ def test_planted_anomalies_are_the_most_surprising_lines() -> None:
     rng = random.Random(0)
     tokenizer = ByteTokenizer()
     torch.manual_seed(0)
-XX
+    small = ["model.width=48", "model.layers=2", "model.rank=4"]
+    # What is trained on 128 tokens cannot know how to forget after more.
+    recipe = load_language_recipe("shakespeare-quick", [*small, "model.decay.range=[0.05,0.95]"])
     model = LanguageModel(recipe.model, 256, tokenizer).train()
     log = "".join(regular_line(rng) for _ in range(4000))
     tokens = torch.from_numpy(tokenizer.encode(log))
