@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ Encoding = Literal["utf-8", "bytes"]
 Block = str | bytes  # bytes where the encoding is "bytes"
 
 READ_BYTES = 1 << 20
+STREAM_BYTES = 1 << 16  # of a text that is worked on while it is read
 BYTE_ORDER_MARK = "\ufeff"
 TABLES = {".csv": ",", ".tsv": "\t"}
 LONGEST_RECORD = 1 << 26  # characters of a line of JSON or a row of a table
@@ -31,23 +33,22 @@ def read_blocks(path: Path, encoding: Encoding = "utf-8", field: str | None = No
     try:
         with path.open("rb") as file:
             if encoding == "bytes":
-                yield from raw_blocks(file)
+                yield from raw_blocks(file, READ_BYTES)
             elif field is None:
-                yield from decode_blocks(file, str(path))
+                yield from decode_blocks(file, str(path), READ_BYTES)
             elif path.suffix.lower() in TABLES:
-                yield from _column(decode_blocks(file, str(path)), field, path)
+                yield from _column(decode_blocks(file, str(path), READ_BYTES), field, path)
             else:
-                yield from _json_field(decode_blocks(file, str(path)), field, path)
+                yield from _json_field(decode_blocks(file, str(path), READ_BYTES), field, path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
-def decode_blocks(file: BinaryIO, name: str) -> Iterator[str]:
-    """The text of a binary file in blocks, each as soon as the file gives it."""
+def decode_blocks(file: BinaryIO, name: str, size: int) -> Iterator[str]:
+    """The text of a binary file in blocks of so many bytes at most, each as soon as the file gives it."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, first = 0, True
-    while True:
-        block = _read(file)
+    for block in itertools.chain(raw_blocks(file, size), [b""]):
         held = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block, final=not block)
@@ -61,8 +62,6 @@ def decode_blocks(file: BinaryIO, name: str) -> Iterator[str]:
             text, first = text.removeprefix(BYTE_ORDER_MARK), False
         if text:
             yield text
-        if not block:
-            return
 
 
 def lines_of(blocks: Iterable[str]) -> Iterator[str]:
@@ -159,22 +158,17 @@ def text_source(source: str, *, raw: bool) -> Iterator[Iterator[Block]]:
                 raise InputError(f"{source}: {what}")
             file = path.open("rb")
         with contextlib.nullcontext(file) if source == "-" else file:
-            yield raw_blocks(file) if raw else decode_blocks(file, name)
+            yield raw_blocks(file, STREAM_BYTES) if raw else decode_blocks(file, name, STREAM_BYTES)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # of what is printed
             raise
         raise InputError(f"cannot read {source}: {error.strerror}") from None
 
 
-def raw_blocks(file: BinaryIO) -> Iterator[bytes]:
-    """A binary file in blocks, each as soon as the file gives it."""
-    return iter(lambda: _read(file), b"")
-
-
-def _read(file: BinaryIO) -> bytes:
+def raw_blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """A binary file in blocks of so many bytes at most, each as soon as the file gives it."""
     read = getattr(file, "read1", file.read)  # of a pipe: what is there, without waiting for more
-    block: bytes = read(READ_BYTES)
-    return block
+    return iter(lambda: read(size), b"")
 
 
 def open_standard_input() -> BinaryIO:
