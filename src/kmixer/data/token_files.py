@@ -32,12 +32,12 @@ from kmixer.data.token_cache import (
     write_parts,
 )
 from kmixer.data.tokenizers import (
-    MAX_TRAINING_LINES,
     BytePairTokenizer,
     ByteTokenizer,
     CharTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
+    takes_a_sample,
 )
 from kmixer.errors import InputError
 from kmixer.files import user_cache
@@ -244,7 +244,7 @@ def _build_tokenizer(config: TokenizerConfig, corpus: Corpus, train: _Part, text
         return (line for block in cut_blocks(blocks(share), after_blank) for line in block.splitlines())
 
     required: set[str] = set()
-    if share < 1 or sum(1 for _ in lines(1.0)) > MAX_TRAINING_LINES:  # a sample may lack a character
+    if share < 1 or takes_a_sample(lines(1.0)):  # a sample may lack a character
         for block in blocks(1.0):
             required.update(block)
     return SentencePieceTokenizer.train(lines(share), config.vocabulary_size, required)

@@ -30,9 +30,10 @@ Encoder = Callable[[str, bool], Tokens]  # a block of text, and whether it is th
 MAX_TRAINING_LINES = 1_000_000
 # Bytes of a line that SentencePiece leaves out of training; characters of the parts that such a line is cut into.
 LONGEST_LINE, LINE_PART = 4192, 1000
-# Byte pairs are counted by distinct words: of words past this length, which hardly repeat, training reads so many
-# characters.
-LONG_WORD, LONG_WORDS = 64, 1 << 22
+# Training takes memory, and SentencePiece more than linear time, for words past this length, which hardly repeat: so
+# many characters of them are read, by kind.
+LONG_WORD = 64
+LONG_WORDS = {"bpe": 1 << 22, "sentencepiece": 1 << 20}
 
 
 class Tokenizer(Protocol):
@@ -167,7 +168,7 @@ class BytePairTokenizer:
         library.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=vocabulary_size, show_progress=False, initial_alphabet=alphabet)
-        library.train_from_iterator(_few_long_words(cut_blocks(blocks, before_word)), trainer)
+        library.train_from_iterator(_few_long_words(cut_blocks(blocks, before_word), LONG_WORDS["bpe"]), trainer)
         return cls(library.to_str())
 
     @property
@@ -194,9 +195,12 @@ class BytePairTokenizer:
         return {"kind": "bpe", "model": self._description}
 
 
-def _few_long_words(blocks: Iterable[str]) -> Iterator[str]:
-    """The same text, without the long words that come after `LONG_WORDS` characters of such words."""
-    left = LONG_WORDS
+_LONG_WORD = re.compile(rf"\S{{{LONG_WORD + 1},}}")
+
+
+def _few_long_words(blocks: Iterable[str], characters: int) -> Iterator[str]:
+    """The same text, without the long words that come after so many characters of such words."""
+    left = characters
 
     def keep(word: re.Match[str]) -> str:
         nonlocal left
@@ -204,7 +208,7 @@ def _few_long_words(blocks: Iterable[str]) -> Iterator[str]:
         return word[0] if left > 0 else " "
 
     for block in blocks:
-        yield re.sub(rf"\S{{{LONG_WORD + 1},}}", keep, block)
+        yield _LONG_WORD.sub(keep, block)
 
 
 def _characters_of_bytes() -> list[str]:
@@ -238,7 +242,7 @@ class SentencePieceTokenizer:
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_training_lines(lines),
+                sentence_iterator=_few_long_words(_training_lines(lines), LONG_WORDS["sentencepiece"]),
                 model_writer=model,
                 model_type="unigram",
                 vocab_size=vocabulary_size,
@@ -313,6 +317,15 @@ class _PieceEncoder:
         inside = self._inside_word and not ready[0].isspace()
         self._inside_word = ready[-1] not in " \n"
         return (self._continuing if inside else self._tokenizer).encode(ready)
+
+
+def takes_a_sample(lines: Iterable[str]) -> bool:
+    """Whether SentencePiece is trained on a part of these lines only."""
+    count = characters = 0
+    for line in _training_lines(lines):
+        count += 1
+        characters += sum(len(word) for word in _LONG_WORD.findall(line))
+    return count > MAX_TRAINING_LINES or characters >= LONG_WORDS["sentencepiece"]
 
 
 def _training_lines(lines: Iterable[str]) -> Iterator[str]:
