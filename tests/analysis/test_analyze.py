@@ -53,7 +53,7 @@ def test_it_is_what_training_recorded(run: Path, text_file: Path, tmp_path: Path
     moved = tmp_path / "elsewhere" / "text.txt"
     moved.parent.mkdir()
     shutil.move(text_file, moved)
-    assert analyze(run, str(moved)) == measured  # the same text, so its validation part
+    assert analyze(run, corpus=str(moved)) == measured  # the same text, so its validation part
 
 
 def test_another_text_is_measured_as_a_whole(run: Path, text: str, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_another_text_is_measured_as_a_whole(run: Path, text: str, tmp_path: Pat
     with pytest.raises(InputError, match="a window of 64 needs 65 or more"):
         analyze(run, str(short), window=64)
     short.write_text("a")
-    with pytest.raises(InputError, match="the text has 1 tokens"):
+    with pytest.raises(InputError, match="has 1 tokens"):
         analyze(run, str(short))
     short.write_text("語")
     with pytest.raises(InputError, match="the tokenizer does not know '語'"):
@@ -79,7 +79,7 @@ def test_a_packaged_model_and_a_model_folder(run: Path, text_file: Path, tmp_pat
     measured = analyze(Path("shakespeare-small"), str(text), window=64)
     assert len(measured["decay"]) == 6
     assert len(measured["loss_by_position"]) == 64
-    with pytest.raises(InputError, match="a model without its run, so without a text; give one with --corpus FILE"):
+    with pytest.raises(InputError, match="a model without its run, so without a text; give one with --text FILE"):
         analyze(Path("shakespeare-small"))
 
     folder = tmp_path / "model"

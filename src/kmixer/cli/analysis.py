@@ -16,9 +16,10 @@ def analyze(
     target: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run folder, a model folder, or a packaged model's name.")
     ],
-    corpus: Annotated[
-        str | None, typer.Option(help="Measure on this text: a file, a folder or a name; default: that of the run.")
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="FILE", help="Measure on this text instead; - is standard input.")
     ] = None,
+    corpus: Annotated[str | None, typer.Option(help="Where the run's own data is now, if it was moved.")] = None,
     window: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a window; default: as when the weights were chosen.")
     ] = None,
@@ -31,7 +32,7 @@ def analyze(
     """
     from kmixer.analysis.analyze import analyze as measure
 
-    found = measure(target, corpus, window, data_dir)
+    found = measure(target, text, corpus, window, data_dir)
     if as_json:
         print(json.dumps(found))
         return
