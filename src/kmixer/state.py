@@ -11,10 +11,11 @@ positions than another has padding at the beginning, which no layer reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
 from torch import Tensor
 
 from kmixer.errors import InputError
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     State = Tensor | tuple["State", ...] | None
 else:  # what checks annotations at run time cannot follow a type that holds itself
     State = Tensor | tuple | None
+AState = TypeVar("AState", bound=State)  # one kind of state: what comes out is what went in
 
 
-def rows(state: State, indices: Tensor | Sequence[int]) -> State:
+def rows(state: AState, indices: Tensor | Sequence[int]) -> AState:
     """The rows of the batch that `indices` names, in that order: chosen, repeated or put in another order.
 
     Args:
@@ -42,10 +44,10 @@ def rows(state: State, indices: Tensor | Sequence[int]) -> State:
     first = next(tensors(state), None)
     if first is not None and wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(first):
         raise InputError(f"rows: got {wanted.tolist()}; allowed: 0 to {len(first) - 1}, the rows of this state")
-    return map_tensors(lambda tensor: tensor.index_select(0, wanted.to(tensor.device)), state)
+    return cast(AState, map_tensors(lambda tensor: tensor.index_select(0, wanted.to(tensor.device)), state))
 
 
-def join(states: Sequence[State]) -> State:
+def join(states: Sequence[AState]) -> AState:
     """The batches one after the other; caches of rows at different positions are padded at their beginning.
 
     Args:
@@ -59,19 +61,7 @@ def join(states: Sequence[State]) -> State:
     """
     if not states:
         raise InputError("join: got no state; give one or more")
-    first = states[0]
-    if isinstance(first, Tensor):
-        return _join_tensors([_same_kind(state, first) for state in states])
-    if first is None:
-        if any(state is not None for state in states):
-            raise _different()
-        return None
-    branches: list[tuple[State, ...]] = []
-    for state in states:
-        if type(state) is not type(first) or not isinstance(state, tuple) or len(state) != len(first):
-            raise _different()
-        branches.append(state)
-    return _like(first, [join(parts) for parts in zip(*branches, strict=True)])
+    return cast(AState, _join(states))
 
 
 def nbytes(state: State) -> int:
@@ -94,6 +84,34 @@ def map_tensors(change: Callable[[Tensor], Tensor], state: State) -> State:
     if state is None or isinstance(state, Tensor):
         return None if state is None else change(state)
     return _like(state, [map_tensors(change, part) for part in state])
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where it is a view of more memory, which a state would keep.
+
+    With gradients it stays as it is: their graph keeps that memory, and nothing can be written over it unseen.
+    """
+    if torch.is_grad_enabled():
+        return tensor
+    if torch.compiler.is_compiling():
+        return tensor.clone()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def common_position(position: Int[Tensor, " b"]) -> int | None:
+    """The position of all rows, 0 of none; None where they differ. On a GPU this waits for the device."""
+    positions: list[int] = position.tolist()
+    return None if any(other != positions[0] for other in positions) else positions[0] if positions else 0
+
+
+def known_position(position: Int[Tensor, " b"]) -> int | None:
+    """The same, and None under torch.compile: for a layer that can do rows at several positions at once."""
+    return None if torch.compiler.is_compiling() else common_position(position)
+
+
+def longest(position: Int[Tensor, " b"], kept: int) -> int:
+    """How many of the `kept` positions of a cache any row has seen; under torch.compile, all may be."""
+    return kept if torch.compiler.is_compiling() else min(kept, max(position.tolist(), default=0))
 
 
 def check_state(state: State, initial: State, batch: int) -> None:
@@ -141,6 +159,22 @@ def _described(state: object) -> str:
 def _like(first: tuple[State, ...], parts: list[State]) -> tuple[State, ...]:
     """A tuple of the same kind, plain or named, of other parts."""
     return first._make(parts) if hasattr(first, "_make") else tuple(parts)
+
+
+def _join(states: Sequence[State]) -> State:
+    first = states[0]
+    if isinstance(first, Tensor):
+        return _join_tensors([_same_kind(state, first) for state in states])
+    if first is None:
+        if any(state is not None for state in states):
+            raise _different()
+        return None
+    branches: list[tuple[State, ...]] = []
+    for state in states:
+        if type(state) is not type(first) or not isinstance(state, tuple) or len(state) != len(first):
+            raise _different()
+        branches.append(state)
+    return _like(first, [_join(parts) for parts in zip(*branches, strict=True)])
 
 
 def _same_kind(state: State, first: Tensor) -> Tensor:

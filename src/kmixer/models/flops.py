@@ -10,6 +10,7 @@ from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead, LinearHead
 from kmixer.models.k_stack import KStack
+from kmixer.ops.base_kernel import LowRankState
 
 
 def count_flops(model: CausalLM, window: int, *, every_key: bool = False) -> float:
@@ -125,7 +126,7 @@ def cache_size(model: CausalLM) -> tuple[float, int]:
                 a_token += part.width
             if isinstance(state, Tensor):
                 constant += state.numel()
-            elif state is not None:
+            elif isinstance(state, LowRankState):
                 constant += state.sums.numel()
     passes = stack.passes if isinstance(stack, KStack) else 1
     return passes * a_token, passes * constant
