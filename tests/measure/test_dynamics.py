@@ -41,10 +41,10 @@ def test_the_share_of_the_base_kernel_is_that_of_its_branch(kernel: dict[str, An
     # The first K2 layer by hand.
     model.eval()
     with torch.no_grad():
-        h = model.stack.first(model.embedding(tokens()))
-        layer = model.stack.mixers[0]
+        h, _ = model.stack.first(model.embedding(tokens()))
+        layer = model.stack.blocks[0]
         assert isinstance(layer, K2)
-        decay, base, _ = layer.branches(layer.mixing_norm(h), None, model.stack.shared_kernel)
+        decay, base, _ = layer.mixer.branches(layer.mixing_norm(h), None, model.stack.shared_kernel)
     assert base is not None
     assert found["base_share"][0] == pytest.approx(float(base.norm() / (base.norm() + decay.norm())), rel=1e-5)
     assert len(found["base_kernel"]) == (1 if kernel["shared"] else 3)
@@ -67,10 +67,10 @@ def test_residuals_are_those_of_the_refinement_steps() -> None:
         h = model.embedding(tokens())
         expected = []
         for _ in range(3):
-            g = model.stack.first(h)
-            for mixer in model.stack.mixers:
-                g, _ = mixer(g, None, None)
-            g = model.stack.read_out(model.stack.last(g))
+            g, _ = model.stack.first(h)
+            for block in model.stack.blocks:
+                g, _ = block(g)
+            g = model.stack.read_out(model.stack.last(g)[0])
             expected.append(float((g - h).norm() / h.norm()))
             h = h + 0.4 * (g - h)
     assert found["residuals"] == pytest.approx(expected, rel=1e-4)
@@ -87,9 +87,9 @@ def test_compiled_layers_are_measured_as_they_are() -> None:
 @pytest.mark.parametrize("kernel", [*KERNELS[:3], {"kind": "toeplitz", "size": 40}], ids=lambda kernel: kernel["kind"])
 def test_weights_by_lag_are_means_over_the_positions_that_have_it(kernel: dict[str, Any]) -> None:
     model = make(base_kernel=kernel)
-    layer = model.stack.mixers[0]
+    layer = model.stack.blocks[0]
     assert isinstance(layer, K2)
-    module = model.stack.shared_kernel or layer.base_kernel
+    module = model.stack.shared_kernel or layer.mixer.base_kernel
     assert module is not None
     torch.manual_seed(2)
     with torch.no_grad():

@@ -33,14 +33,14 @@ def settings_of_parameters(recipe: str, *settings: str) -> dict[str, tuple[type,
     ("name", "expected"),
     [
         ("embedding.weight", (0.75, 0.0)),
-        ("stack.first.mixing.weight", (1.0, 0.02)),
-        ("stack.first.mixing.bias", (0.5, 0.0)),
+        ("stack.first.mixer.projection.weight", (1.0, 0.02)),
+        ("stack.first.mixer.projection.bias", (0.5, 0.0)),
         ("stack.first.mixing_norm.weight", (0.5, 0.0)),
-        ("stack.mixers.0.query", (1.0, 0.02)),
-        ("stack.mixers.0.key", (1.0, 0.02)),
-        ("stack.mixers.0.decay_logit", (0.5, 0.0)),
-        ("stack.mixers.0.alpha_logit", (0.5, 0.0)),
-        ("stack.mixers.0.gate_logit", (0.5, 0.0)),
+        ("stack.blocks.0.mixer.query", (1.0, 0.02)),
+        ("stack.blocks.0.mixer.key", (1.0, 0.02)),
+        ("stack.blocks.0.mixer.decay_logit", (0.5, 0.0)),
+        ("stack.blocks.0.mixer.alpha_logit", (0.5, 0.0)),
+        ("stack.blocks.0.mixer.gate_logit", (0.5, 0.0)),
         ("stack.shared_kernel.weights.0", (1.0, 0.02)),
         ("stack.read_out.gain", (1.0, 0.02)),
         ("stack.read_out.bias", (0.5, 0.0)),
@@ -66,12 +66,17 @@ def test_simple_decays_everything_with_two_dimensions() -> None:
     assert {rate for _, rate, _ in found.values()} == {0.01}
     for name in (
         "embedding.weight",
-        "stack.mixers.0.base_kernel.weights.0",
-        "stack.mixers.0.query",
+        "stack.blocks.0.mixer.base_kernel.weights.0",
+        "stack.blocks.0.mixer.query",
         "head.down.weight",
     ):
         assert found[name][2] == 0.02, name
-    for name in ("stack.eta_logit", "stack.mixers.0.decay_logit", "norm.weight", "stack.first.mixing.bias"):
+    for name in (
+        "stack.eta_logit",
+        "stack.blocks.0.mixer.decay_logit",
+        "norm.weight",
+        "stack.first.mixer.projection.bias",
+    ):
         assert found[name][2] == 0.0, name
 
 

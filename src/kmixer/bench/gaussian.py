@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kmixer.bench.measure import peak_resident_bytes, time_calls, time_in_turn
 from kmixer.models.config import TransformerConfig
-from kmixer.models.transformer import Block
+from kmixer.models.transformer import build_block
 from kmixer.ops import gaussian_attention
 
 # Largest difference from `naive` that a backend may show before it is timed.
@@ -76,11 +76,11 @@ def bench_blocks(width: int, t: int, b: int, repeats: int) -> list[dict[str, Any
     for mixer in ("softmax", "gaussian"):
         settings: dict[str, Any] = {"query_key_norm": True} if mixer == "softmax" else {}
         values = {"width": width, "layers": 1, "heads": width // HEAD_WIDTH, "mixers": [mixer], "blocks": "nanochat"}
-        block = Block(TransformerConfig.parse({**values, mixer: settings}, source="bench"), 0)
+        block = build_block(TransformerConfig.parse({**values, mixer: settings}, source="bench"), 0)
         what = f"{mixer} block"
         calls[what] = lambda block=block: block(x)[0].backward(torch.ones_like(x))  # type: ignore[misc]
         _, state = block(x)
-        caches[what] = sum(z.numel() for z in state if isinstance(z, Tensor)) / (b * t)
+        caches[what] = sum(z.numel() for z in state.mixer if isinstance(z, Tensor)) / (b * t)
     return [
         {"what": what, "width": width, "t": t, "b": b, "cache": caches[what], **timed}
         for what, timed in time_in_turn(calls, repeats).items()

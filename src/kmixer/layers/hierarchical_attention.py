@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
-from kmixer.layers.feed_forward import linear
 from kmixer.layers.heads import (
     after,
     check_state,
@@ -22,6 +21,7 @@ from kmixer.layers.heads import (
     merge_heads,
     split_heads,
 )
+from kmixer.layers.linear import linear
 from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.attention.hierarchical import Backend, hierarchical_attention
 from kmixer.ops.attention.softmax import softmax_attention

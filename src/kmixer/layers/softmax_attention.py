@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
-from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import (
     after,
     check_state,
@@ -24,6 +23,8 @@ from kmixer.layers.heads import (
     seen_before,
     split_heads,
 )
+from kmixer.layers.linear import linear
+from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.linear import linear_map

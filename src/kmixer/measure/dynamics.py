@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kmixer.layers import K2, BaseKernel, GaussianAttention, HierarchicalAttention, K2Mixer
+from kmixer.layers import BaseKernel, GaussianAttention, HierarchicalAttention, K2Mixer
 from kmixer.measure.levels import measure_levels
 from kmixer.measure.locality import attention_weights, inputs_of, measure_locality
 from kmixer.models.causal_lm import CausalLM
@@ -120,7 +120,7 @@ class _Shares:
         def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             assert isinstance(layer, K2Mixer)
             x, *rest = inputs
-            decay, base, _ = layer.branches(layer.mixing_norm(x) if isinstance(layer, K2) else x, *rest)
+            decay, base, _ = layer.branches(x, *rest)
             self.squares[index][1] += float(decay.double().square().sum())
             if base is not None:
                 self.squares[index][0] += float(base.double().square().sum())

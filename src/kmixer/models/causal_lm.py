@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.models.config import LanguageModelConfig, ModelConfig
 from kmixer.models.heads import build_head
 from kmixer.models.k_stack import KStack
 from kmixer.models.transformer import Transformer, build_norm
 from kmixer.ops.fused import dropout
+from kmixer.state import State
 
 
 class Output(NamedTuple):
     """What a model returns: logits (b, t, v), or losses (b, t) in nats where targets were given."""
 
-    state: Any  # of the stack: a tree of tuples and tensors, see KStack and Transformer
+    state: State  # of the stack, see KStack and Transformer
     logits: Tensor | None = None
     losses: Tensor | None = None
 
@@ -51,14 +52,14 @@ class CausalLM(nn.Module):
         """Let torch.compile translate each kind of layer once."""
         self.stack.compile_layers(backend)
 
-    def initial_state(self, batch_size: int) -> Any:
+    def initial_state(self, batch_size: int) -> State:
         """The state before the first token of `batch_size` sequences."""
         return self.stack.initial_state(batch_size)
 
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
-        state: Any = None,
+        state: State = None,
         targets: Int[Tensor, "b t"] | None = None,
     ) -> Output:
         """Logits of the next token at every position, and the state after the last.
@@ -73,10 +74,7 @@ class CausalLM(nn.Module):
         embedded = self.from_embedding(self.embedding(tokens))
         if self.training:
             embedded = dropout(embedded, self.config.dropout.embedding)
-        if isinstance(self.stack, Transformer):
-            hidden, state = self.stack(embedded, state, tokens)
-        else:
-            hidden, state = self.stack(embedded, state)
+        hidden, state = self.stack(embedded, state, tokens)
         hidden = self.norm(hidden)
         if targets is None:
             return Output(state, logits=self.head(hidden, self.embedding.weight))

@@ -30,7 +30,7 @@ def count_flops(model: CausalLM, window: int, *, every_key: bool = False) -> flo
     inside = linear_flops(stack) + mixing_flops(stack, window, every_key=every_key)
     if isinstance(stack, KStack):
         if stack.shared_kernel is not None:
-            inside += len(stack.mixers) * _kernel_flops(stack.shared_kernel, window, model.config.width)
+            inside += len(stack.blocks) * _kernel_flops(stack.shared_kernel, window, model.config.width)
         inside *= stack.passes
     outside = linear_flops(model.from_embedding)
     outside += linear_flops(head.softmax.head if isinstance(head, AdaptiveHead) else head)

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
+from kmixer.layers.exactly import exactly
+from kmixer.layers.linear import INITIAL_STD, Linear, linear
+from kmixer.layers.norms import RMSNorm
 from kmixer.models.config import HeadConfig, StackConfig
 from kmixer.ops.cross_entropy import cross_entropies, soft_capped
 from kmixer.ops.fused import linear_gelu_dropout
@@ -68,8 +70,10 @@ class GeluHead(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        return self.down(linear_gelu_dropout(self.norm(hidden), self.up.weight, self.up.bias, dropout))
+        x, up = self.norm(hidden), self.up
+        if exactly(up, Linear) and up.bias is not None:
+            return self.down(linear_gelu_dropout(x, up.weight, up.bias, self.dropout if self.training else 0.0))
+        return self.down(F.dropout(F.gelu(up(x)), self.dropout, self.training))
 
     def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
         return cross_entropies(self(hidden, embedding), targets)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kmixer.layers import K0, K1, K2, K2State
+from kmixer.layers import K0, K1, K2, BaseKernel
+from kmixer.layers.block import Block, BlockState
 from kmixer.models.config import ModelConfig
 from kmixer.models.mixers.registry import build_base_kernel, decay_options
 
-# For every refinement pass, the state of every K2 layer.
-StackState = tuple[tuple[K2State, ...], ...]
+# For every refinement pass, the state of every block, both K1 among them.
+KStackState = tuple[tuple[BlockState, ...], ...]
 
 
 class KStack(nn.Module):
@@ -38,7 +39,7 @@ class KStack(nn.Module):
             self.eta_logit = nn.Parameter(torch.tensor(math.log(eta / (1 - eta))), requires_grad=self.refined)
         self.shared_kernel = build_base_kernel(kernel) if kernel.shared else None
         self.first = K1(config.width, mlp_dropout=dropout.mlp)
-        self.mixers = nn.ModuleList(
+        self.blocks = nn.ModuleList(
             K2(
                 config.width,
                 config.rank,
@@ -57,7 +58,7 @@ class KStack(nn.Module):
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of layer once, for every layer of it, batch size and length."""
-        for layer in (self.first, *self.mixers, self.last):
+        for layer in self._blocks():
             layer.compile(dynamic=True, fullgraph=True, backend=backend)
 
     def eta(self) -> Tensor:
@@ -65,14 +66,18 @@ class KStack(nn.Module):
         assert self.eta_logit is not None
         return torch.sigmoid(self.eta_logit)
 
-    def initial_state(self, batch_size: int) -> StackState:
+    def initial_state(self, batch_size: int) -> KStackState:
         """The state before the first position."""
-        layers = tuple(mixer.initial_state(batch_size, self.shared_kernel) for mixer in self._mixers())
+        layers = tuple(block.initial_state(batch_size, *self._extra(block)) for block in self._blocks())
         return (layers,) * self.passes
 
     def forward(
-        self, h: Float[Tensor, "b t d"], state: StackState | None = None
-    ) -> tuple[Float[Tensor, "b t d"], StackState]:
+        self,
+        h: Float[Tensor, "b t d"],
+        state: KStackState | None = None,
+        tokens: Int[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], KStackState]:
+        """All blocks, in every pass. Nothing here reads `tokens`."""
         if not self.refined:
             h, layers = self._pass(h, state[0] if state else None)
             return h, (layers,)
@@ -83,15 +88,17 @@ class KStack(nn.Module):
             states.append(layers)
         return h, tuple(states)
 
-    def _pass(self, h: Tensor, state: tuple[K2State, ...] | None) -> tuple[Tensor, tuple[K2State, ...]]:
-        h = self.first(h)
+    def _pass(self, h: Tensor, state: tuple[BlockState, ...] | None) -> tuple[Tensor, tuple[BlockState, ...]]:
         states = []
-        for index, mixer in enumerate(self._mixers()):
-            h, layer_state = mixer(h, state[index] if state else None, self.shared_kernel)
-            states.append(layer_state)
-        return self.read_out(self.last(h)), tuple(states)
+        for index, block in enumerate(self._blocks()):
+            h, block_state = block(h, state[index] if state else None, *self._extra(block))
+            states.append(block_state)
+        return self.read_out(h), tuple(states)
 
-    def _mixers(self) -> Iterator[K2]:
-        for mixer in self.mixers:
-            assert isinstance(mixer, K2)
-            yield mixer
+    def _blocks(self) -> tuple[Block, ...]:
+        return cast("tuple[Block, ...]", (self.first, *self.blocks, self.last))
+
+    def _extra(self, block: Block) -> tuple[BaseKernel, ...]:
+        """What a block takes beside its input: those between the K1 layers the shared kernel, where there is one."""
+        inner = block is not self.first and block is not self.last
+        return (self.shared_kernel,) if inner and self.shared_kernel is not None else ()

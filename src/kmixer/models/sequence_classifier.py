@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.models.config import SequenceClassifierConfig
 from kmixer.models.flops import linear_flops, mixing_flops
 from kmixer.models.transformer import Transformer, build_norm

@@ -8,51 +8,22 @@ of blocks, the windows and the value embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers import FeedForward, SquaredReluFeedForward
-from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, UnweightedRMSNorm
+from kmixer.layers.block import Block, BlockState
+from kmixer.layers.linear import INITIAL_STD
+from kmixer.layers.norms import RMSNorm, UnweightedRMSNorm
 from kmixer.models.config import BlocksConfig, LayersConfig
 from kmixer.models.mixers.registry import Place, build_mixer
 
-# One state a layer: what its mixer carries.
-TransformerState = tuple[Any, ...]
-
-
-class Block(nn.Module):
-    """x + mixer(norm(x)), then x + feed_forward(norm(x))."""
-
-    def __init__(self, config: BlocksConfig, layer: int, *, causal: bool = True) -> None:
-        super().__init__()
-        place = Place(
-            config.width,
-            causal=causal,
-            rotary=config.rotary,
-            window=config.window_of(layer),
-            window_inclusive=config.window_inclusive,
-            value_embedding=config.has_value_embedding(layer),
-        )
-        self.mixing_norm = build_norm(config)
-        self.mixer: Any = build_mixer(config.mixer_of(layer), config, place)
-        self.mixing_dropout = config.dropout.residual
-        self.feed_forward_norm = build_norm(config)
-        feed_forward = FeedForward if config.blocks == "plain" else SquaredReluFeedForward
-        self.feed_forward = feed_forward(config.width, hidden_width=config.hidden_width, dropout=config.dropout.mlp)
-
-    def forward(
-        self, x: Float[Tensor, "b t d"], state: Any = None, value_embedding: Float[Tensor, "b t d"] | None = None
-    ) -> tuple[Float[Tensor, "b t d"], Any]:
-        extra = () if value_embedding is None else (value_embedding,)
-        mixed, state = self.mixer(self.mixing_norm(x), state, *extra)
-        x = x + F.dropout(mixed, self.mixing_dropout, self.training)
-        return self.feed_forward(x, self.feed_forward_norm), state
+# One state a block.
+TransformerState = tuple[BlockState, ...]
 
 
 class Transformer(nn.Module):
@@ -70,7 +41,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         layers = range(config.layers)
-        self.blocks = nn.ModuleList(Block(config, layer, causal=causal) for layer in layers)
+        self.blocks = nn.ModuleList(build_block(config, layer, causal=causal) for layer in layers)
         # nanochat: block i takes stream_scale_i x + input_scale_i x_0.
         scaled = config.blocks == "nanochat"
         self.input_norm = build_norm(config) if scaled else nn.Identity()
@@ -91,7 +62,7 @@ class Transformer(nn.Module):
 
     def initial_state(self, batch_size: int) -> TransformerState:
         """The state before the first position of `batch_size` sequences."""
-        return tuple(block.mixer.initial_state(batch_size) for block in self._blocks())
+        return tuple(block.initial_state(batch_size) for block in self._blocks())
 
     def forward(
         self,
@@ -108,15 +79,33 @@ class Transformer(nn.Module):
             if self.stream_scale is not None and self.input_scale is not None:
                 x = self.stream_scale[layer] * x + self.input_scale[layer] * first
             key = str(layer)
-            value_embedding = self.value_embeddings[key](tokens) if key in self.value_embeddings else None
-            x, block_state = block(x, state[layer] if state else None, value_embedding)
+            extra = (self.value_embeddings[key](tokens),) if key in self.value_embeddings else ()
+            x, block_state = block(x, state[layer] if state else None, *extra)
             states.append(block_state)
         return x, tuple(states)
 
-    def _blocks(self) -> Iterator[Block]:
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            yield block
+    def _blocks(self) -> tuple[Block, ...]:
+        return cast("tuple[Block, ...]", tuple(self.blocks))
+
+
+def build_block(config: BlocksConfig, layer: int, *, causal: bool = True) -> Block:
+    """The block of a layer, with fresh weights."""
+    place = Place(
+        config.width,
+        causal=causal,
+        rotary=config.rotary,
+        window=config.window_of(layer),
+        window_inclusive=config.window_inclusive,
+        value_embedding=config.has_value_embedding(layer),
+    )
+    feed_forward = FeedForward if config.blocks == "plain" else SquaredReluFeedForward
+    return Block(
+        build_norm(config),
+        build_mixer(config.mixer_of(layer), config, place),
+        build_norm(config),
+        feed_forward(config.width, hidden_width=config.hidden_width, dropout=config.dropout.mlp),
+        mixing_dropout=config.dropout.residual,
+    )
 
 
 def build_norm(config: LayersConfig) -> RMSNorm | UnweightedRMSNorm:

@@ -9,16 +9,17 @@ Sources: Dosovitskiy et al. 2021, Touvron et al. 2021; with Gaussian attention K
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.block import Block
+from kmixer.layers.feed_forward import FeedForward
+from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.layers.rotary import check_heads
 from kmixer.models.config import MixersConfig, Positive, Probability
 from kmixer.models.flops import linear_flops, mixing_flops
@@ -56,41 +57,6 @@ class VisionConfig(MixersConfig):
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
-class DropPath(nn.Module):
-    """Leave a branch out for some of the examples of a batch, and scale it up for the others (Huang et al. 2016)."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        if not self.training or self.probability == 0:
-            return x
-        kept = 1 - self.probability
-        return x * (torch.rand(len(x), 1, 1, device=x.device) < kept) / kept
-
-
-class VisionBlock(nn.Module):
-    """x + DropPath(mixer(LayerNorm(x))), then x + DropPath(MLP(LayerNorm(x)))."""
-
-    def __init__(self, config: VisionConfig, layer: int) -> None:
-        super().__init__()
-        place = Place(config.width, causal=False, rotary=False, bias=True)
-        hidden = round(config.mlp_multiplier * config.width)
-        self.mixing_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.mixer: Any = build_mixer(config.mixer_of(layer), config, place)
-        self.feed_forward_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.up = linear(config.width, hidden)
-        self.down = linear(hidden, config.width)
-        self.dropout = config.dropout
-        self.drop_path = DropPath(config.drop_path * layer / max(1, config.layers - 1))
-
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        x = x + self.drop_path(self.mixer(self.mixing_norm(x))[0])
-        hidden = F.dropout(F.gelu(self.up(self.feed_forward_norm(x))), self.dropout, self.training)
-        return x + self.drop_path(self.down(hidden))
-
-
 class VisionTransformer(nn.Module):
     """Images (b, c, h, w) of any numbers, as they are in the data, to logits of the classes (b, k).
 
@@ -110,7 +76,7 @@ class VisionTransformer(nn.Module):
         self.patches = linear(config.channels * config.patch_size**2, config.width)
         self.class_token = nn.Parameter(INITIAL_STD * torch.randn(config.width))
         self.positions = nn.Parameter(INITIAL_STD * torch.randn(config.tokens, config.width))
-        self.blocks = nn.ModuleList(VisionBlock(config, layer) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(build_vision_block(config, layer) for layer in range(config.layers))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head = linear(config.width, config.classes)
 
@@ -126,7 +92,7 @@ class VisionTransformer(nn.Module):
         first = self.class_token.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], dim=1) + self.positions
         for block in self.blocks:
-            x = block(x)
+            x, _ = block(x)
         logits: Tensor = self.head(self.norm(x[:, 0]))
         return logits
 
@@ -139,6 +105,18 @@ class VisionTransformer(nn.Module):
         """Let torch.compile translate each kind of block once, for every block of it and batch size."""
         for block in self.blocks:
             block.compile(dynamic=True, fullgraph=True, backend=backend)
+
+
+def build_vision_block(config: VisionConfig, layer: int) -> Block:
+    """The block of a layer, with fresh weights; the last has the configured drop path, the first none."""
+    width = config.width
+    return Block(
+        nn.LayerNorm(width, eps=LAYER_NORM_EPS),
+        build_mixer(config.mixer_of(layer), config, Place(width, causal=False, rotary=False, bias=True)),
+        nn.LayerNorm(width, eps=LAYER_NORM_EPS),
+        FeedForward(width, hidden_width=round(config.mlp_multiplier * width), dropout=config.dropout),
+        drop_path=config.drop_path * layer / max(1, config.layers - 1),
+    )
 
 
 def count_image_flops(model: VisionTransformer) -> float:
