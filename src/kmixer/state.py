@@ -70,6 +70,11 @@ def nbytes(state: State) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
+def batch_of(state: State) -> int:
+    """Rows of a state; 0 of one that holds no tensor."""
+    return next((len(tensor) for tensor in tensors(state) if tensor.ndim), 0)
+
+
 def tensors(state: State) -> Iterator[Tensor]:
     """The tensors of the tree, in order."""
     if isinstance(state, Tensor):
@@ -138,6 +143,10 @@ def _difference(state: State, initial: State, batch: int, path: str = "") -> str
                 return problem
         return None
     allowed = [batch, *initial.shape[1:]]
+    if isinstance(state, Tensor) and (state.dtype, state.device) == (initial.dtype, initial.device):
+        allowed_here = list(state.shape) == allowed
+        if allowed_here:  # nearly always, and every call asks
+            return None
     if not isinstance(state, Tensor):
         return f"got {_described(state)}{where}; allowed there: a tensor {tuple(allowed)}"
     if initial.ndim > 2 and initial.shape[-2] == 0 and state.ndim == initial.ndim:
