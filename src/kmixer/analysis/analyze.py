@@ -31,7 +31,7 @@ def analyze(
         target: a run folder, a model folder or the name of a packaged model.
         text: a file to measure on, as a whole; "-" is standard input. None: the validation part of the run's own text.
         corpus: where the data of the run is now, if it was moved.
-        window: tokens of a window; by default as many as the weights were chosen by, or, of another text, see `window_for`.
+        window: tokens of a window; by default as many as the weights were chosen by; of another text see `window_for`.
         data_dir: where corpora and datasets are looked for first.
 
     Raises:

@@ -10,7 +10,8 @@ import torch
 
 from kmixer.bench.measure import peak_of, peak_resident_bytes, time_calls
 from kmixer.errors import InputError
-from kmixer.generation.prepared import DecodingStep, can_prepare
+from kmixer.generation.decoder import open_decoder
+from kmixer.generation.prepared import PreparedDecoder
 from kmixer.models import CausalLM, ModelConfig, transformer_like
 from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 from kmixer.training.optimizers import build_optimizers
@@ -127,24 +128,19 @@ def bench_decode(recipe: LanguageRecipe, model: ModelName, batch_size: int, cont
     state = output.state
     assert output.logits is not None
     token = output.logits[:, -1].argmax(-1)
-    step = DecodingStep(network, state) if can_prepare(network) else None
+    decoder = open_decoder(network, state)
     halves = []
     for _ in range(2):
         began = time.perf_counter()
         for _ in range(tokens // 2):
-            if step is not None:
-                token = step(token).argmax(-1)
-            else:
-                output = network(token[:, None], state)
-                assert output.logits is not None
-                token, state = output.logits[:, -1].argmax(-1), output.state
+            token = decoder.step(token).argmax(-1)
         halves.append(time.perf_counter() - began)
     return DecodingSpeed(
         recipe=recipe.name,
         model=model,
         batch_size=batch_size,
         context=context,
-        prepared=step is not None,
+        prepared=isinstance(decoder, PreparedDecoder),
         seconds_to_first_token=first,
         tokens_per_second=tokens // 2 * 2 * batch_size / sum(halves),
         second_half_over_first=halves[1] / halves[0],

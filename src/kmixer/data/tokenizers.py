@@ -1,8 +1,8 @@
 """Tokenizers: characters, bytes, byte pairs, and SentencePiece unigram pieces. Saved as JSON inside the run.
 
 `encode` gives an int64 array; `unknown` the parts of a text that have no token; `decode` a string;
-`decoder()` a function that takes one token at a time and returns the text it completes; `encoder()` one that takes a
-text block by block, of any length and with any lines, in constant memory.
+`decoder()` a `StreamDecoder`, which takes one token at a time and returns the text it completes; `encoder()` one that
+takes a text block by block, of any length and with any lines, in constant memory.
 """
 
 from __future__ import annotations
@@ -36,6 +36,18 @@ LONG_WORD = 64
 LONG_WORDS = {"bpe": 1 << 22, "sentencepiece": 1 << 20}
 
 
+class StreamDecoder(Protocol):
+    """Text of tokens that come one by one: all answers together are `decode` of all tokens."""
+
+    def __call__(self, token: int) -> str:
+        """The text that this token completes; often empty where a character has several tokens."""
+        ...
+
+    def end(self) -> str:
+        """What the last tokens left open: U+FFFD for a character that was cut."""
+        ...
+
+
 class Tokenizer(Protocol):
     """What every tokenizer offers."""
 
@@ -48,7 +60,7 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: Iterable[int]) -> str: ...
 
-    def decoder(self) -> Callable[[int], str]: ...
+    def decoder(self) -> StreamDecoder: ...
 
     def encoder(self) -> Encoder: ...
 
@@ -99,8 +111,8 @@ class CharTokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         return "".join(self.characters[token] for token in tokens)
 
-    def decoder(self) -> Callable[[int], str]:
-        return self.characters.__getitem__
+    def decoder(self) -> StreamDecoder:
+        return _CharDecoder(self.characters)
 
     def encoder(self) -> Encoder:
         return lambda block, final: self.encode(block)
@@ -124,9 +136,8 @@ class ByteTokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(int(token) for token in tokens).decode(errors="replace")
 
-    def decoder(self) -> Callable[[int], str]:
-        incremental = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return lambda token: incremental.decode(bytes([token]))
+    def decoder(self) -> StreamDecoder:
+        return _BytesDecoder([bytes([byte]) for byte in range(256)])
 
     def encoder(self) -> Encoder:
         return lambda block, final: self.encode(block)
@@ -184,9 +195,8 @@ class BytePairTokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         return b"".join(self._bytes[token] for token in tokens).decode(errors="replace")
 
-    def decoder(self) -> Callable[[int], str]:
-        incremental = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return lambda token: incremental.decode(self._bytes[token])
+    def decoder(self) -> StreamDecoder:
+        return _BytesDecoder(self._bytes)
 
     def encoder(self) -> Encoder:
         return _BlockEncoder(self.encode, before_word)
@@ -284,8 +294,8 @@ class SentencePieceTokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         return str(self._processor.decode([int(token) for token in tokens]))
 
-    def decoder(self) -> Callable[[int], str]:
-        return lambda token: self._processor.id_to_piece(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+    def decoder(self) -> StreamDecoder:
+        return _PieceDecoder(self._processor)
 
     def encoder(self) -> Encoder:
         return _PieceEncoder(self)
@@ -354,6 +364,60 @@ def _reason(message: str) -> str:
     if "sentences_.empty()" in message:
         return "it holds no words"
     return re.sub(r"^.*\] ?", "", " ".join(message.split())) or "it is too short or too uniform"
+
+
+class _CharDecoder:
+    def __init__(self, characters: str) -> None:
+        self._characters = characters
+
+    def __call__(self, token: int) -> str:
+        return self._characters[token]
+
+    def end(self) -> str:
+        return ""
+
+
+class _BytesDecoder:
+    def __init__(self, bytes_of: list[bytes]) -> None:
+        self._bytes_of = bytes_of
+        self._incremental = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def __call__(self, token: int) -> str:
+        return self._incremental.decode(self._bytes_of[token])
+
+    def end(self) -> str:
+        return self._incremental.decode(b"", final=True)
+
+
+class _PieceDecoder:
+    """The library's own decoding, so that spaces at the beginning and unknown pieces come out as `decode` has them.
+
+    It depends on what came before only by whether that was any text, and by bytes of the same character: a piece is
+    decoded after the first tokens that gave text, and bytes wait for the piece that ends them.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._first: list[int] = []  # the tokens up to the first text
+        self._first_text = ""
+        self._bytes: list[int] = []
+
+    def __call__(self, token: int) -> str:
+        if self._processor.is_byte(token):
+            self._bytes.append(token)
+            return ""
+        return self._decode([token])
+
+    def end(self) -> str:
+        return self._decode([])
+
+    def _decode(self, tokens: list[int]) -> str:
+        tokens, self._bytes = self._bytes + tokens, []
+        text = str(self._processor.decode(self._first + tokens))[len(self._first_text) :]
+        if not self._first_text:
+            self._first += tokens
+            self._first_text = text
+        return text
 
 
 def tokenizer_from_json(value: Any, source: str) -> Tokenizer:
