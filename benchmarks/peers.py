@@ -3,9 +3,9 @@
     pip install transformers
     python benchmarks/peers.py --out docs/benchmarks/peers.json
 
-About 0.8 M parameters, positions aside: the recipe `k-operators-v2-shakespeare` with a base kernel that streams, GPT-2
-and Mamba of transformers, an LSTM of torch. Random tokens of a vocabulary of 65. Every figure is a median over rounds in
-which the models take turns; ratios to ours are the claim.
+About 0.8 M parameters, positions aside: the recipe `k-operators-v2-shakespeare` with a base kernel that streams,
+GPT-2 and Mamba of transformers, an LSTM of torch. Random tokens of a vocabulary of 65. Every figure is a median over
+rounds in which the models take turns; ratios to ours are the claim.
 """
 
 from __future__ import annotations
