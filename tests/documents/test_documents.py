@@ -50,7 +50,10 @@ def command_lines(content: str) -> list[str]:
 def page_folder(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a page's commands run: the files that a reader has, and small recipes in every process."""
     (tmp_path / "my.txt").write_text(text, encoding="utf-8")
-    (tmp_path / "server.log").write_text(text[:3000], encoding="utf-8")
+    for name in ("server.log", "today.log", "other.txt"):
+        (tmp_path / name).write_text(text[:3000], encoding="utf-8")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/my.txt").write_text(text, encoding="utf-8")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     site = tmp_path / "site"
@@ -84,6 +87,9 @@ def run_line(line: str, kmixer: Run) -> None:
         assert target == line or f"\n{target}:" in (ROOT / "Makefile").read_text()
         return
     words = shlex.split(line)
+    if "|" in words or "<" in words:
+        run_in_a_shell(line)
+        return
     out = None
     if ">" in words:
         *words, _, out = words
@@ -98,6 +104,13 @@ def run_line(line: str, kmixer: Run) -> None:
         printed = ended.stdout
     if out is not None:
         Path(out).write_text(printed, encoding="utf-8")
+
+
+def run_in_a_shell(line: str) -> None:
+    """A command that reads another's output; of a file that grows, what there is."""
+    program = line.replace("tail -f", "cat").replace("kmixer", f"{shlex.quote(sys.executable)} -m kmixer", 1)
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, f"{line}: {ended.stderr}"
 
 
 @named(PAGES)
