@@ -81,7 +81,7 @@ def test_a_line_is_printed_as_soon_as_it_is_known() -> None:
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["line"] == number
         process.stdin.close()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
 
 
 def test_what_cannot_be_scored_is_one_line(
@@ -194,19 +194,18 @@ def test_lines_are_continued_in_turn_with_the_state_carried(
     assert kmixer_command("generate", MODEL, "--interactive", *options).out == first.removeprefix("KING:")
 
 
-def test_a_terminal_is_asked(tmp_path: Path) -> None:
+def test_a_terminal_is_asked(kmixer_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import pty
 
     master, slave = pty.openpty()
-    program = [sys.executable, "-m", "kmixer", "generate", MODEL, "--interactive", "--max-new-tokens", "5"]
-    with subprocess.Popen(program, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        os.close(slave)
+    with os.fdopen(slave, encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
         os.write(master, b"KING:\n\n")
-        out, err = process.communicate(timeout=60)
-        os.close(master)
-    assert process.returncode == 0
-    assert len(out.decode()) == 6
-    assert err == b"> > "
+        answer = kmixer_command("generate", MODEL, "--interactive", "--max-new-tokens", 5)
+    os.close(master)
+    assert answer.code == 0
+    assert len(answer.out) == 6
+    assert answer.err == "> > "
 
 
 def test_the_version_is_said(kmixer_command: Run) -> None:
