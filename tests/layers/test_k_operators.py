@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 from kmixer.layers import K0, K1, K2, BaseKernel
+from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_layer
 
 KERNELS = ["none", "dense", "low_rank", "toeplitz", "conv"]
 SIZES = {"dense": 80, "low_rank": 80, "toeplitz": 50, "conv": 8}
@@ -83,15 +84,8 @@ def test_k2_is_its_formula(per_channel: bool) -> None:
 @given(st.integers(1, 80), st.data())
 def test_any_split_gives_the_whole(kernel: str, t: int, data: st.DataObject) -> None:
     layer, h = make_k2(kernel), hidden(t)
-    whole, final = layer(h)
-    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=3)))
-    state = layer.initial_state(2)
-    pieces = []
-    for start, stop in zip([0, *cuts], [*cuts, t], strict=True):
-        y, state = layer(h[:, start:stop], state)
-        pieces.append(y)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(state, final, rtol=1e-10, atol=1e-10)
+    start = layer.initial_state(2)
+    assert_a_split_gives_the_whole(of_layer(layer, h), t, draw_cuts(data, t), start=start, tolerance=1e-10)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

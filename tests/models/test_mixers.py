@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kmixer.errors import InputError
 from kmixer.models.config import MixerName, MixersConfig
 from kmixer.models.mixers.registry import MIXERS, Place, build_mixer
+from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_layer, one_at_a_time
 
 WIDTH = 12
 # Mixer, its settings, and the place it stands in.
@@ -63,23 +64,12 @@ def test_every_name_of_a_configuration_has_a_mixer_and_every_mixer_is_tested() -
 @given(st.integers(1, 40), st.data())
 def test_any_split_gives_the_whole(form: Any, t: int, data: st.DataObject) -> None:
     mixer, x = make_mixer(form), inputs(t)
-    whole, final = mixer(x)
-    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=4)))
-    state, pieces = mixer.initial_state(2), []
-    for start, stop in zip([0, *cuts], [*cuts, t], strict=True):
-        y, state = mixer(x[:, start:stop], state)
-        pieces.append(y)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(state, final, rtol=1e-9, atol=1e-9)
+    assert_a_split_gives_the_whole(of_layer(mixer, x), t, draw_cuts(data, t), start=mixer.initial_state(2))
 
 
 @forms
 def test_one_at_a_time_gives_the_whole(form: Any) -> None:
-    mixer, x = make_mixer(form), inputs(30)
-    whole, state = mixer(x)[0], None
-    for t in range(30):
-        y, state = mixer(x[:, t : t + 1], state)
-        torch.testing.assert_close(y, whole[:, t : t + 1], rtol=1e-9, atol=1e-9)
+    assert_a_split_gives_the_whole(of_layer(make_mixer(form), inputs(30)), 30, one_at_a_time(30))
 
 
 @forms

@@ -117,17 +117,16 @@ def check_tokens(tokens: Tensor, vocabulary_size: int) -> None:
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Number of parameters of each part that has any; a shared tensor counts once, where it is owned.
 
-    Parts are the direct children of the model and, where there are blocks, those of a block, all blocks together.
+    Parts are the direct children of the model, those of its stack, and those of a block, all blocks together.
     """
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         path = name.split(".")
         if "blocks" in path:
-            path = [*path[: path.index("blocks")], path[path.index("blocks") + 2]]
-        elif isinstance(getattr(model, path[0]), Transformer):
-            path = path[:2]
+            blocks = path.index("blocks")
+            path = [*path[:blocks], path[blocks + 2]]
         else:
-            path = path[:1]
+            path = path[: 2 if path[0] == "stack" else 1]
         part = ".".join(path)
         parts[part] = parts.get(part, 0) + parameter.numel()
     return parts

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kmixer.layers import K0, K1, K2, BaseKernel
-from kmixer.layers.block import Block, BlockState
+from kmixer.layers.block import BlockState
 from kmixer.models.config import ModelConfig
 from kmixer.models.mixers.registry import build_base_kernel, decay_options
 
@@ -58,7 +58,7 @@ class KStack(nn.Module):
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of layer once, for every layer of it, batch size and length."""
-        for layer in self._blocks():
+        for layer, _ in self._blocks():
             layer.compile(dynamic=True, fullgraph=True, backend=backend)
 
     def eta(self) -> Tensor:
@@ -68,7 +68,7 @@ class KStack(nn.Module):
 
     def initial_state(self, batch_size: int) -> KStackState:
         """The state before the first position."""
-        layers = tuple(block.initial_state(batch_size, *self._extra(block)) for block in self._blocks())
+        layers = tuple(block.initial_state(batch_size, *extra) for block, extra in self._blocks())  # type: ignore[operator]
         return (layers,) * self.passes
 
     def forward(
@@ -90,15 +90,15 @@ class KStack(nn.Module):
 
     def _pass(self, h: Tensor, state: tuple[BlockState, ...] | None) -> tuple[Tensor, tuple[BlockState, ...]]:
         states = []
-        for index, block in enumerate(self._blocks()):
-            h, block_state = block(h, state[index] if state else None, *self._extra(block))
+        for index, (block, extra) in enumerate(self._blocks()):
+            h, block_state = block(h, state[index] if state else None, *extra)
             states.append(block_state)
         return self.read_out(h), tuple(states)
 
-    def _blocks(self) -> tuple[Block, ...]:
-        return cast("tuple[Block, ...]", (self.first, *self.blocks, self.last))
-
-    def _extra(self, block: Block) -> tuple[BaseKernel, ...]:
-        """What a block takes beside its input: those between the K1 layers the shared kernel, where there is one."""
-        inner = block is not self.first and block is not self.last
-        return (self.shared_kernel,) if inner and self.shared_kernel is not None else ()
+    def _blocks(self) -> Iterator[tuple[nn.Module, tuple[BaseKernel, ...]]]:
+        """Every block, and what it takes beside its input: between the K1 layers the shared kernel, if there is one."""
+        shared = () if self.shared_kernel is None else (self.shared_kernel,)
+        yield self.first, ()
+        for block in self.blocks:
+            yield block, shared
+        yield self.last, ()

@@ -8,8 +8,6 @@ of blocks, the windows and the value embeddings.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -62,7 +60,7 @@ class Transformer(nn.Module):
 
     def initial_state(self, batch_size: int) -> TransformerState:
         """The state before the first position of `batch_size` sequences."""
-        return tuple(block.initial_state(batch_size) for block in self._blocks())
+        return tuple(block.initial_state(batch_size) for block in self.blocks)  # type: ignore[operator]
 
     def forward(
         self,
@@ -75,7 +73,7 @@ class Transformer(nn.Module):
             raise InputError("tokens: missing; this stack has value embeddings, which need them")
         x = first = self.input_norm(x)
         states = []
-        for layer, block in enumerate(self._blocks()):
+        for layer, block in enumerate(self.blocks):
             if self.stream_scale is not None and self.input_scale is not None:
                 x = self.stream_scale[layer] * x + self.input_scale[layer] * first
             key = str(layer)
@@ -83,9 +81,6 @@ class Transformer(nn.Module):
             x, block_state = block(x, state[layer] if state else None, *extra)
             states.append(block_state)
         return x, tuple(states)
-
-    def _blocks(self) -> tuple[Block, ...]:
-        return cast("tuple[Block, ...]", tuple(self.blocks))
 
 
 def build_block(config: BlocksConfig, layer: int, *, causal: bool = True) -> Block:
