@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
+from kmixer.layers.exactly import exactly
 from kmixer.layers.heads import (
     after,
     check_state,
@@ -23,7 +24,7 @@ from kmixer.layers.heads import (
     seen_before,
     split_heads,
 )
-from kmixer.layers.linear import linear
+from kmixer.layers.linear import Linear, linear
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.roles import Matrix, Role
 from kmixer.layers.rotary import check_heads, rotation
@@ -168,14 +169,7 @@ class SoftmaxAttention(nn.Module):
         else:
             assert tail is not None
             filtered, tail = self.convolution(x, tail)
-            map_, width = self.query_key_value, x.shape[-1] * (1 + self.parts[1])
-            projected = torch.cat(
-                [
-                    linear_map(part, map_.weight[rows], None if map_.bias is None else map_.bias[rows])
-                    for part, rows in ((filtered, slice(width)), (x, slice(width, None)))
-                ],
-                dim=-1,
-            )
+            projected = self._project_apart(filtered, x)
         query, key, value = self.parts
         positions = positions_after(state.position, start, x.shape[1])
         angles = rotation(positions, self.head_width, x.dtype) if self.rotary else None
@@ -189,3 +183,15 @@ class SoftmaxAttention(nn.Module):
         # A view, where a caller may fill the same memory again, which autograd would not allow.
         values = split_heads(x if torch.is_grad_enabled() else x.clone(), self.heads)
         return queries, keys, values, tail
+
+    def _project_apart(self, filtered: Tensor, x: Tensor) -> Tensor:
+        """Queries and keys of the filtered inputs, values of the inputs themselves, side by side."""
+        map_, width = self.query_key_value, x.shape[-1] * (1 + self.parts[1])
+        if not exactly(map_, Linear):
+            return torch.cat([map_(filtered)[..., :width], map_(x)[..., width:]], dim=-1)
+        bias = map_.bias
+        parts = [
+            linear_map(part, map_.weight[rows], None if bias is None else bias[rows])
+            for part, rows in ((filtered, slice(width)), (x, slice(width, None)))
+        ]
+        return torch.cat(parts, dim=-1)
