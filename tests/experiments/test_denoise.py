@@ -8,6 +8,7 @@ import torch
 
 from kmixer.data.denoising import Denoising, make_samples
 from kmixer.experiments.denoise import BLOCKS, Budget, CausalConvolution, Denoiser, run_denoising
+from tests.models.laws import assert_a_split_gives_the_whole, of_layer
 
 TASK = Denoising()
 
@@ -22,10 +23,17 @@ def test_every_mixer_is_causal() -> None:
         torch.testing.assert_close(model(tokens)[:, :40], model(changed)[:, :40], msg=name)
 
 
+def test_the_convolution_goes_on_from_its_state() -> None:
+    torch.manual_seed(0)
+    layer, x = CausalConvolution(4, 5).double(), torch.randn(2, 20, 4).double()
+    start = layer.initial_state(2)
+    assert_a_split_gives_the_whole(of_layer(layer, x), 20, [2, 3, 13], start=start)
+
+
 def test_the_convolution_reaches_as_far_as_its_taps() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 20, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(CausalConvolution(4, 5)(x)[0, 12].sum(), x)
+    (gradient,) = torch.autograd.grad(CausalConvolution(4, 5)(x)[0][0, 12].sum(), x)
     assert gradient[0].abs().sum(1).nonzero().flatten().tolist() == [8, 9, 10, 11, 12]
 
 

@@ -61,7 +61,7 @@ class CausalConvolution(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, State]:
         before = self.initial_state(len(x)) if state is None else state
         x = torch.cat([before, x], dim=1)
-        return self.convolution(x.mT).mT, x[:, x.shape[1] - self.taps + 1 :]
+        return self.convolution(x.mT).mT, x[:, x.shape[1] - self.taps + 1 :].clone()
 
 
 def _block(mixer: nn.Module) -> Block:
