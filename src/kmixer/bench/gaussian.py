@@ -19,6 +19,7 @@ from kmixer.bench.measure import peak_resident_bytes, time_calls, time_in_turn
 from kmixer.models.config import TransformerConfig
 from kmixer.models.transformer import build_block
 from kmixer.ops import gaussian_attention
+from kmixer.state import tensors
 
 # Largest difference from `naive` that a backend may show before it is timed.
 TOLERANCE = 1e-4
@@ -80,7 +81,7 @@ def bench_blocks(width: int, t: int, b: int, repeats: int) -> list[dict[str, Any
         what = f"{mixer} block"
         calls[what] = lambda block=block: block(x)[0].backward(torch.ones_like(x))  # type: ignore[misc]
         _, state = block(x)
-        caches[what] = sum(z.numel() for z in state.mixer if isinstance(z, Tensor)) / (b * t)
+        caches[what] = sum(z.numel() for z in tensors(state) if z.is_floating_point()) / (b * t)
     return [
         {"what": what, "width": width, "t": t, "b": b, "cache": caches[what], **timed}
         for what, timed in time_in_turn(calls, repeats).items()
