@@ -140,6 +140,12 @@ def measure(name: str, t: int, r: int, d: int, arguments: argparse.Namespace, fl
     }
 
 
+def bytes_copied_per_second(flush: Tensor, repeats: int) -> float:
+    """Bytes read and written in a second by a copy, whose memory is free again when this returns."""
+    source, target = (torch.zeros(2**30, dtype=torch.uint8, device="cuda") for _ in range(2))
+    return 2 * source.numel() / median_seconds(lambda: target.copy_(source), flush, repeats)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
@@ -151,9 +157,7 @@ def main() -> None:
         sys.exit("error: this benchmark needs a CUDA GPU, and torch finds none")
 
     flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")  # larger than the second-level cache of any card
-    source, target = (torch.zeros(2**30, dtype=torch.uint8, device="cuda") for _ in range(2))
-    copy = 2 * source.numel() / median_seconds(lambda: target.copy_(source), flush, arguments.repeats)
-    del source, target
+    copy = bytes_copied_per_second(flush, arguments.repeats)
     print(f"{torch.cuda.get_device_name()}: copies {copy / 1e12:.2f} TB/s; {arguments.dtype}, b t = {POSITIONS:,}")
 
     rows = []

@@ -134,7 +134,7 @@ def test_edited_model_folders_are_noticed(run: Path, file: str, old: str, new: s
 
 def test_tensors_of_another_shape_are_named(run: Path) -> None:
     tensors, metadata = load_tensors(run / "model.safetensors")
-    name = "stack.mixers.0.query"
+    name = "stack.blocks.0.mixer.query"
     for change, message in (
         ({name: torch.zeros(5, 5)}, rf"tensor {name} has shape \(5, 5\); this model needs \(16, 2\)"),
         ({"extra": torch.zeros(1)}, "tensor extra does not belong to this model"),

@@ -9,6 +9,7 @@
 from kmixer.errors import DivergedError, InputError
 from kmixer.language_model import LanguageModel, load
 from kmixer.models.causal_lm import Output
+from kmixer.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["DivergedError", "InputError", "LanguageModel", "Output", "load"]

@@ -13,9 +13,8 @@ from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import generate_text, generate_tokens
-from kmixer.models.causal_lm import CausalLM
+from kmixer.models.causal_lm import CausalLM, LanguageModelConfig
 from kmixer.models.classifiers import ClassifierConfig
-from kmixer.models.config import LanguageModelConfig
 from kmixer.models.model_folder import (
     WEIGHTS,
     find_model_folder,

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from kmixer.bench.measure import time_in_turn
+from kmixer.bench.mixer import Shape, bench_mixer
 from kmixer.bench.op import bench_op, usable_backends
+from kmixer.bench.operators import operator_of
+from kmixer.models.mixers.registry import CARDS
 from tests.cli.conftest import Run
 from tests.conftest import threads_of_torch
 
@@ -77,27 +80,57 @@ def test_time_against_length(kmixer_command: Run, tmp_path: Path) -> None:
     assert refused.error().endswith("allowed: a file that ends in .svg or .png")
 
 
-def test_gaussian_attention_by_backend_and_block(kmixer_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmixer.bench.gaussian.WINDOWS", (256,))  # a process measures the peak of each
-    answer = json.loads(kmixer_command("bench", "gaussian", "--t", 300, "--width", 64, "--repeats", 1, "--json").out)
-    rows = answer["rows"]
-    ways, blocks = rows[:4], rows[4:]
-    assert [row["what"] for row in ways] == ["naive", "one product", "sdpa", "auto"]
-    assert all(row["error"] < 1e-4 and row["peak_bytes"] >= 0 for row in ways)
-    assert ways[0]["times_faster"] == blocks[0]["relative"] == 1.0
-    assert [row["what"] for row in blocks] == ["softmax block", "gaussian block"]
-    assert blocks[0]["cache"] == 2 * blocks[1]["cache"] == 128
+CASES = [(True, None), (True, 256), (False, None)]
 
 
-def test_hierarchical_attention_by_backend_and_layer(kmixer_command: Run) -> None:
+def test_a_mixer_by_operator_layer_and_block(kmixer_command: Run) -> None:
+    options = ["--t", 300, "--width", 64, "--batch", 1, "--window", 256, "--repeats", 1, "--peaks", "--json"]
+    rows = json.loads(kmixer_command("bench", "mixer", "gaussian", *options).out)["rows"]
+    cases = [[row for row in rows if (row["causal"], row["window"]) == case] for case in CASES]
+    assert [len(case) for case in cases] == [10, 10, 8]  # positions that see both ways stand in no block of a stream
+    ways = ["naive", "one product", "sdpa", "auto"]
+    for case in cases:
+        assert [row["what"] for row in case[:6]] == ["softmax, torch", "softmax", *ways]
+        assert all(row["error"] < 1e-4 for row in case[:6])
+        assert all(row["peak_bytes"] >= 0 for row in case[2:6])
+        assert case[2]["times_faster"] == case[0]["relative"] == case[6]["relative"] == 1.0
+        assert [row["what"] for row in case[6:8]] == ["softmax layer", "gaussian layer"]
+    for case in cases[:2]:
+        assert [row["what"] for row in case[8:]] == ["softmax block", "gaussian block"]
+        assert case[8]["cache"] == 2 * case[9]["cache"] == 128
+
+
+@pytest.mark.parametrize("mixer", CARDS)
+def test_every_mixer_is_timed_beside_the_baseline(mixer: str, kmixer_command: Run) -> None:
     options = ["--t", 70, "--width", 64, "--repeats", 1]
-    rows = json.loads(kmixer_command("bench", "hierarchical", *options, "--json").out)["rows"]
-    layers = [row for row in rows if row["what"].endswith("layer")]
-    assert [row["what"] for row in layers] == ["softmax layer", "hierarchical layer"] * 2
-    assert [row["causal"] for row in layers] == [True, True, False, False]
-    assert {"softmax", "naive", "blocked"} <= {row["what"] for row in rows}
-    assert all(row["error"] < 1e-4 for row in rows if "error" in row)
-    assert "of softmax" in kmixer_command("bench", "hierarchical", *options).out
+    rows = json.loads(kmixer_command("bench", "mixer", mixer, *options, "--json").out)["rows"]
+    layers = [row["what"] for row in rows if row["what"].endswith("layer")]
+    both = dict.fromkeys(["softmax layer", f"{mixer} layer"])
+    assert layers == [*both] * (2 if CARDS[mixer].sees_both_ways else 1)
+    assert "softmax, torch" in {row["what"] for row in rows}
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_hierarchical_attention_by_backend(kmixer_command: Run) -> None:
+    options = ["--t", 70, "--width", 64, "--repeats", 1]
+    answer = kmixer_command("bench", "mixer", "hierarchical", *options, "--json").out
+    assert {"softmax", "naive", "blocked"} <= {row["what"] for row in json.loads(answer)["rows"]}
+    assert "of softmax" in kmixer_command("bench", "mixer", "hierarchical", *options).out
+
+
+def test_a_mixer_that_is_not_there_and_a_window_that_it_has_not(kmixer_command: Run) -> None:
+    refused = kmixer_command("bench", "mixer", "mamba").error()
+    assert refused.endswith("mixer: got 'mamba'; allowed: gaussian, hierarchical, k2, softmax")
+    refused = kmixer_command("bench", "mixer", "k2", "--window", 8).error()
+    assert refused.endswith("--window: mixer k2 has no window")
+
+
+def test_a_way_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = operator_of("gaussian")
+    assert operator is not None
+    monkeypatch.setitem(operator.ways, "sdpa", lambda inputs, causal, window: inputs[0])
+    with pytest.raises(RuntimeError, match="sdpa differs from the definition"):
+        bench_mixer("gaussian", Shape(t=20, width=16, heads=2, batch=1), (None,), 1)
 
 
 def test_ratios_are_those_of_calls_timed_in_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:

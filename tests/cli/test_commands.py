@@ -180,8 +180,10 @@ def test_the_authors_checkpoints_become_runs(
     assert "decay range [0.05, 1.0], alpha cap 1.0, window 2048, tokenizer char (65 tokens)" in answer.out
     model = kmixer.load(tmp_path / "run")
     theirs = torch.load(tmp_path / "author.pt", weights_only=False)["model"]
-    assert torch.equal(model.stack.mixers[1].query, theirs["_orig_mod.k_stack.layers.2.u"])
-    assert torch.equal(model.stack.last.mixing.weight, theirs["_orig_mod.k_stack.layers.3.feature_mix.weight"])
+    assert torch.equal(model.stack.blocks[1].mixer.query, theirs["_orig_mod.k_stack.layers.2.u"])
+    assert torch.equal(
+        model.stack.last.mixer.projection.weight, theirs["_orig_mod.k_stack.layers.3.feature_mix.weight"]
+    )
     assert torch.equal(model.stack.read_out.gain, theirs["_orig_mod.k_stack.layers.4.gain"])
     assert kmixer_command("eval", tmp_path / "run", "--window", 64).code == 0
     assert (

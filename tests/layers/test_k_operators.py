@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 from kmixer.layers import K0, K1, K2, BaseKernel
+from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_layer
 
 KERNELS = ["none", "dense", "low_rank", "toeplitz", "conv"]
 SIZES = {"dense": 80, "low_rank": 80, "toeplitz": 50, "conv": 8}
@@ -45,9 +46,9 @@ def test_k1_is_its_formula() -> None:
     layer = K1(6).double()
     randomise(layer)
     h = hidden(5)
-    expected = h + rms_norm(h, layer.mixing_norm.weight) @ layer.mixing.weight.T + layer.mixing.bias
+    expected = h + rms_norm(h, layer.mixing_norm.weight) @ layer.mixer.projection.weight.T + layer.mixer.projection.bias
     expected = expected + mlp(rms_norm(expected, layer.feed_forward_norm.weight), layer.feed_forward)
-    torch.testing.assert_close(layer(h), expected)
+    torch.testing.assert_close(layer(h)[0], expected)
 
 
 def test_k0_is_its_formula() -> None:
@@ -61,19 +62,20 @@ def test_k0_is_its_formula() -> None:
 def test_k2_is_its_formula(per_channel: bool) -> None:
     layer = make_k2("conv", decay_range=(0.15, 0.99), alpha_cap=0.8, alpha_per_channel=per_channel)
     randomise(layer)
+    mixer = layer.mixer
     h = hidden(20, b=1)
     x = rms_norm(h, layer.mixing_norm.weight)[0]
-    q, k = x @ layer.query, x @ layer.key
+    q, k = x @ mixer.query, x @ mixer.key
     q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
-    decay = 0.15 + 0.84 / (1 + torch.exp(-layer.decay_logit))
-    alpha = (0.8 / (1 + torch.exp(-layer.alpha_logit))).expand(3)
-    taps = layer.base_kernel.weights[0]
-    gate = 1 / (1 + torch.exp(-layer.gate_logit))
+    decay = 0.15 + 0.84 / (1 + torch.exp(-mixer.decay_logit))
+    alpha = (0.8 / (1 + torch.exp(-mixer.alpha_logit))).expand(3)
+    taps = mixer.base_kernel.weights[0]
+    gate = 1 / (1 + torch.exp(-mixer.gate_logit))
     mixed = []
     for t in range(20):
         y = sum((alpha * q[t] * k[j] * decay ** (t - j)).sum() * x[j] for j in range(t + 1))
         mixed.append(y + gate * sum(taps[lag] * x[t - lag] for lag in range(min(8, t + 1))))
-    expected = h + torch.stack(mixed)[None] @ layer.projection.weight.T + layer.projection.bias
+    expected = h + torch.stack(mixed)[None] @ mixer.projection.weight.T + mixer.projection.bias
     expected = expected + mlp(rms_norm(expected, layer.feed_forward_norm.weight), layer.feed_forward)
     torch.testing.assert_close(layer(h)[0], expected)
 
@@ -82,15 +84,8 @@ def test_k2_is_its_formula(per_channel: bool) -> None:
 @given(st.integers(1, 80), st.data())
 def test_any_split_gives_the_whole(kernel: str, t: int, data: st.DataObject) -> None:
     layer, h = make_k2(kernel), hidden(t)
-    whole, final = layer(h)
-    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=3)))
-    state = layer.initial_state(2)
-    pieces = []
-    for start, stop in zip([0, *cuts], [*cuts, t], strict=True):
-        y, state = layer(h[:, start:stop], state)
-        pieces.append(y)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(state, final, rtol=1e-10, atol=1e-10)
+    start = layer.initial_state(2)
+    assert_a_split_gives_the_whole(of_layer(layer, h), t, draw_cuts(data, t), start=start, tolerance=1e-10)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -129,20 +124,20 @@ def test_every_parameter_gets_a_gradient(kernel: str) -> None:
 def test_decays_start_where_the_author_starts_them(
     rank: int, bounds: tuple[float, float], init: Any, expected: list[float]
 ) -> None:
-    decay = K2(4, rank, decay_range=bounds, decay_init=init).double().decay().detach()
+    decay = K2(4, rank, decay_range=bounds, decay_init=init).double().mixer.decay().detach()
     chosen = decay if len(expected) == rank else decay[[0, -1]]
     torch.testing.assert_close(chosen, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=6e-6)
 
 
 def test_a_linear_start_outside_its_range_falls_back_to_the_middle() -> None:
-    decay = K2(4, 3, decay_range=(0.1, 0.5), decay_init="linear").decay()
+    decay = K2(4, 3, decay_range=(0.1, 0.5), decay_init="linear").mixer.decay()
     torch.testing.assert_close(decay, torch.full((3,), 0.3))
 
 
 @given(st.floats(0.01, 0.9), st.floats(0.01, 0.99), st.integers(1, 8), st.sampled_from(["linear", "time_constant"]))
 def test_decays_start_inside_any_range(low: float, width: float, rank: int, init: Any) -> None:
     high = low + (1 - low) * width
-    decay = K2(4, rank, decay_range=(low, high), decay_init=init).double().decay()
+    decay = K2(4, rank, decay_range=(low, high), decay_init=init).double().mixer.decay()
     assert bool((decay >= low).all())
     assert bool((decay <= high).all())
 
@@ -173,7 +168,7 @@ def test_a_shared_kernel_is_passed_in_and_only_where_it_was_announced() -> None:
     kernel = BaseKernel("conv", 4)
     announced, own = K2(6, 2, base_kernel="shared"), K2(6, 2, base_kernel=BaseKernel("conv", 4))
     h = hidden(5).float()
-    own.load_state_dict({**announced.state_dict(), "base_kernel.weights.0": kernel.weights[0]})
+    own.load_state_dict({**announced.state_dict(), "mixer.base_kernel.weights.0": kernel.weights[0]})
     torch.testing.assert_close(announced(h, None, kernel), own(h))
     with pytest.raises(InputError, match="pass the kernel to every call"):
         announced(h)

@@ -52,7 +52,7 @@ def test_rollout_keeps_rows_and_order() -> None:
 def test_the_weights_of_a_layer_make_its_output(layer: Any) -> None:
     x = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(0))
     y, _ = layer(x)
-    weights = layer.weights(x)
+    weights = layer.attention_weights(x)
     if isinstance(layer, GaussianAttention):
         values = layer._heads_of(x, 0)[0]
     else:

@@ -1,21 +1,54 @@
-"""Laws that every language model with an explicit state keeps."""
+"""Laws that everything with an explicit state keeps: operators, mixers, blocks, stacks and language models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
+from kmixer.state import State
 
-@torch.no_grad()
-def assert_a_split_gives_the_whole(model: Any, tokens: Tensor, cuts: list[int]) -> None:
-    """Pieces (2, ...) cut at these positions, the state handed on, against all tokens (2, t) at once."""
-    whole = model(tokens)
-    state, pieces = model.initial_state(2), []
-    for start, stop in zip([0, *cuts], [*cuts, tokens.shape[1]], strict=True):
-        output = model(tokens[:, start:stop], state)
-        state = output.state
-        pieces.append(output.logits)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole.logits, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(state, whole.state, rtol=1e-9, atol=1e-9)
+# What is called on a part of the positions, from a state: what comes out, and the state after it.
+Call = Callable[[slice, State], tuple[Tensor, State]]
+
+
+def assert_a_split_gives_the_whole(
+    call: Call, t: int, cuts: Iterable[int], *, start: State = None, tolerance: float = 1e-9
+) -> None:
+    """Pieces of t positions cut there, the state handed on from `start`, against all positions at once from None."""
+    whole, final = call(slice(0, t), None)
+    state, pieces, cuts = start, [], list(cuts)
+    for first, last in zip([0, *cuts], [*cuts, t], strict=True):
+        y, state = call(slice(first, last), state)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(state, final, rtol=tolerance, atol=tolerance)
+
+
+def one_at_a_time(t: int) -> range:
+    """The cuts after every position."""
+    return range(1, t)
+
+
+def draw_cuts(data: st.DataObject, t: int) -> list[int]:
+    """Up to four cuts, pieces without a position among them."""
+    return sorted(data.draw(st.lists(st.integers(0, t), max_size=4)))
+
+
+def of_layer(layer: Any, x: Tensor, *extra: object) -> Call:
+    """Calls of a layer or a stack on its input (b, t, d)."""
+    return lambda part, state: layer(x[:, part], state, *extra)
+
+
+def of_model(model: Any, tokens: Tensor) -> Call:
+    """Calls of a language model on tokens (b, t): its logits and its state."""
+
+    @torch.no_grad()
+    def call(part: slice, state: State) -> tuple[Tensor, State]:
+        output = model(tokens[:, part], state)
+        return output.logits, output.state
+
+    return call

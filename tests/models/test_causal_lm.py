@@ -15,7 +15,7 @@ import kmixer
 from kmixer.errors import InputError
 from kmixer.models import CausalLM, KStack, ModelConfig, count_parameters
 from kmixer.runs.recipe import load_recipe
-from tests.models.laws import assert_a_split_gives_the_whole
+from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_model, one_at_a_time
 
 VOCABULARY = 1100
 
@@ -59,20 +59,14 @@ families = pytest.mark.parametrize("family", FAMILIES)
 @families
 @given(st.integers(1, 60), st.data())
 def test_any_split_gives_the_whole(family: str, t: int, data: st.DataObject) -> None:
-    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=3)))
-    assert_a_split_gives_the_whole(make_model(family), make_tokens(t), cuts)
+    model = make_model(family)
+    cuts, start = draw_cuts(data, t), model.initial_state(2)
+    assert_a_split_gives_the_whole(of_model(model, make_tokens(t)), t, cuts, start=start)
 
 
 @families
 def test_one_token_at_a_time_gives_the_whole(family: str) -> None:
-    model, tokens = make_model(family), make_tokens(60)
-    with torch.no_grad():
-        whole = model(tokens).logits
-        state = None
-        for t in range(60):
-            output = model(tokens[:, t : t + 1], state)
-            state = output.state
-            torch.testing.assert_close(output.logits, whole[:, t : t + 1], rtol=1e-9, atol=1e-9)
+    assert_a_split_gives_the_whole(of_model(make_model(family), make_tokens(60)), 60, one_at_a_time(60))
 
 
 @families

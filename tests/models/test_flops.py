@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig, count_flops
 from kmixer.models.accounting import account_classifier
-from kmixer.models.config import SequenceClassifierConfig
 from kmixer.models.flops import cache_size
+from kmixer.models.sequence_classifier import SequenceClassifierConfig
 
 D, R, V, T = 16, 4, 20, 32
 K1 = 2 * D * D + 2 * 2 * D * 2 * D

@@ -15,7 +15,7 @@ from torch import Tensor
 from kmixer.errors import InputError
 from kmixer.models import CausalLM, ModelConfig, Transformer, TransformerConfig, count_parameters, transformer_like
 from kmixer.runs.recipe import load_recipe
-from tests.models.laws import assert_a_split_gives_the_whole
+from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_model, one_at_a_time
 
 VOCABULARY = 50
 
@@ -100,19 +100,14 @@ def test_layers_take_their_mixers_and_windows_in_turn() -> None:
 @variants
 @given(st.integers(1, 40), st.data())
 def test_any_split_gives_the_whole(variant: str, t: int, data: st.DataObject) -> None:
-    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=3)))
-    assert_a_split_gives_the_whole(make_model(variant), make_tokens(t), cuts)
+    model = make_model(variant)
+    cuts, start = draw_cuts(data, t), model.initial_state(2)
+    assert_a_split_gives_the_whole(of_model(model, make_tokens(t)), t, cuts, start=start)
 
 
 @variants
-@torch.no_grad()
 def test_one_token_at_a_time_gives_the_whole(variant: str) -> None:
-    model, tokens = make_model(variant), make_tokens(40)
-    whole, state = model(tokens).logits, None
-    for t in range(40):
-        output = model(tokens[:, t : t + 1], state)
-        state = output.state
-        torch.testing.assert_close(output.logits, whole[:, t : t + 1], rtol=1e-9, atol=1e-9)
+    assert_a_split_gives_the_whole(of_model(make_model(variant), make_tokens(40)), 40, one_at_a_time(40))
 
 
 @variants

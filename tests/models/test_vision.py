@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import gelu
 
 from kmixer.errors import InputError
-from kmixer.models.vision import DropPath, VisionConfig, VisionTransformer
+from kmixer.layers.block import drop_path
+from kmixer.models.vision import VisionConfig, VisionTransformer
 
 VALUES = {"image_size": 8, "channels": 3, "patch_size": 4, "classes": 5, "width": 12, "layers": 2, "heads": 3}
 mixers = pytest.mark.parametrize("mixer", ["softmax", "gaussian", "hierarchical"])
@@ -35,7 +37,7 @@ def test_it_is_its_formula(mixer: str) -> None:
     h = torch.stack([model.class_token, *(model.patches(patch) for patch in patches)]) + model.positions
     for block in model.blocks:
         h = h + block.mixer(block.mixing_norm(h)[None])[0][0]
-        h = h + block.down(torch.nn.functional.gelu(block.up(block.feed_forward_norm(h))))
+        h = h + block.feed_forward.down(gelu(block.feed_forward.up(block.feed_forward_norm(h))))
     torch.testing.assert_close(model(x)[0], model.head(model.norm(h[0])))
 
 
@@ -67,12 +69,13 @@ def test_pixels_are_normalised_and_the_statistics_are_saved() -> None:
 
 def test_drop_path_keeps_the_mean_and_acts_in_training_only() -> None:
     torch.manual_seed(0)
-    layer, x = DropPath(0.25), torch.ones(4000, 1, 1)
-    dropped = layer(x)
+    dropped = drop_path(torch.ones(4000, 1, 1), 0.25)
     assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
     assert dropped.mean() == pytest.approx(1, abs=0.05)
-    assert torch.equal(layer.eval()(x), x)
-    rates = [block.drop_path.probability for block in make_model(drop_path=0.3, layers=4).blocks]
+    model, x = make_model(drop_path=0.9), images(20)
+    assert torch.equal(model(x), make_model()(x))
+    assert not torch.equal(model.train()(x), make_model()(x))
+    rates = [block.drop_path for block in make_model(drop_path=0.3, layers=4).blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 
 

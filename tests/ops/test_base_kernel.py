@@ -14,6 +14,7 @@ from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops import base_kernel
 from kmixer.ops.base_kernel import KINDS, MAX_NATIVE_LAGS, initial_state
+from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts
 
 WINDOW = 150
 STREAMING = ("toeplitz", "conv")
@@ -84,15 +85,13 @@ def test_gradients_are_those_of_the_matrix(kind: Any, t: int) -> None:
 @given(st.integers(1, WINDOW), st.data())
 def test_any_split_gives_the_whole(kind: Any, t: int, data: st.DataObject) -> None:
     weights, x = make_weights(kind), inputs(t)
-    whole, final = base_kernel(x, weights, kind=kind)
-    cuts = sorted(data.draw(st.lists(st.integers(0, t), max_size=4)))
-    state = None if data.draw(st.booleans()) else initial_state(kind, weights, 2, 3)
-    pieces = []
-    for start, stop in zip([0, *cuts], [*cuts, t], strict=True):
-        y, state = base_kernel(x[:, start:stop], weights, kind=kind, state=state)
-        pieces.append(y)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(state, final, rtol=1e-10, atol=1e-10)
+    start = None if data.draw(st.booleans()) else initial_state(kind, weights, 2, 3)
+    assert_a_split_gives_the_whole(
+        lambda part, state: base_kernel(x[:, part], weights, kind=kind, state=state),
+        *(t, draw_cuts(data, t)),
+        start=start,
+        tolerance=1e-10,
+    )
 
 
 @pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")

@@ -72,7 +72,7 @@ def test_a_run_keeps_the_average_and_trains_the_weights(text_file: Path, tmp_pat
     del values["training"]["average"]
     train(LanguageRecipe.parse(values, source="test"), tmp_path / "plain")
     saved = [load_tensors(tmp_path / name / "checkpoints/last.safetensors")[0] for name in ("averaged", "plain")]
-    name = "stack.first.mixing.weight"
+    name = "stack.first.mixer.projection.weight"
     assert torch.equal(saved[0][f"model/{name}"], saved[1][f"model/{name}"])
     assert not torch.equal(saved[0][f"average/{name}"], saved[0][f"model/{name}"])
     assert averaged.best["step"] == 8

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import Muon as OneByOneMuon
 
+from kmixer.layers.roles import Matrix
 from kmixer.training.muon import Muon, orthogonalize
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -20,6 +21,11 @@ def parameters(seed: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(*shape, generator=generator)) for shape in shapes]
 
 
+def plain(ours: list[nn.Parameter]) -> dict[nn.Parameter, Matrix]:
+    """As torch reads them: rows are outputs, one matrix each."""
+    return dict.fromkeys(ours, Matrix())
+
+
 def give_gradients(ours: list[nn.Parameter], step: int) -> None:
     for number, parameter in enumerate(ours):
         generator = torch.Generator().manual_seed(100 * step + number)
@@ -29,7 +35,7 @@ def give_gradients(ours: list[nn.Parameter], step: int) -> None:
 def test_it_is_torchs_to_the_rounding_of_bfloat16() -> None:
     ours, theirs = parameters(0), parameters(0)
     settings = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9}
-    batched, one_by_one = Muon(ours, **settings), OneByOneMuon(theirs, **settings)
+    batched, one_by_one = Muon(plain(ours), **settings), OneByOneMuon(theirs, **settings)
     for step in range(4):
         for optimizer, own in ((batched, ours), (one_by_one, theirs)):
             give_gradients(own, step)
@@ -47,7 +53,7 @@ def test_a_parameter_without_gradient_stays() -> None:
     ours = parameters(1)
     give_gradients(ours, 0)
     ours[0].grad = None
-    Muon(ours, lr=0.1).step()
+    Muon(plain(ours), lr=0.1).step()
     changed = [not torch.equal(a, b) for a, b in zip(ours, parameters(1), strict=True)]
     assert changed == [False, True, True, True, True]
 
@@ -59,14 +65,41 @@ def test_it_resumes() -> None:
             optimizer.step()
 
     whole, first = parameters(2), parameters(2)
-    train(whole, Muon(whole, lr=0.1), range(6))
-    half = Muon(first, lr=0.1)
+    train(whole, Muon(plain(whole), lr=0.1), range(6))
+    half = Muon(plain(first), lr=0.1)
     train(first, half, range(3))
     second = [nn.Parameter(p.detach().clone()) for p in first]
-    resumed = Muon(second, lr=0.5)
+    resumed = Muon(plain(second), lr=0.5)
     resumed.load_state_dict(half.state_dict())
     train(second, resumed, range(3, 6))
     assert all(torch.equal(a, b) for a, b in zip(whole, second, strict=True))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 4), (4, 64), (8, 8)])
+def test_a_matrix_that_is_stored_the_other_way_takes_the_same_step(rows: int, columns: int) -> None:
+    """(in, out), used as x W, moves as its transpose (out, in) does: the factor is that of out and in."""
+    generator = torch.Generator().manual_seed(4)
+    start, gradient = (torch.randn(rows, columns, generator=generator) for _ in range(2))
+    usual, other = nn.Parameter(start.clone()), nn.Parameter(start.mT.contiguous())
+    usual.grad, other.grad = gradient, gradient.mT.contiguous()
+    Muon({usual: Matrix()}, lr=0.1, weight_decay=0.0).step()
+    Muon({other: Matrix(outputs=1)}, lr=0.1, weight_decay=0.0).step()
+    torch.testing.assert_close(other.mT, usual)
+    size = torch.linalg.svdvals((usual - start).detach()).mean() / (0.1 * max(1.0, rows / columns) ** 0.5)
+    assert size == pytest.approx(0.95, abs=0.25)
+
+
+@pytest.mark.parametrize("outputs", [0, 1])
+def test_matrices_side_by_side_step_as_they_do_apart(outputs: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    apart = [nn.Parameter(torch.randn(*((8, 6) if outputs == 0 else (6, 8)), generator=generator)) for _ in range(3)]
+    for parameter in apart:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    together = nn.Parameter(torch.cat([parameter.detach() for parameter in apart], dim=outputs))
+    together.grad = torch.cat([parameter.grad for parameter in apart if parameter.grad is not None], dim=outputs)
+    Muon(dict.fromkeys(apart, Matrix(outputs)), lr=0.1).step()
+    Muon({together: Matrix(outputs, parts=3)}, lr=0.1).step()
+    torch.testing.assert_close(together, torch.cat(apart, dim=outputs))
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 12), (2, 30, 7), (1, 7, 30), (4, 1, 5)])

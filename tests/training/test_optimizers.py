@@ -1,18 +1,24 @@
-"""Parameter groups and the schedule of the author's recipe, and of Muon."""
+"""Parameter groups and the schedule of Koneko's recipe, and of Muon."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.optim import AdamW
 
+from kmixer.layers.roles import roles_of
 from kmixer.models import CausalLM
-from kmixer.runs.recipe import TrainingConfig, load_recipe
+from kmixer.models.classifiers import build_classifier
+from kmixer.runs.recipe import ClassificationRecipe, TrainingConfig, load_recipe, packaged_recipes
 from kmixer.training.muon import Muon
-from kmixer.training.optimizers import author_group, build_optimizers, learning_rate_factor
+from kmixer.training.optimizers import build_optimizers, learning_rate_factor, norms_by_group
 
 
 def settings_of_parameters(recipe: str, *settings: str) -> dict[str, tuple[type, float, float]]:
@@ -33,14 +39,14 @@ def settings_of_parameters(recipe: str, *settings: str) -> dict[str, tuple[type,
     ("name", "expected"),
     [
         ("embedding.weight", (0.75, 0.0)),
-        ("stack.first.mixing.weight", (1.0, 0.02)),
-        ("stack.first.mixing.bias", (0.5, 0.0)),
+        ("stack.first.mixer.projection.weight", (1.0, 0.02)),
+        ("stack.first.mixer.projection.bias", (0.5, 0.0)),
         ("stack.first.mixing_norm.weight", (0.5, 0.0)),
-        ("stack.mixers.0.query", (1.0, 0.02)),
-        ("stack.mixers.0.key", (1.0, 0.02)),
-        ("stack.mixers.0.decay_logit", (0.5, 0.0)),
-        ("stack.mixers.0.alpha_logit", (0.5, 0.0)),
-        ("stack.mixers.0.gate_logit", (0.5, 0.0)),
+        ("stack.blocks.0.mixer.query", (1.0, 0.02)),
+        ("stack.blocks.0.mixer.key", (1.0, 0.02)),
+        ("stack.blocks.0.mixer.decay_logit", (0.5, 0.0)),
+        ("stack.blocks.0.mixer.alpha_logit", (0.5, 0.0)),
+        ("stack.blocks.0.mixer.gate_logit", (0.5, 0.0)),
         ("stack.shared_kernel.weights.0", (1.0, 0.02)),
         ("stack.read_out.gain", (1.0, 0.02)),
         ("stack.read_out.bias", (0.5, 0.0)),
@@ -48,7 +54,7 @@ def settings_of_parameters(recipe: str, *settings: str) -> dict[str, tuple[type,
         ("norm.weight", (0.5, 0.0)),
     ],
 )
-def test_grouped_is_the_authors(name: str, expected: tuple[float, float]) -> None:
+def test_grouped_is_koneko(name: str, expected: tuple[float, float]) -> None:
     kind, rate, decay = settings_of_parameters("k-operators-local-shakespeare")[name]
     assert kind is AdamW
     assert (round(rate / 0.01, 9), decay) == expected
@@ -58,7 +64,58 @@ def test_the_untied_head_trains_with_the_matrices() -> None:
     found = settings_of_parameters("k-operators-v2-wikitext2")
     assert found["head.softmax.head.weight"][1:] == (0.01, 0.02)
     assert found["from_embedding.weight"][1:] == (0.0075, 0.0)
-    assert author_group("stack.eta_logit") == "logit"
+
+
+# Recipes, with settings that make every parameter there is.
+VARIANTS = [
+    [
+        "transformer-plays",
+        "model.mixers=['gaussian','hierarchical','k2','softmax']",
+        "model.softmax.convolution=3",
+        "model.hierarchical.convolution_head=true",
+        "model.value_embeddings=true",
+    ],
+    ["transformer-plays", "model.mixers=hierarchical", "model.hierarchical.downsampling=dense"],
+    ["k-operators-local-shakespeare", "model.base_kernel.kind=dense", "model.base_kernel.size=2048"],
+    ["k-operators-local-shakespeare", "model.output_gate=true", "model.refinement.steps=3"],
+    ["listops", "model.pooling=class"],
+    ["listops", "model.mixers=k2"],
+    ["vit-digits", "model.mixers=hierarchical"],
+    *([name] for name in packaged_recipes()),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
+def test_roles_are_those_that_names_gave(variant: list[str]) -> None:
+    """`roles.json` is recorded from the code that guessed by name: group, whether Muon takes it, whether it decays."""
+    recorded = json.loads(Path(__file__).with_name("roles.json").read_text())
+    expected = {pattern: role for role, patterns in recorded.items() for pattern in patterns}
+    loaded = load_recipe(variant[0], variant[1:])
+    with torch.device("meta"):
+        model = (
+            build_classifier(loaded.model)
+            if isinstance(loaded, ClassificationRecipe)
+            else CausalLM(loaded.model, loaded.tokenizer.vocabulary_size)
+        )
+    said = roles_of(model)
+    for name, parameter in model.named_parameters():
+        role = said[name]
+        words = [role.group, "muon" * (role.matrix is not None), "decays" * role.decays]
+        pattern = re.sub(r"\.\d+(?=\.)", ".*", name)
+        if "kernel.weights" in name:
+            assert words == ["core", "", "decays" * (parameter.ndim == 2)], name
+        elif parameter.requires_grad:
+            assert " ".join(filter(None, words)) == expected[pattern], name
+
+
+def test_norms_by_group_add_up_to_the_whole() -> None:
+    loaded = load_recipe("k-operators-local-shakespeare")
+    model = CausalLM(loaded.model, loaded.tokenizer.vocabulary_size)
+    norms = norms_by_group(model, lambda _, parameter: parameter)
+    assert set(norms) == {"embedding", "core", "bias", "norm", "logit"}
+    trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    whole = sum(float(parameter.square().sum()) for parameter in trained)
+    assert sum(norm**2 for norm in norms.values()) == pytest.approx(whole, rel=1e-5)
 
 
 def test_simple_decays_everything_with_two_dimensions() -> None:
@@ -66,12 +123,17 @@ def test_simple_decays_everything_with_two_dimensions() -> None:
     assert {rate for _, rate, _ in found.values()} == {0.01}
     for name in (
         "embedding.weight",
-        "stack.mixers.0.base_kernel.weights.0",
-        "stack.mixers.0.query",
+        "stack.blocks.0.mixer.base_kernel.weights.0",
+        "stack.blocks.0.mixer.query",
         "head.down.weight",
     ):
         assert found[name][2] == 0.02, name
-    for name in ("stack.eta_logit", "stack.mixers.0.decay_logit", "norm.weight", "stack.first.mixing.bias"):
+    for name in (
+        "stack.eta_logit",
+        "stack.blocks.0.mixer.decay_logit",
+        "norm.weight",
+        "stack.first.mixer.projection.bias",
+    ):
         assert found[name][2] == 0.0, name
 
 

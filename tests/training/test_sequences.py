@@ -15,9 +15,9 @@ from kmixer.data.config import SequenceDataConfig
 from kmixer.data.listops import VOCABULARY
 from kmixer.data.sequences import LUMINANCE, load_sequences, padded
 from kmixer.errors import InputError
-from kmixer.models.config import MixerName, SequenceClassifierConfig
+from kmixer.models.mixers.choice import MixerName
 from kmixer.models.model_folder import load_classifier
-from kmixer.models.sequence_classifier import SequenceClassifier
+from kmixer.models.sequence_classifier import SequenceClassifier, SequenceClassifierConfig
 from kmixer.runs.recipe import SequenceRecipe, load_recipe
 from kmixer.training.loop import train
 from kmixer.training.sequences import SequenceTask

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import kmixer
+from kmixer.layers.roles import roles_of
 from kmixer.models import TransformerConfig
 from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 from kmixer.training.language import LanguageTask
 from kmixer.training.loop import train
-from kmixer.training.optimizers import author_group, build_optimizers, is_stack_matrix
+from kmixer.training.optimizers import build_optimizers
 from tests.training.test_loop import CrashError, StopAfter
 
 
@@ -71,14 +72,15 @@ def test_bandwidths_and_scalars_take_no_decay_and_no_matrix_optimiser(hybrid: La
     assert len(special) == 8
     filters = [name for name in parameters if name.endswith(".filter")]
     assert len(filters) == 4  # of softmax, of two levels, of the convolution head
+    roles = roles_of(model)
     muon, adam = build_optimizers(model, hybrid.training)
     in_muon = {id(p) for group in muon.param_groups for p in group["params"]}
     outside = [name for name in parameters if "embedding" in name or name.startswith("head.")]
     for name in [*special, *filters, *outside]:
         assert id(parameters[name]) not in in_muon, name
-        assert not is_stack_matrix(name, parameters[name])
-    assert is_stack_matrix("mixing", parameters["stack.blocks.3.mixer.downsample.0.mixing"])
+        assert roles[name].matrix is None
+    assert id(parameters["stack.blocks.3.mixer.downsample.0.mixing"]) in in_muon
     undecayed = {id(p) for group in adam.param_groups if group["weight_decay"] == 0 for p in group["params"]}
     for name in special:
         assert id(parameters[name]) in undecayed, name
-        assert author_group(name) == "logit"
+        assert roles[name].group == "logit"

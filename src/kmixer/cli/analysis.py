@@ -39,7 +39,7 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
         print(json.dumps(found))
         return
     if "decay" in found:
-        _print_k2(found)
+        _print_decays(found)
     if "locality" in found:
         _print_attention(found)
     if "levels" in found:
@@ -62,7 +62,7 @@ def _analyze_language(run: Path, recipe: LanguageRecipe, data_dir: Path | None) 
     return found | {"loss_by_position": loss_by_position(model, dataset.validation, window)}
 
 
-def _print_k2(found: dict[str, Any]) -> None:
+def _print_decays(found: dict[str, Any]) -> None:
     shares, gates = found.get("base_share"), found.get("gate")
     print("layer   gate  base share   alpha                effective windows 1 / (1 - decay), positions")
     for layer, alpha in enumerate(found["alpha"]):

@@ -11,15 +11,14 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
-from kmixer.bench.gaussian import bench_backends, bench_blocks
-from kmixer.bench.hierarchical import bench_backends as bench_hierarchical_backends
-from kmixer.bench.hierarchical import bench_layers
 from kmixer.bench.length import LENGTHS, bench_length, plot_length
 from kmixer.bench.measure import roofs
+from kmixer.bench.mixer import Shape, add_peaks, bench_mixer
 from kmixer.bench.models import bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
 from kmixer.cli.options import Json, RecipeName, Settings
 from kmixer.errors import InputError
+from kmixer.models.mixers.registry import BASELINE, CARDS
 from kmixer.runs.environment import environment
 from kmixer.runs.recipe import load_language_recipe
 from kmixer.training.process import settle_process
@@ -156,48 +155,34 @@ def memory(recipe: Recipes = None, settings: Settings = None, as_json: Json = Fa
 
 
 @app.command()
-def gaussian(
-    t: Annotated[list[int] | None, typer.Option("--t", help="Positions; may be given again.")] = None,
-    width: Annotated[list[int] | None, typer.Option(help="Width of the blocks; may be given again.")] = None,
-    threads: Threads = 1,
-    repeats: Repeats = 5,
-    as_json: Json = False,
-) -> None:
-    """Time Gaussian kernel attention by backend, and its block beside a softmax block; peak memory.
-
-    Example: kmixer bench gaussian --t 1024 --t 4096
-    """
-    found = _start(threads)
-    rows = [row for positions in t or (1024, 4096) for row in bench_backends(positions, repeats)]
-    rows += [row for d in width or (256, 768) for row in bench_blocks(d, 1024, 4, repeats)]
-    columns = {
-        "what": "what", "t": "t", "window": "window", "width": "width", "fwd+bwd ms": "seconds",
-        "x naive": "times_faster", "of softmax": "relative", "peak MB": "peak_bytes", "cache a token": "cache",
-    }  # fmt: skip
-    _report("gaussian", found, rows, columns, as_json)
-
-
-@app.command()
-def hierarchical(
+def mixer(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(CARDS)}.")],
     t: Annotated[list[int] | None, typer.Option("--t", help="Positions; may be given again.")] = None,
     width: Annotated[list[int] | None, typer.Option(help="Width, all heads together; may be given again.")] = None,
+    heads: Annotated[int, typer.Option(help="Heads, of mixers that have them.")] = 4,
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 2,
+    window: Annotated[int | None, typer.Option(help="Time it with this window too.")] = None,
+    peaks: Annotated[bool, typer.Option("--peaks", help="Measure the peak memory of its operator, too.")] = False,
     threads: Threads = 1,
     repeats: Repeats = 5,
     as_json: Json = False,
 ) -> None:
-    """Time hierarchical attention by backend, and its layer, beside softmax attention of equal width.
+    """Time a mixer beside softmax attention of equal width: its operator by backend, its layer and a block.
 
-    Example: kmixer bench hierarchical --t 1024
+    Example: kmixer bench mixer gaussian --t 1024 --t 4096 --window 256
     """
     found = _start(threads)
-    rows = []
-    for case in itertools.product(width or (128, 256), t or (1024,), (True, False)):
-        rows += bench_hierarchical_backends(*case, repeats) + bench_layers(*case, repeats)
+    rows: list[dict[str, Any]] = []
+    windows = (None,) if window is None else (None, window)
+    for d, positions in itertools.product(width or (256,), t or (1024,)):
+        rows += bench_mixer(name, Shape(positions, d, heads, batch), windows, repeats)
+    if peaks:
+        add_peaks(name, rows, heads)
     columns = {
-        "what": "what", "t": "t", "causal": "causal", "width": "width", "fwd+bwd ms": "seconds",
-        "of softmax": "relative",
+        "what": "what", "t": "t", "width": "width", "causal": "causal", "window": "window", "fwd+bwd ms": "seconds",
+        f"of {BASELINE}": "relative", "x definition": "times_faster", "peak MB": "peak_bytes", "cache a token": "cache",
     }  # fmt: skip
-    _report("hierarchical", found, rows, columns, as_json)
+    _report("mixer", found, rows, columns, as_json)
 
 
 def _start(threads: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from kmixer.data.denoising import Denoising
 from kmixer.errors import InputError
 from kmixer.experiments.denoise import Budget, run_denoising
 from kmixer.experiments.tables import DENOISE_HEAD, denoise_cells, text_table
+from kmixer.models.mixers.registry import CARDS
 
 app = typer.Typer(help="Tasks that set mixers side by side.", no_args_is_help=True)
 
@@ -58,9 +59,7 @@ def _classification(name: str, description: str) -> Callable[..., None]:
     """The command that sweeps a classification recipe over mixers."""
 
     def command(
-        mixers: Annotated[
-            str, typer.Option(help="Which mixers; the first is the baseline.")
-        ] = "softmax,hierarchical,gaussian,k2",
+        mixers: Annotated[str, typer.Option(help="Which mixers; the first is the baseline.")] = ",".join(CARDS),
         seeds: Annotated[str, typer.Option(help="How many seeds, or a list: 1,2,3.")] = "3",
         settings: Settings = None,
         out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/TASK-sweep.")] = None,
@@ -74,7 +73,7 @@ def _classification(name: str, description: str) -> Callable[..., None]:
 
     command.__doc__ = (
         f"{description}\n\nA sweep of recipe {name}: the same command goes on where it was stopped; compare and report "
-        f"read its folder.\n\nExample: kmixer task {name} --mixers softmax,hierarchical --seeds 3"
+        f"read its folder.\n\nExample: kmixer task {name} --mixers {','.join(list(CARDS)[:2])} --seeds 3"
     )
     return command
 

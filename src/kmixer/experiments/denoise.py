@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from kmixer.data.denoising import Denoising, Samples, make_samples
 from kmixer.experiments.statistics import paired_difference, summarize
-from kmixer.layers import K2, BaseKernel, FeedForward, SoftmaxAttention
-from kmixer.layers.feed_forward import RMSNorm, linear
+from kmixer.layers import K2, BaseKernel, Block, FeedForward, SoftmaxAttention
+from kmixer.layers.linear import linear
+from kmixer.layers.norms import RMSNorm
+from kmixer.state import State
 
 WIDTH = 32
 VALIDATION_SEED = 1 << 20
@@ -37,34 +39,29 @@ class Budget:
 
 
 class CausalConvolution(nn.Module):
-    """A full convolution over time, y_t = sum_l W_l x_{t-l} + b."""
+    """A full convolution over time, y_t = sum_l W_l x_{t-l} + b; its state are the last inputs (b, taps - 1, d)."""
 
     def __init__(self, width: int, taps: int) -> None:
         super().__init__()
         self.taps = taps
         self.convolution = nn.Conv1d(width, width, taps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(F.pad(x.mT, (self.taps - 1, 0))).mT
+    def initial_state(self, batch_size: int) -> Tensor:
+        weight = self.convolution.weight
+        return weight.new_zeros(batch_size, self.taps - 1, weight.shape[1])
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, State]:
+        before = self.initial_state(len(x)) if state is None else state
+        x = torch.cat([before, x], dim=1)
+        return self.convolution(x.mT).mT, x[:, x.shape[1] - self.taps + 1 :]
 
 
-class MixerBlock(nn.Module):
-    """x + mixer(RMSNorm(x)), then a feed-forward layer: the frame that K2 has built in."""
-
-    def __init__(self, mixer: nn.Module) -> None:
-        super().__init__()
-        self.mixing_norm = RMSNorm(WIDTH)
-        self.mixer = mixer
-        self.feed_forward_norm = RMSNorm(WIDTH)
-        self.feed_forward = FeedForward(WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.mixer(self.mixing_norm(x))
-        x = x + (mixed[0] if isinstance(mixed, tuple) else mixed)
-        return self.feed_forward(x, self.feed_forward_norm)
+def _block(mixer: nn.Module) -> Block:
+    """The frame that K2 has built in, around another mixer."""
+    return Block(RMSNorm(WIDTH), mixer, RMSNorm(WIDTH), FeedForward(WIDTH))
 
 
-def _author_k2(length: int | None) -> nn.Module:
+def _author_k2(length: int | None) -> Block:
     """K2 as the author's benchmark has it (family b); without a base kernel for a length of None."""
     kernel = None if length is None else BaseKernel("dense", length, init="uniform")
     return K2(
@@ -80,19 +77,19 @@ def _author_k2(length: int | None) -> nn.Module:
 
 
 # A block for sequences of a length, by name.
-BLOCKS: dict[str, Callable[[int], nn.Module]] = {
+BLOCKS: dict[str, Callable[[int], Block]] = {
     "K2": _author_k2,
     "K2 without base kernel": lambda length: _author_k2(None),
-    "convolution, 7 taps": lambda length: MixerBlock(CausalConvolution(WIDTH, 7)),
-    "convolution, 17 taps": lambda length: MixerBlock(CausalConvolution(WIDTH, 17)),
-    "softmax attention": lambda length: MixerBlock(SoftmaxAttention(WIDTH, 4)),
+    "convolution, 7 taps": lambda length: _block(CausalConvolution(WIDTH, 7)),
+    "convolution, 17 taps": lambda length: _block(CausalConvolution(WIDTH, 17)),
+    "softmax attention": lambda length: _block(SoftmaxAttention(WIDTH, 4)),
 }
 
 
 class Denoiser(nn.Module):
     """Embedding, one block, norm, linear map: tokens (b, t) to logits (b, t, v)."""
 
-    def __init__(self, block: nn.Module, task: Denoising) -> None:
+    def __init__(self, block: Block, task: Denoising) -> None:
         super().__init__()
         self.embedding = nn.Embedding(task.vocabulary + 1, WIDTH)
         self.block = block
@@ -100,8 +97,8 @@ class Denoiser(nn.Module):
         self.out = linear(WIDTH, task.vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        h = self.block(self.embedding(tokens))
-        return self.out(self.norm(h[0] if isinstance(h, tuple) else h))
+        h, _ = self.block(self.embedding(tokens))
+        return self.out(self.norm(h))
 
 
 def run_denoising(

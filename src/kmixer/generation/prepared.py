@@ -7,19 +7,19 @@ the definition; the prepared step agrees with it to rounding.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kmixer import native
-from kmixer.layers import K0, K1, K2, FeedForward, K2State
-from kmixer.layers.feed_forward import NORM_EPS
+from kmixer.layers import K0, K1, K2, BlockState, FeedForward, K2State
+from kmixer.layers.norms import NORM_EPS
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.config import ModelConfig
 from kmixer.models.heads import GeluHead, LinearHead
-from kmixer.models.k_stack import KStack, StackState
+from kmixer.models.k_stack import KStack, KStackState, ModelConfig
+from kmixer.state import State
 
 LANES = 16  # kPadding in native/common.h
 EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE = range(6)
@@ -63,8 +63,8 @@ class DecodingStep:
         state: where the sequences stand, as the model returned it; copied.
     """
 
-    def __init__(self, model: CausalLM, state: StackState) -> None:
-        self.rows = state[0][0].decay.shape[0]
+    def __init__(self, model: CausalLM, state: KStackState) -> None:
+        self.rows = _k2_state(state[0][1]).decay.shape[0]
         self.vocabulary_size = model.vocabulary_size
         self._operations: list[_Operation] = []
         self._tensors: list[Tensor] = []  # keeps alive what the operations point to
@@ -97,17 +97,19 @@ class DecodingStep:
         self._step(*self._arguments)
         return self._buffers[self._logits][:, : self.vocabulary_size]
 
-    def state(self) -> StackState:
+    def state(self) -> KStackState:
         """Where the sequences stand, as the model takes it."""
 
-        def copy(state: K2State) -> K2State:
-            return K2State(state.decay.clone(), state.base.clone() if isinstance(state.base, Tensor) else None)
+        def copy(state: K2State) -> BlockState:
+            base = state.base.clone() if isinstance(state.base, Tensor) else None
+            return BlockState(cast("State", K2State(state.decay.clone(), base)))
 
-        return tuple(tuple(copy(layer) for layer in layers) for layers in self._state)
+        nothing = BlockState(None)  # of a K1
+        return tuple((nothing, *(copy(layer) for layer in layers), nothing) for layers in self._state)
 
     # --- the list of operations --------------------------------------------------------------
 
-    def _prepare(self, model: CausalLM, state: StackState) -> None:
+    def _prepare(self, model: CausalLM, state: KStackState) -> None:
         stack = model.stack
         assert isinstance(stack, KStack)
         assert isinstance(model.config, ModelConfig)
@@ -128,10 +130,10 @@ class DecodingStep:
             target = refined if stack.refined else hidden
             self._k1(stack.first, hidden, target, normed, inner)
             kept = []
-            for mixer, layer_state in zip(stack.mixers, layers, strict=True):
-                assert isinstance(mixer, K2)
-                kernel = mixer.base_kernel or stack.shared_kernel
-                kept.append(self._k2(mixer, kernel, layer_state, target, normed, queries, mixed, inner))
+            for block, block_state in zip(stack.blocks, layers[1:-1], strict=True):
+                assert isinstance(block, K2)
+                kernel, before = block.mixer.base_kernel or stack.shared_kernel, _k2_state(block_state)
+                kept.append(self._k2(block, kernel, before, target, normed, queries, mixed, inner))
             self._state.append(kept)
             self._k1(stack.last, target, target, normed, inner)
             self._k0(stack.read_out, target)
@@ -156,39 +158,41 @@ class DecodingStep:
 
     def _k1(self, layer: K1, source: int, target: int, normed: int, inner: int) -> None:
         self._norm(source, normed, layer.mixing_norm.weight)
-        self._linear(normed, target, layer.mixing.weight, layer.mixing.bias, residual=source)
+        projection = layer.mixer.projection
+        self._linear(normed, target, projection.weight, projection.bias, residual=source)
         self._feed_forward(layer.feed_forward_norm.weight, layer.feed_forward, target, normed, inner)
 
     def _k2(
         self, layer: K2, kernel: Any, state: K2State, hidden: int, normed: int, queries: int, mixed: int, inner: int
     ) -> K2State:
+        mixer = layer.mixer
         self._norm(hidden, normed, layer.mixing_norm.weight)
-        self._linear(normed, queries, torch.cat([layer.query, layer.key], dim=1).T)
+        self._linear(normed, queries, torch.cat([mixer.query, mixer.key], dim=1).T)
         decay = state.decay.contiguous().clone()
         lags, base, history = 0, None, None
         if kernel is not None:
-            assert layer.gate_logit is not None
+            assert mixer.gate_logit is not None
             assert isinstance(state.base, Tensor)
-            base = torch.sigmoid(layer.gate_logit) * kernel.weights[0]
+            base = torch.sigmoid(mixer.gate_logit) * kernel.weights[0]
             history, lags = state.base.contiguous().clone(), len(base)
         self._add(
             MIX,
             normed,
             mixed,
-            inputs=layer.width,
-            weight=layer.decay(),
-            bias=layer.alpha().expand(layer.rank),
+            inputs=mixer.width,
+            weight=mixer.decay(),
+            bias=mixer.alpha().expand(mixer.rank),
             extra=base,
             state=decay,
             history=history,
-            rank=layer.rank,
+            rank=mixer.rank,
             lags=lags,
             queries=queries,
             eps=NORM_EPS,
         )
-        if layer.output_gate is not None:
-            self._linear(normed, mixed, layer.output_gate.weight, activation=GATE)
-        self._linear(mixed, hidden, layer.projection.weight, layer.projection.bias, residual=hidden)
+        if mixer.output_gate is not None:
+            self._linear(normed, mixed, mixer.output_gate.weight, activation=GATE)
+        self._linear(mixed, hidden, mixer.projection.weight, mixer.projection.bias, residual=hidden)
         self._feed_forward(layer.feed_forward_norm.weight, layer.feed_forward, hidden, normed, inner)
         return K2State(decay, history)
 
@@ -232,3 +236,8 @@ class DecodingStep:
                 self._tensors.append(kept)
                 fields[name] = kept.data_ptr()
         self._operations.append(_Operation(kind=kind, input=input, output=output, **fields))
+
+
+def _k2_state(state: BlockState) -> K2State:
+    assert isinstance(state.mixer, K2State)
+    return state.mixer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -13,7 +14,8 @@ from kmixer.errors import InputError
 from kmixer.generation.prepared import DecodingStep, can_prepare
 from kmixer.generation.sampling import Sampling
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.k_stack import StackState
+from kmixer.models.k_stack import KStackState
+from kmixer.state import State
 
 # A prompt is read in pieces, so that its length does not set the memory.
 PREFILL_CHUNK = 2048
@@ -27,7 +29,7 @@ def generate_tokens(
     sampling: Sampling | None = None,
     *,
     seed: int | None = None,
-    state: StackState | None = None,
+    state: State | None = None,
 ) -> Iterator[Int[Tensor, " b"]]:
     """The next tokens of every row, one position at a time.
 
@@ -79,10 +81,10 @@ def generate_tokens(
             logits = step(tokens)
 
 
-def _next_step(model: CausalLM, state: StackState) -> Callable[[Tensor], Tensor]:
+def _next_step(model: CausalLM, state: State) -> Callable[[Tensor], Tensor]:
     """A function from tokens (b,) to the logits (b, v) of the next: prepared where that is possible."""
     if can_prepare(model):
-        return DecodingStep(model, state)
+        return DecodingStep(model, cast("KStackState", state))
 
     def step(tokens: Tensor) -> Tensor:
         nonlocal state

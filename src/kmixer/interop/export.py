@@ -20,13 +20,13 @@ from typing import Any, Literal
 import torch
 from torch.export import Dim, ExportedProgram
 
-import kmixer
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
 from kmixer.files import atomic_write, describe_write_error, write_json
 from kmixer.interop.exported_step import StepModule
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.model_folder import TOKENIZER
+from kmixer.version import VERSION
 
 Format = Literal["onnx", "torch"]
 
@@ -87,7 +87,7 @@ def describe(step: StepModule, format: Format) -> dict[str, Any]:
     return {
         "format": format,
         "file": FILES[format],
-        "kmixer": kmixer.__version__,
+        "kmixer": VERSION,
         "vocabulary_size": step.vocabulary_size,
         "token": {"input": "token", "shape": ["b", 1], "dtype": "int64"},
         "logits": {"output": "logits", "shape": ["b", step.vocabulary_size], "dtype": "float32"},

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.base_kernel import BaseKernel
-from kmixer.layers.feed_forward import NORM_EPS
 from kmixer.layers.k_operators import K2
+from kmixer.layers.norms import NORM_EPS
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import KStack
 from kmixer.ops.fused import linear_dropout_add, rms_norm
@@ -60,14 +60,14 @@ class StepModule(nn.Module):
         refined = stack.refined
         embedded = model.from_embedding(model.embedding.weight)
         self.passes = stack.passes
-        self.register_buffer("entered", stack.first(embedded))
+        self.register_buffer("entered", stack.first(embedded)[0])
         self.register_buffer("embedded", embedded if refined else None)
         self.register_buffer("eta", stack.eta() if refined else None)
         self.first = stack.first if refined else None
         self.mixers = nn.ModuleList()
-        for mixer in stack.mixers:
-            assert isinstance(mixer, K2)
-            self.mixers.append(K2Step(mixer, mixer.base_kernel or stack.shared_kernel))
+        for block in stack.blocks:
+            assert isinstance(block, K2)
+            self.mixers.append(K2Step(block, block.mixer.base_kernel or stack.shared_kernel))
         self.last, self.read_out = stack.last, stack.read_out
         self.norm, self.head = model.norm, model.head
         self.embedding = model.embedding.weight  # the table of a tied head
@@ -102,7 +102,7 @@ class StepModule(nn.Module):
             assert self.first is not None
             h = F.embedding(token, self.embedded)
             for step in range(self.passes):
-                refined = self._pass(self.first(h) if step else entered, before, after)
+                refined = self._pass(self.first(h)[0] if step else entered, before, after)
                 h = h + self.eta * (refined - h)
         return self.head(self.norm(h), self.embedding), tuple(after)
 
@@ -110,7 +110,7 @@ class StepModule(nn.Module):
         for mixer in self._mixers():
             h, *state = mixer(h, next(before), None if mixer.taps is None else next(before))
             after += [tensor for tensor in state if tensor is not None]
-        return self.read_out(self.last(h))
+        return self.read_out(self.last(h)[0])
 
     def _mixers(self) -> Iterator[K2Step]:
         for mixer in self.mixers:
@@ -128,24 +128,25 @@ class K2Step(nn.Module):
 
     def __init__(self, layer: K2, kernel: BaseKernel | None) -> None:
         super().__init__()
-        self.rank = layer.rank
+        mixer = layer.mixer
+        self.rank = mixer.rank
         self.mixing_norm = layer.mixing_norm
-        self.query, self.key = layer.query, layer.key
+        self.query, self.key = mixer.query, mixer.key
         # alpha q / |q| = RMSNorm(q) alpha / sqrt(r): one fused operation where normalising and scaling are
         # six. The guard goes under the root instead of below it: the same for every |q| above 1e-5.
         self.eps = NORM_EPS**2 / self.rank
         unit = torch.full((self.rank,), 1 / math.sqrt(self.rank))
-        self.register_buffer("query_scale", layer.alpha() * unit)
+        self.register_buffer("query_scale", mixer.alpha() * unit)
         self.register_buffer("key_scale", unit)
         # By way of the logarithm, as the layer has it: a decay near 1 that is rounded otherwise
         # drifts from the layer's by its rounding at every step.
-        self.register_buffer("decay", layer.decay().log().exp()[:, None])
+        self.register_buffer("decay", mixer.decay().log().exp()[:, None])
         taps = None
         if kernel is not None:
-            assert layer.gate_logit is not None
-            taps = (torch.sigmoid(layer.gate_logit) * kernel.weights[0]).flip(0)[None]
+            assert mixer.gate_logit is not None
+            taps = (torch.sigmoid(mixer.gate_logit) * kernel.weights[0]).flip(0)[None]
         self.register_buffer("taps", taps)  # (1, lags), oldest first
-        self.output_gate, self.projection = layer.output_gate, layer.projection
+        self.output_gate, self.projection = mixer.output_gate, mixer.projection
         self.feed_forward_norm, self.feed_forward = layer.feed_forward_norm, layer.feed_forward
 
     def forward(self, h: Tensor, state: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -164,4 +165,4 @@ class K2Step(nn.Module):
         if self.output_gate is not None:
             mixed = mixed * F.silu(self.output_gate(x))
         h = linear_dropout_add(h, mixed, self.projection.weight, self.projection.bias, 0.0)
-        return self.feed_forward(h, self.feed_forward_norm), state, inputs
+        return h + self.feed_forward(self.feed_forward_norm(h)), state, inputs

@@ -24,7 +24,7 @@ from kmixer.data.tokenizers import ByteTokenizer, Tokenizer
 from kmixer.errors import InputError, shown, shown_name
 from kmixer.files import open_to_read
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.config import ModelConfig
+from kmixer.models.k_stack import ModelConfig
 from kmixer.models.model_folder import put_weights, save_config, save_weights
 from kmixer.runs.integrity import RUN
 from kmixer.runs.recipe import LanguageRecipe
@@ -42,17 +42,20 @@ _NORMS_AND_MLP = {
     "mlp.down.weight": "feed_forward.down.weight",
     "mlp.down.bias": "feed_forward.down.bias",
 }
-_K1 = _NORMS_AND_MLP | {"feature_mix.weight": "mixing.weight", "feature_mix.bias": "mixing.bias"}
+_K1 = _NORMS_AND_MLP | {
+    "feature_mix.weight": "mixer.projection.weight",
+    "feature_mix.bias": "mixer.projection.bias",
+}
 _K2 = _NORMS_AND_MLP | {
-    "u": "query",
-    "v": "key",
-    "decay_logit": "decay_logit",
-    "alpha_logit": "alpha_logit",
-    "k_base_gate_logit": "gate_logit",
-    "rho_logit": "copy_gate_logit",
-    "k_base_kernel": "base_kernel.weights.0",
-    "proj.weight": "projection.weight",
-    "proj.bias": "projection.bias",
+    "u": "mixer.query",
+    "v": "mixer.key",
+    "decay_logit": "mixer.decay_logit",
+    "alpha_logit": "mixer.alpha_logit",
+    "k_base_gate_logit": "mixer.gate_logit",
+    "rho_logit": "mixer.copy_gate_logit",
+    "k_base_kernel": "mixer.base_kernel.weights.0",
+    "proj.weight": "mixer.projection.weight",
+    "proj.bias": "mixer.projection.bias",
 }
 _K0 = {"gain": "gain", "bias": "bias", "norm.scale": "norm.weight"}
 _OUTSIDE = {
@@ -161,7 +164,7 @@ def _translate_key(key: str, layers: int) -> str | None:
     elif index == layers + 2:
         place, table = "read_out", _K0
     else:
-        place, table = f"mixers.{index - 1}", _K2
+        place, table = f"blocks.{index - 1}", _K2
     return f"stack.{place}.{table[rest]}" if rest in table and index <= layers + 2 else None
 
 

@@ -1,10 +1,11 @@
 """Layers: one mixer a file, usable on their own. Each takes a state and returns a state."""
 
 from kmixer.layers.base_kernel import BaseKernel
+from kmixer.layers.block import Block, BlockState
 from kmixer.layers.feed_forward import FeedForward, SquaredReluFeedForward
 from kmixer.layers.gaussian_attention import GaussianAttention, GaussianCache
 from kmixer.layers.hierarchical_attention import HierarchicalAttention, HierarchicalCache
-from kmixer.layers.k_operators import K0, K1, K2, K2Mixer, K2State
+from kmixer.layers.k_operators import K0, K1, K2, K1Mixer, K2Mixer, K2State
 from kmixer.layers.softmax_attention import KeyValueCache, SoftmaxAttention
 
 __all__ = [
@@ -12,11 +13,14 @@ __all__ = [
     "K1",
     "K2",
     "BaseKernel",
+    "Block",
+    "BlockState",
     "FeedForward",
     "GaussianAttention",
     "GaussianCache",
     "HierarchicalAttention",
     "HierarchicalCache",
+    "K1Mixer",
     "K2Mixer",
     "K2State",
     "KeyValueCache",

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.errors import InputError, check_choice
+from kmixer.layers.roles import TABLE, VECTOR, Role
 from kmixer.ops.base_kernel import KINDS, Kind, State, base_kernel, initial_state
 
 Init = Literal["exponential", "uniform"]
@@ -48,6 +49,21 @@ class BaseKernel(nn.Module):
             matrix = torch.softmax(torch.where(lag >= 0, -rate * lag, -torch.inf), dim=1)
             weights = (matrix,) if kind == "dense" else _best_low_rank(matrix, rank)
         self.weights = nn.ParameterList(weights)
+
+    def roles(self) -> dict[str, Role]:
+        return {name: TABLE if weight.ndim == 2 else VECTOR for name, weight in self.named_parameters()}
+
+    def learned(self) -> dict[str, list[float]]:
+        """The weights by lag."""
+        return {"base_kernel": self.weights_by_lag()}
+
+    def weights_by_lag(self) -> list[float]:
+        """The weight of each lag: the filter itself, or the mean along each diagonal of a dense or low-rank kernel."""
+        weights = [weight.detach() for weight in self.weights]
+        if self.kind in ("toeplitz", "conv"):
+            return [float(weight) for weight in weights[0]]
+        matrix = weights[0] if self.kind == "dense" else weights[0] @ weights[1].T
+        return [float(torch.diagonal(matrix, -lag).mean()) for lag in range(len(matrix))]
 
     def initial_state(self, batch_size: int, width: int) -> State:
         """The state before the first position."""

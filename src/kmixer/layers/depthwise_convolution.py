@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kmixer.layers.roles import TABLE, Role
+
 
 class DepthwiseConvolution(nn.Module):
     """y[i] = sum_{r < K} w_r * x[i - r], with zeros before the first position: a causal depthwise convolution.
@@ -23,6 +25,9 @@ class DepthwiseConvolution(nn.Module):
         super().__init__()
         self.taps = taps
         self.filter = nn.Parameter(initial.repeat(width, 1))
+
+    def roles(self) -> dict[str, Role]:
+        return {"filter": TABLE}
 
     def initial_tail(self, batch_size: int) -> Float[Tensor, "b p d"]:
         """What stands before the first position."""

@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.errors import InputError, check_choice
-from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
+from kmixer.layers.linear import linear
+from kmixer.layers.norms import NORM_EPS
+from kmixer.layers.roles import LOGIT, Role
 from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.attention.gaussian import Backend, gaussian_attention
 
@@ -90,6 +92,9 @@ class GaussianAttention(nn.Module):
         self.log_sigma = nn.Parameter(torch.full((heads,), math.log(sigma)))
         self.out = linear(width, width, bias=bias)
 
+    def roles(self) -> dict[str, Role]:
+        return {"log_sigma": LOGIT}
+
     def initial_state(self, batch_size: int) -> GaussianCache:
         """The state before the first position: an empty cache."""
         empty = self.out.weight.new_empty(batch_size, self.heads, 0, self.head_width)
@@ -113,7 +118,7 @@ class GaussianAttention(nn.Module):
         return self.out(merge_heads(y)), state
 
     @torch.no_grad()
-    def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
+    def attention_weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
         """What every position takes of every other, in every head; all of it in memory."""
         keys, _ = self._heads_of(x, 0)
         return self._attend(keys, keys, identity_values(keys))
@@ -121,6 +126,10 @@ class GaussianAttention(nn.Module):
     def sigma(self) -> Float[Tensor, " h"]:
         """The bandwidth of each head."""
         return torch.exp(self.log_sigma)
+
+    def learned(self) -> dict[str, list[float]]:
+        """The bandwidths."""
+        return {"sigma": self.sigma().tolist()}
 
     @property
     def keeps_values(self) -> bool:

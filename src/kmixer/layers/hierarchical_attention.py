@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
-from kmixer.layers.feed_forward import linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, merge_heads, split_heads
+from kmixer.layers.linear import linear
+from kmixer.layers.measured import LevelScores
+from kmixer.layers.roles import LOGIT, TABLE, TRANSPOSED_MATRIX, Matrix, Role
 from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.attention.hierarchical import Backend, hierarchical_attention
 from kmixer.ops.attention.softmax import softmax_attention
@@ -64,6 +66,10 @@ class Downsample(nn.Module):
         self.filter = nn.Parameter(torch.full((width, taps), 1 / taps)) if kind == "depthwise" else None
         self.mixing = nn.Parameter(torch.eye(width)) if kind == "depthwise" else None
         self.matrices = nn.Parameter(torch.eye(width).repeat(taps, 1, 1) / taps) if kind == "dense" else None
+
+    def roles(self) -> dict[str, Role]:
+        roles = {"filter": TABLE, "mixing": TRANSPOSED_MATRIX, "matrices": TABLE}
+        return {name: role for name, role in roles.items() if getattr(self, name) is not None}
 
     def forward(self, x: Float[Tensor, "b n d"], tail: Float[Tensor, "b p d"], start: int) -> Float[Tensor, "b m d"]:
         """The rows [(start + 1) / 2] to [(start + n - 1) / 2], for rows x from `start` on and the K - 1 before them."""
@@ -162,6 +168,15 @@ class HierarchicalAttention(nn.Module):
         self.convolution_logit = nn.Parameter(torch.zeros(heads)) if convolution_head else None
         self.out = linear(width, width, bias=bias)
 
+    def roles(self) -> dict[str, Role]:
+        roles = {"level_logit": LOGIT}
+        if self.convolution_logit is not None:
+            roles["convolution_logit"] = LOGIT
+        for level in range(self.levels):
+            parts = 3 if level < self.value_levels else 2
+            roles[f"query_key_value.{level}.weight"] = Role("core", decays=True, matrix=Matrix(parts=parts))
+        return roles
+
     def level_weights(self) -> Float[Tensor, "h l"]:
         """alpha: the convex weights of the levels in every head."""
         return torch.softmax(self.level_logit, dim=-1)
@@ -203,13 +218,32 @@ class HierarchicalAttention(nn.Module):
         return self.out(merge_heads(y)), state
 
     @torch.no_grad()
-    def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
-        """What every position takes of every other, in every head; all of it in memory. For score fusion."""
+    def attention_weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"] | None:
+        """What every position takes of every other, in every head; all of it in memory. None with output fusion."""
+        if self.fusion == "output":
+            return None
         rows, _ = self._levels_of(x, self.initial_state(x.shape[0]))
         projected = self._project(rows, 0)
         queries, keys = [parts[0] for parts in projected], [parts[1] for parts in projected]
         values, alpha = identity_values(keys[0]), self.level_weights()
         return hierarchical_attention(queries, keys, values, alpha, t=x.shape[1], causal=self.causal)
+
+    def learned(self) -> dict[str, list[list[float]]]:
+        """The weights of the levels in every head."""
+        return {"level_weights": self.level_weights().tolist()}
+
+    @torch.no_grad()
+    def score_levels(self, x: Float[Tensor, "b t d"]) -> list[LevelScores]:
+        """Rows, unmasked scores, weights and forms of every level; positions rotate the scores, not the forms."""
+        rows, _ = self._levels_of(x, self.initial_state(len(x)))
+        levels = []
+        for level, (level_rows, (q, k, *_)) in enumerate(zip(rows, self._project(rows, 0), strict=True)):
+            projection = self.query_key_value[level]
+            assert isinstance(projection, nn.Linear)
+            queries, keys, *_ = projection.weight.double().unflatten(0, (-1, self.heads, self.head_width))
+            weight = self.level_weights()[:, level].double() * self.head_width**-0.5
+            levels.append(LevelScores(level_rows, (q @ k.mT).double(), weight, queries.mT @ keys))
+        return levels
 
     def _levels_of(self, x: Tensor, state: HierarchicalCache) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """The new rows of every level, and the tails after them."""

@@ -1,6 +1,6 @@
 """The three K-Operators layers: K1 mixes channels, K2 mixes time, K0 reads out.
 
-Every layer adds to its input (b, t, d). Source: Koneko 2026 (Zenodo 19004569, 19136398).
+K1 and K2 are blocks, and K0 adds to its input too, (b, t, d). Source: Koneko 2026 (Zenodo 19004569, 19136398).
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.base_kernel import BaseKernel
-from kmixer.layers.feed_forward import NORM_EPS, FeedForward, RMSNorm, linear
+from kmixer.layers.block import Block
+from kmixer.layers.exactly import exactly
+from kmixer.layers.feed_forward import FeedForward
+from kmixer.layers.linear import linear
+from kmixer.layers.norms import NORM_EPS, RMSNorm
+from kmixer.layers.roles import BIAS, LOGIT, TRANSPOSED_MATRIX, VECTOR, Role
 from kmixer.ops.base_kernel import State as BaseKernelState
 from kmixer.ops.decay.recurrence import Backend, decayed_linear_attention
-from kmixer.ops.fused import linear_dropout_add, normalize, scaled_norm_add, silu_gate
+from kmixer.ops.fused import normalize, scaled_norm_add, silu_gate
 from kmixer.ops.linear import linear_map
 
 DecayInit = Literal["time_constant", "linear", "fraction"]
@@ -26,29 +31,51 @@ QUERY_KEY_STD = 0.05
 MIN_FRACTION = 1e-6
 
 
-class K1(nn.Module):
-    """h + A RMSNorm(h) + a, then h + FeedForward(RMSNorm(h)): position-wise.
+class K1Mixer(nn.Module):
+    """The mixing of a K1 layer alone, A x + a: position by position, so that its state is None.
+
+    Args:
+        width: d.
+
+    Shapes: x (..., d) to (..., d), and None.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.projection = linear(width, width)
+
+    def initial_state(self, batch_size: int) -> None:
+        """None."""
+        return
+
+    def forward(self, x: Float[Tensor, "... d"], state: None = None) -> tuple[Float[Tensor, "... d"], None]:
+        return self.projection(x), None
+
+    def mix(self, x: Float[Tensor, "... d"], state: None = None) -> tuple[Float[Tensor, "... d"], None]:
+        """What `forward` does, but for the matrix: nothing."""
+        return x, None
+
+
+class K1(Block):
+    """A block that mixes channels: h + A RMSNorm(h) + a, then h + FeedForward(RMSNorm(h)), position-wise.
 
     Args:
         width: d.
         mlp_dropout: on the hidden units of the feed-forward part.
 
-    Shapes: h (..., d) to (..., d).
+    Shapes: h (..., d) to (..., d), and a `BlockState` that holds nothing.
 
     Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K1.
     """
 
-    def __init__(self, width: int, *, mlp_dropout: float = 0.0) -> None:
-        super().__init__()
-        self.mixing_norm = RMSNorm(width)
-        self.mixing = linear(width, width)
-        self.feed_forward_norm = RMSNorm(width)
-        self.feed_forward = FeedForward(width, dropout=mlp_dropout)
+    mixing_norm: RMSNorm
+    mixer: K1Mixer
+    feed_forward_norm: RMSNorm
+    feed_forward: FeedForward
 
-    def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        h, x = self.mixing_norm.keep(h)
-        h = linear_dropout_add(h, x, self.mixing.weight, self.mixing.bias, 0.0)
-        return self.feed_forward(h, self.feed_forward_norm)
+    def __init__(self, width: int, *, mlp_dropout: float = 0.0) -> None:
+        parts = (RMSNorm(width), K1Mixer(width), RMSNorm(width), FeedForward(width, dropout=mlp_dropout))
+        super().__init__(*parts, projecting=K1Mixer)
 
 
 class K0(nn.Module):
@@ -68,8 +95,13 @@ class K0(nn.Module):
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
+    def roles(self) -> dict[str, Role]:
+        return {"gain": VECTOR, "bias": BIAS}
+
     def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return scaled_norm_add(h, self.gain * self.norm.weight, self.bias, NORM_EPS)
+        if exactly(self.norm, RMSNorm):
+            return scaled_norm_add(h, self.gain * self.norm.weight, self.bias, NORM_EPS)
+        return h + self.gain * self.norm(h) + self.bias
 
 
 class K2State(NamedTuple):
@@ -160,6 +192,16 @@ class K2Mixer(nn.Module):
         """Weights of the decay path: (r,), or () for one a layer."""
         return self.alpha_cap * torch.sigmoid(self.alpha_logit)
 
+    def roles(self) -> dict[str, Role]:
+        logits = ("decay_logit", "alpha_logit", "gate_logit", "copy_gate_logit")
+        roles = {name: LOGIT for name in logits if getattr(self, name) is not None}
+        return {"query": TRANSPOSED_MATRIX, "key": TRANSPOSED_MATRIX, **roles}
+
+    def learned(self) -> dict[str, Any]:
+        """Decays, their weights, and where there is a base kernel the gate on it."""
+        gate = {} if self.gate_logit is None else {"gate": torch.sigmoid(self.gate_logit).item()}
+        return {"decay": self.decay().tolist(), "alpha": self.alpha().reshape(-1).tolist(), **gate}
+
     def initial_state(self, batch_size: int, base_kernel: BaseKernel | None = None) -> K2State:
         """The state before the first position; `base_kernel` as in `forward`."""
         kernel = self._kernel(base_kernel)
@@ -215,6 +257,12 @@ class K2Mixer(nn.Module):
         base, base_state = kernel(x, None if state is None else state.base, torch.sigmoid(self.gate_logit))
         return y, base, K2State(decay_state, base_state)
 
+    @torch.no_grad()
+    def branch_energies(self, x: Tensor, state: Any = None, *extra: Any) -> tuple[float, float] | None:
+        """Sums of squares of the gated base kernel and of the decay path; None without a base kernel."""
+        decay, base, _ = self.branches(x, state, *extra)
+        return None if base is None else (float(base.double().square().sum()), float(decay.double().square().sum()))
+
     def _kernel(self, shared: BaseKernel | None) -> BaseKernel | None:
         expects_shared = self.gate_logit is not None and self.base_kernel is None
         if expects_shared != (shared is not None):
@@ -226,41 +274,31 @@ class K2Mixer(nn.Module):
         return self.base_kernel if shared is None else shared
 
 
-class K2(K2Mixer):
-    """A whole K2 layer: h + mixing(RMSNorm(h)), then h + FeedForward(RMSNorm(h)).
+class K2(Block):
+    """A block that mixes time: h + mixing(RMSNorm(h)), then h + FeedForward(RMSNorm(h)).
 
     Args:
         width, rank: d and r.
         mlp_dropout, residual_dropout: on the hidden units, and on what the mixing adds.
         mixing: the keyword arguments of `K2Mixer`.
 
-    Shapes: h (b, t, d) to (b, t, d), and a `K2State`.
+    Shapes: h (b, t, d) to (b, t, d), and a `BlockState` of a `K2State`.
     Raises InputError as `K2Mixer` does.
 
     Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K2.
     """
 
+    mixing_norm: RMSNorm
+    mixer: K2Mixer
+    feed_forward_norm: RMSNorm
+    feed_forward: FeedForward
+
     def __init__(
         self, width: int, rank: int, *, mlp_dropout: float = 0.0, residual_dropout: float = 0.0, **mixing: Any
     ) -> None:
-        super().__init__(width, rank, **mixing)
-        self.residual_dropout = residual_dropout
-        self.mixing_norm = RMSNorm(width)
-        self.feed_forward_norm = RMSNorm(width)
-        self.feed_forward = FeedForward(width, dropout=mlp_dropout)
-
-    def forward(
-        self,
-        h: Float[Tensor, "b t d"],
-        state: K2State | None = None,
-        base_kernel: BaseKernel | None = None,
-    ) -> tuple[Float[Tensor, "b t d"], K2State]:
-        """One layer. `base_kernel` is the stack's kernel when this layer was made for a shared one."""
-        h, x = self.mixing_norm.keep(h)
-        y, state = self.mix(x, state, base_kernel)
-        dropout = self.residual_dropout if self.training else 0.0
-        h = linear_dropout_add(h, y, self.projection.weight, self.projection.bias, dropout)
-        return self.feed_forward(h, self.feed_forward_norm), state
+        mixer = K2Mixer(width, rank, **mixing)
+        parts = (RMSNorm(width), mixer, RMSNorm(width), FeedForward(width, dropout=mlp_dropout))
+        super().__init__(*parts, mixing_dropout=residual_dropout, projecting=K2Mixer)
 
 
 def initial_decay_logit(rank: int, low: float, high: float, init: DecayInit) -> Tensor:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
-from kmixer.layers.feed_forward import NORM_EPS, linear
 from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
+from kmixer.layers.linear import linear
+from kmixer.layers.norms import NORM_EPS
+from kmixer.layers.roles import Matrix, Role
 from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.linear import linear_map
@@ -96,6 +98,11 @@ class SoftmaxAttention(nn.Module):
         self.gate = linear(min(GATE_CHANNELS, width), heads, bias=False) if value_embedding else None
         self.out = linear(width, width, bias=bias)
 
+    def roles(self) -> dict[str, Role]:
+        map_ = self.query_key_value
+        parts = map_.out_features // map_.in_features
+        return {"query_key_value.weight": Role("core", decays=True, matrix=Matrix(parts=parts))}
+
     def initial_state(self, batch_size: int) -> KeyValueCache:
         """The state before the first position: an empty cache."""
         empty = self.out.weight.new_empty(batch_size, self.heads, 0, self.head_width)
@@ -124,7 +131,7 @@ class SoftmaxAttention(nn.Module):
         return self.out(merge_heads(y)), cache
 
     @torch.no_grad()
-    def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
+    def attention_weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
         """What every position takes of every other, in every head; all of it in memory."""
         queries, keys, _, _ = self._project(x, self.initial_state(len(x)))
         return softmax_attention(queries, keys, identity_values(keys), causal=self.causal, reach=self.reach)

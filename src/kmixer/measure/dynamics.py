@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kmixer.layers import K2, BaseKernel, GaussianAttention, HierarchicalAttention, K2Mixer
+from kmixer.layers.measured import Learned, Levels, TwoBranches
 from kmixer.measure.levels import measure_levels
 from kmixer.measure.locality import attention_weights, inputs_of, measure_locality
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import KStack
 from kmixer.models.vision import VisionTransformer
-from kmixer.training.optimizers import author_group
 
 # Tokens the shares and residuals are measured on.
 MEASURED_TOKENS = 16384
@@ -57,9 +56,9 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
 
     `locality` bounds the rows and positions on which all attention weights are looked at.
     """
-    k2_layers = [part for part in model.modules() if isinstance(part, K2Mixer)]
-    hierarchical_layers = [part for part in model.modules() if isinstance(part, HierarchicalAttention)]
-    recorder = _Shares(k2_layers)
+    two_branches = [part for part in model.modules() if isinstance(part, TwoBranches)]
+    with_levels = [part for part in model.modules() if isinstance(part, Levels)]
+    recorder = _Shares(two_branches)
     was_training = model.training
     model.eval()
     # Hooks would make torch.compile translate the layers once more.
@@ -72,27 +71,21 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
             recorder.remove()
         looked_at = inputs if locality is None else inputs[: locality[0], : locality[1]]
         weights = attention_weights(model, looked_at)
-        reached = inputs_of(model, hierarchical_layers, looked_at)
+        reached = inputs_of(model, with_levels, looked_at)
         model.train(was_training)
-    found: dict[str, Any] = {}
-    if k2_layers:
-        found["decay"] = [layer.decay().tolist() for layer in k2_layers]
-        found["alpha"] = [layer.alpha().reshape(-1).tolist() for layer in k2_layers]
-    kernels = [part for part in model.modules() if isinstance(part, BaseKernel)]
-    if kernels:
-        found["gate"] = [float(torch.sigmoid(layer.gate_logit)) for layer in k2_layers if layer.gate_logit is not None]
-        found["base_share"] = recorder.base_shares()
-        found["base_kernel"] = [weights_by_lag(kernel) for kernel in kernels]
-    gaussian_layers = [part for part in model.modules() if isinstance(part, GaussianAttention)]
-    if gaussian_layers:
-        found["sigma"] = [layer.sigma().tolist() for layer in gaussian_layers]
-    if hierarchical_layers:
-        found["level_weights"] = [layer.level_weights().tolist() for layer in hierarchical_layers]
-        found["levels"] = [measure_levels(layer, x) for layer, x in zip(hierarchical_layers, reached, strict=True)]
+    measured: dict[str, Any] = {}
+    for part in model.modules():
+        if isinstance(part, Learned):
+            for key, values in part.learned().items():
+                measured.setdefault(key, []).append(values)
+    if shares := recorder.base_shares():
+        measured["base_share"] = shares
+    if with_levels:
+        measured["levels"] = [measure_levels(layer, x) for layer, x in zip(with_levels, reached, strict=True)]
     if weights:
         places = model.patch_places() if isinstance(model, VisionTransformer) else None
-        found["locality"] = measure_locality(weights, places)
-    return found
+        measured["locality"] = measure_locality(weights, places)
+    return measured
 
 
 def first_windows(tokens: Tensor, window: int) -> Tensor:
@@ -102,10 +95,10 @@ def first_windows(tokens: Tensor, window: int) -> Tensor:
 
 
 class _Shares:
-    """Hooks that measure the two branches of K2 layers in one forward pass."""
+    """Hooks that measure the two branches of layers in one forward pass, in which a layer may be called again."""
 
-    def __init__(self, layers: list[K2Mixer]) -> None:
-        self.squares = [[0.0, 0.0] for _ in layers]  # of the base branch and of the decay branch
+    def __init__(self, layers: list[Any]) -> None:
+        self.energies: list[tuple[float, float] | None] = [None] * len(layers)
         self.handles = [layer.register_forward_pre_hook(self._note(i)) for i, layer in enumerate(layers)]
 
     def remove(self) -> None:
@@ -113,17 +106,18 @@ class _Shares:
             handle.remove()
 
     def base_shares(self) -> list[float]:
-        roots = [(math.sqrt(base), math.sqrt(decay)) for base, decay in self.squares]
-        return [base / (base + decay) if base + decay > 0 else 0.0 for base, decay in roots]
+        """Of every layer that has a base kernel |base| / (|base| + |other|), 0 where both are."""
+        roots = [tuple(map(math.sqrt, energies)) for energies in self.energies if energies is not None]
+        return [base / (base + other) if base + other > 0 else 0.0 for base, other in roots]
 
     def _note(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            assert isinstance(layer, K2Mixer)
+            assert isinstance(layer, TwoBranches)
             x, *rest = inputs
-            decay, base, _ = layer.branches(layer.mixing_norm(x) if isinstance(layer, K2) else x, *rest)
-            self.squares[index][1] += float(decay.double().square().sum())
-            if base is not None:
-                self.squares[index][0] += float(base.double().square().sum())
+            energies = layer.branch_energies(x, *rest)
+            if energies is not None:
+                base, other = self.energies[index] or (0.0, 0.0)
+                self.energies[index] = base + energies[0], other + energies[1]
 
         return note
 
@@ -147,23 +141,3 @@ class _Residuals:
 
     def _note_residual(self, layer: nn.Module, inputs: tuple[Any, ...], refined: Tensor) -> None:
         self.residuals.append(float((refined - self.start).norm() / (self.start.norm() + 1e-6)))
-
-
-def weights_by_lag(kernel: BaseKernel) -> list[float]:
-    """The weight of each lag: the filter itself, or the mean along each diagonal of a dense or low-rank kernel."""
-    weights = [weight.detach() for weight in kernel.weights]
-    if kernel.kind in ("toeplitz", "conv"):
-        return [float(weight) for weight in weights[0]]
-    matrix = weights[0] if kernel.kind == "dense" else weights[0] @ weights[1].T
-    return [float(torch.diagonal(matrix, -lag).mean()) for lag in range(len(matrix))]
-
-
-def norms_by_group(model: nn.Module, tensor_of: Callable[[str, nn.Parameter], Tensor | None]) -> dict[str, float]:
-    """Norm of a tensor of every trained parameter, over each group of the author's `grouped` optimiser."""
-    squares: dict[str, float] = {}
-    for name, parameter in model.named_parameters():
-        tensor = tensor_of(name, parameter) if parameter.requires_grad else None
-        if tensor is not None:
-            group = author_group(name)
-            squares[group] = squares.get(group, 0.0) + float(tensor.detach().double().square().sum())
-    return {group: math.sqrt(square) for group, square in squares.items()}

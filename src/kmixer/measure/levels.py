@@ -1,4 +1,4 @@
-"""What the levels of hierarchical attention have learned: their scores, and the shape of their features.
+"""What the levels of an attention at several resolutions have learned: their scores, and the shape of their features.
 
 A score matrix splits uniquely into a symmetric part, two positions alike to each other, and an antisymmetric one,
 which of two comes first; the two are orthogonal, so their energies add up (Cirrincione 2026, abstract).
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from kmixer.layers import HierarchicalAttention
+from kmixer.layers.measured import Levels
 
 
 @torch.no_grad()
-def measure_levels(layer: HierarchicalAttention, x: Tensor) -> dict[str, list[list[float]]]:
+def measure_levels(layer: Levels, x: Tensor) -> dict[str, list[list[float]]]:
     """Measures of each level of a layer on inputs (b, t, d), one list a level.
 
     Returns:
@@ -26,19 +26,12 @@ def measure_levels(layer: HierarchicalAttention, x: Tensor) -> dict[str, list[li
     """
     found: dict[str, list[list[float]]] = {"reciprocity": [], "smallest_eigenvalue": [], "kurtosis": []}
     terms = []
-    rows, _ = layer._levels_of(x, layer.initial_state(len(x)))
-    for level, (level_rows, (q, k, *_)) in enumerate(zip(rows, layer._project(rows, 0), strict=True)):
-        scores = (q @ k.mT).double()
+    for level, (rows, scores, weight, forms) in enumerate(layer.score_levels(x)):
         found["reciprocity"].append(symmetric_part(scores))
         cells = torch.arange(x.shape[1], device=x.device) >> level
-        weights = layer.level_weights()[:, level, None, None].double() * layer.head_width**-0.5
-        terms.append(weights * scores[:, :, cells[:, None], cells])
-        projection = layer.query_key_value[level]
-        assert isinstance(projection, nn.Linear)
-        queries, keys, *_ = projection.weight.double().unflatten(0, (-1, layer.heads, layer.head_width))
-        form = queries.mT @ keys  # (h, d, d)
-        found["smallest_eigenvalue"].append(torch.linalg.eigvalsh((form + form.mT) / 2)[:, 0].tolist())
-        flat = level_rows.flatten(0, 1).double()
+        terms.append(weight[:, None, None] * scores[:, :, cells[:, None], cells])
+        found["smallest_eigenvalue"].append(torch.linalg.eigvalsh((forms + forms.mT) / 2)[:, 0].tolist())
+        flat = rows.flatten(0, 1).double()
         found["kurtosis"].append([mardia_kurtosis(flat)] if len(flat) > 2 * flat.shape[1] else [])
     return found | approximation(terms, x.double())
 

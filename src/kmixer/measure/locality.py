@@ -9,14 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kmixer.layers import GaussianAttention, HierarchicalAttention, SoftmaxAttention
-
-Attention = GaussianAttention | HierarchicalAttention | SoftmaxAttention
+from kmixer.layers.measured import Attention
 
 
 @torch.no_grad()
-def inputs_of(model: nn.Module, layers: Sequence[nn.Module], *inputs: Any) -> list[Tensor]:
-    """What reaches each of these layers in one forward pass of a model in evaluation mode, in the order of the pass.
+def inputs_of(model: nn.Module, layers: Sequence[Any], *inputs: Any) -> list[Tensor]:
+    """What reaches these layers in one forward pass of a model in evaluation mode, in the order of the pass.
 
     The model must not be compiled while this runs: hooks would have its layers compiled again.
     """
@@ -35,13 +33,11 @@ def inputs_of(model: nn.Module, layers: Sequence[nn.Module], *inputs: Any) -> li
 
 
 def attention_weights(model: nn.Module, *inputs: Any) -> list[Float[Tensor, "b h t t"]]:
-    """The weights of every attention layer in one forward pass of a model, in order; see `inputs_of`."""
-    layers = [
-        part
-        for part in model.modules()
-        if isinstance(part, Attention) and not (isinstance(part, HierarchicalAttention) and part.fusion == "output")
-    ]
-    return [layer.weights(x) for layer, x in zip(layers, inputs_of(model, layers, *inputs), strict=True)]
+    """The weights of every attention layer that has them in one forward pass of a model, in order; see `inputs_of`."""
+    layers = [part for part in model.modules() if isinstance(part, Attention)]
+    reached = inputs_of(model, layers, *inputs)
+    weights = [layer.attention_weights(x) for layer, x in zip(layers, reached, strict=True)]
+    return [layer_weights for layer_weights in weights if layer_weights is not None]
 
 
 def measure_locality(

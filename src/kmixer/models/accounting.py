@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from kmixer.models.causal_lm import CausalLM, count_parameters
+from kmixer.models.causal_lm import CausalLM, LanguageModelConfig, count_parameters
 from kmixer.models.classifiers import ClassifierConfig, build_classifier, count_example_flops
-from kmixer.models.config import LanguageModelConfig
 from kmixer.models.flops import cache_size, count_flops, matrix_parameters
 from kmixer.models.vision import VisionConfig
 

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from jaxtyping import Int
+from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, linear
-from kmixer.models.config import LanguageModelConfig, ModelConfig
+from kmixer.layers.linear import INITIAL_STD, linear
+from kmixer.layers.roles import EMBEDDING, Role
 from kmixer.models.heads import build_head
-from kmixer.models.k_stack import KStack
-from kmixer.models.transformer import Transformer, build_norm
+from kmixer.models.k_stack import KStack, ModelConfig
+from kmixer.models.transformer import Transformer, TransformerConfig, build_norm
 from kmixer.ops.fused import dropout
+from kmixer.state import State
+
+
+def kind_of(values: Any) -> str:
+    """Which configuration nested values are of."""
+    return str(values.get("kind", "k-stack") if isinstance(values, dict) else getattr(values, "kind", "k-stack"))
+
+
+LanguageModelConfig = Annotated[
+    Annotated[ModelConfig, Tag("k-stack")] | Annotated[TransformerConfig, Tag("transformer")], Discriminator(kind_of)
+]
 
 
 class Output(NamedTuple):
     """What a model returns: logits (b, t, v), or losses (b, t) in nats where targets were given."""
 
-    state: Any  # of the stack: a tree of tuples and tensors, see KStack and Transformer
+    state: State  # of the stack, see KStack and Transformer
     logits: Tensor | None = None
     losses: Tensor | None = None
 
@@ -45,20 +57,23 @@ class CausalLM(nn.Module):
             KStack(config) if isinstance(config, ModelConfig) else Transformer(config, vocabulary_size)
         )
         self.norm = build_norm(config)
-        self.head = build_head(config, vocabulary_size)
+        self.head = build_head(config.head, config.width, embedding_width, vocabulary_size)
+
+    def roles(self) -> dict[str, Role]:
+        return {f"from_embedding.{name}": EMBEDDING for name, _ in self.from_embedding.named_parameters()}
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of layer once."""
         self.stack.compile_layers(backend)
 
-    def initial_state(self, batch_size: int) -> Any:
+    def initial_state(self, batch_size: int) -> State:
         """The state before the first token of `batch_size` sequences."""
         return self.stack.initial_state(batch_size)
 
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
-        state: Any = None,
+        state: State = None,
         targets: Int[Tensor, "b t"] | None = None,
     ) -> Output:
         """Logits of the next token at every position, and the state after the last.
@@ -73,10 +88,7 @@ class CausalLM(nn.Module):
         embedded = self.from_embedding(self.embedding(tokens))
         if self.training:
             embedded = dropout(embedded, self.config.dropout.embedding)
-        if isinstance(self.stack, Transformer):
-            hidden, state = self.stack(embedded, state, tokens)
-        else:
-            hidden, state = self.stack(embedded, state)
+        hidden, state = self.stack(embedded, state, tokens)
         hidden = self.norm(hidden)
         if targets is None:
             return Output(state, logits=self.head(hidden, self.embedding.weight))
@@ -86,17 +98,16 @@ class CausalLM(nn.Module):
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Number of parameters of each part that has any; a shared tensor counts once, where it is owned.
 
-    Parts are the direct children of the model and, where there are blocks, those of a block, all blocks together.
+    Parts are the direct children of the model, those of its stack, and those of a block, all blocks together.
     """
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         path = name.split(".")
         if "blocks" in path:
-            path = [*path[: path.index("blocks")], path[path.index("blocks") + 2]]
-        elif isinstance(getattr(model, path[0]), Transformer):
-            path = path[:2]
+            blocks = path.index("blocks")
+            path = [*path[:blocks], path[blocks + 2]]
         else:
-            path = path[:1]
+            path = path[: 2 if path[0] == "stack" else 1]
         part = ".".join(path)
         parts[part] = parts.get(part, 0) + parameter.numel()
     return parts

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kmixer.models.config import SequenceClassifierConfig
-from kmixer.models.sequence_classifier import SequenceClassifier, count_sequence_flops
+from kmixer.models.sequence_classifier import SequenceClassifier, SequenceClassifierConfig, count_sequence_flops
 from kmixer.models.vision import VisionConfig, VisionTransformer, count_image_flops
 
 Classifier = VisionTransformer | SequenceClassifier

@@ -7,18 +7,51 @@ embedding table, used where it is tied.
 
 from __future__ import annotations
 
+from typing import Annotated, Literal, Self
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from kmixer.config import Multiplier, Positive, Probability, StrictConfig
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, linear
-from kmixer.models.config import HeadConfig, StackConfig
+from kmixer.layers.exactly import exactly
+from kmixer.layers.linear import INITIAL_STD, Linear, linear
+from kmixer.layers.norms import RMSNorm
+from kmixer.layers.roles import TABLE, Role
 from kmixer.ops.cross_entropy import cross_entropies, soft_capped
 from kmixer.ops.fused import linear_gelu_dropout
 from kmixer.ops.linear import linear_map
 
 ADAPTIVE_DIVISOR = 4.0
+
+
+class HeadConfig(StrictConfig):
+    """From hidden vectors to the vocabulary; see `kmixer.models.heads`."""
+
+    kind: Literal["linear", "untied", "gelu", "adaptive"] = "linear"  # linear: tied to the embedding
+    multiplier: Multiplier | None = None  # gelu: hidden width over d
+    cutoffs: list[Positive] | None = None  # adaptive: ends of the frequency bands; None takes the author's rule
+    dropout: Probability = 0.0  # gelu: on the hidden units; adaptive: on the input
+    soft_cap: Annotated[float, Field(gt=0)] | None = None  # linear, untied: logits become cap tanh(logits / cap)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.kind == "gelu") != (self.multiplier is not None):
+            raise ValueError(
+                f"kind {self.kind!r} with multiplier {self.multiplier}; it goes with kind 'gelu' and only with it"
+            )
+        if self.cutoffs is not None and self.kind != "adaptive":
+            raise ValueError(f"kind {self.kind!r} with cutoffs; cutoffs go with kind 'adaptive' only")
+        if self.cutoffs is not None and self.cutoffs != sorted(set(self.cutoffs)):
+            raise ValueError(f"cutoffs: got {self.cutoffs}; they must increase")
+        plain = self.kind in ("linear", "untied")
+        if self.dropout and plain:
+            raise ValueError(f"dropout goes with kind 'gelu' or 'adaptive'; {self.kind!r} has none")
+        if self.soft_cap is not None and not plain:
+            raise ValueError(f"kind {self.kind!r} with soft_cap; it goes with kind 'linear' or 'untied'")
+        return self
 
 
 class LinearHead(nn.Module):
@@ -32,6 +65,9 @@ class LinearHead(nn.Module):
         factorised = embedding_width != width
         self.to_embedding = linear(width, embedding_width, bias=False) if factorised else nn.Identity()
         self.soft_cap = soft_cap
+
+    def roles(self) -> dict[str, Role]:
+        return {name: TABLE for name, _ in self.named_parameters()}
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         return soft_capped(linear_map(self.to_embedding(hidden), embedding), self.soft_cap)
@@ -47,6 +83,9 @@ class UntiedHead(nn.Module):
         super().__init__()
         self.to_logits = linear(width, vocabulary_size, bias=False)
         self.soft_cap = soft_cap
+
+    def roles(self) -> dict[str, Role]:
+        return {"to_logits.weight": TABLE}
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         return soft_capped(self.to_logits(hidden), self.soft_cap)
@@ -67,9 +106,14 @@ class GeluHead(nn.Module):
         self.down = linear(hidden, vocabulary_size, bias=False)
         self.dropout = config.dropout
 
+    def roles(self) -> dict[str, Role]:
+        return {"up.weight": TABLE, "down.weight": TABLE}
+
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        return self.down(linear_gelu_dropout(self.norm(hidden), self.up.weight, self.up.bias, dropout))
+        x, up = self.norm(hidden), self.up
+        if exactly(up, Linear) and up.bias is not None:
+            return self.down(linear_gelu_dropout(x, up.weight, up.bias, self.dropout if self.training else 0.0))
+        return self.down(F.dropout(F.gelu(up(x)), self.dropout, self.training))
 
     def losses(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
         return cross_entropies(self(hidden, embedding), targets)
@@ -99,6 +143,9 @@ class AdaptiveHead(nn.Module):
         self.dropout = config.dropout
         self.register_buffer("order", torch.arange(vocabulary_size))
 
+    def roles(self) -> dict[str, Role]:
+        return {name: TABLE for name, _ in self.named_parameters()}
+
     def set_frequencies(self, counts: Tensor) -> None:
         """Order the vocabulary by counts (v,) in the training data; ties go to the lower token."""
         by_frequency = torch.argsort(counts, descending=True, stable=True)
@@ -123,14 +170,14 @@ class AdaptiveHead(nn.Module):
 Head = LinearHead | UntiedHead | GeluHead | AdaptiveHead
 
 
-def build_head(config: StackConfig, vocabulary_size: int) -> Head:
-    """The head a model configuration asks for."""
-    if config.head.kind == "linear":
-        return LinearHead(config.width, config.embedding_width or config.width, config.head.soft_cap)
-    if config.head.kind == "untied":
-        return UntiedHead(config.width, vocabulary_size, config.head.soft_cap)
-    kind = GeluHead if config.head.kind == "gelu" else AdaptiveHead
-    return kind(config.width, vocabulary_size, config.head)
+def build_head(config: HeadConfig, width: int, embedding_width: int, vocabulary_size: int) -> Head:
+    """The head a model configuration asks for, from hidden vectors of a width to a vocabulary."""
+    if config.kind == "linear":
+        return LinearHead(width, embedding_width, config.soft_cap)
+    if config.kind == "untied":
+        return UntiedHead(width, vocabulary_size, config.soft_cap)
+    kind = GeluHead if config.kind == "gelu" else AdaptiveHead
+    return kind(width, vocabulary_size, config)
 
 
 def default_cutoffs(vocabulary_size: int) -> list[int]:

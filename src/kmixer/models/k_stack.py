@@ -4,17 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
-from kmixer.layers import K0, K1, K2, K2State
-from kmixer.models.config import ModelConfig
-from kmixer.models.mixers.registry import build_base_kernel, decay_options
+from kmixer.config import StrictConfig, Width
+from kmixer.layers import K0, K1, K2, BaseKernel
+from kmixer.layers.block import BlockState
+from kmixer.layers.roles import LOGIT, Role
+from kmixer.models.mixers.k2 import BaseKernelConfig, DecayConfig, build_base_kernel, decay_options
+from kmixer.models.stack_config import StackConfig
 
-# For every refinement pass, the state of every K2 layer.
-StackState = tuple[tuple[K2State, ...], ...]
+# For every refinement pass, the state of every block, both K1 among them.
+KStackState = tuple[tuple[BlockState, ...], ...]
+
+
+class RefinementConfig(StrictConfig):
+    """The equilibrium loop h <- h + eta (KStack(h) - h)."""
+
+    steps: Annotated[int, Field(ge=0, le=1 << 10)] = 1  # 0 is one plain pass; eta stays a parameter, unused
+    initial_eta: Annotated[float, Field(gt=0, lt=1)] = 0.3
+
+
+class ModelConfig(StackConfig):
+    """K1 -> K2 x layers -> K1 -> K0 between an embedding and a head."""
+
+    kind: Literal["k-stack"] = "k-stack"
+    rank: Width  # r
+    base_kernel: BaseKernelConfig = BaseKernelConfig()
+    decay: DecayConfig = DecayConfig()
+    refinement: RefinementConfig | None = None  # None has no eta
+    output_gate: bool = False  # a gate on what every K2 mixes, by SiLU of a linear map
+    copy_gate: bool = False  # hold the unused gate of the author's copy branch in every K2
+
+    @property
+    def max_positions(self) -> int | None:
+        return self.base_kernel.size if self.base_kernel.kind in ("dense", "low_rank") else None
+
+    @property
+    def limited_by(self) -> str:
+        return f"the {self.base_kernel.kind} base kernel"
 
 
 class KStack(nn.Module):
@@ -38,7 +70,7 @@ class KStack(nn.Module):
             self.eta_logit = nn.Parameter(torch.tensor(math.log(eta / (1 - eta))), requires_grad=self.refined)
         self.shared_kernel = build_base_kernel(kernel) if kernel.shared else None
         self.first = K1(config.width, mlp_dropout=dropout.mlp)
-        self.mixers = nn.ModuleList(
+        self.blocks = nn.ModuleList(
             K2(
                 config.width,
                 config.rank,
@@ -55,9 +87,12 @@ class KStack(nn.Module):
         self.last = K1(config.width, mlp_dropout=dropout.mlp)
         self.read_out = K0(config.width)
 
+    def roles(self) -> dict[str, Role]:
+        return {} if self.eta_logit is None else {"eta_logit": LOGIT}
+
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of layer once, for every layer of it, batch size and length."""
-        for layer in (self.first, *self.mixers, self.last):
+        for layer, _ in self._blocks():
             layer.compile(dynamic=True, fullgraph=True, backend=backend)
 
     def eta(self) -> Tensor:
@@ -65,14 +100,18 @@ class KStack(nn.Module):
         assert self.eta_logit is not None
         return torch.sigmoid(self.eta_logit)
 
-    def initial_state(self, batch_size: int) -> StackState:
+    def initial_state(self, batch_size: int) -> KStackState:
         """The state before the first position."""
-        layers = tuple(mixer.initial_state(batch_size, self.shared_kernel) for mixer in self._mixers())
+        layers = tuple(block.initial_state(batch_size, *extra) for block, extra in self._blocks())  # type: ignore[operator]
         return (layers,) * self.passes
 
     def forward(
-        self, h: Float[Tensor, "b t d"], state: StackState | None = None
-    ) -> tuple[Float[Tensor, "b t d"], StackState]:
+        self,
+        h: Float[Tensor, "b t d"],
+        state: KStackState | None = None,
+        tokens: Int[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], KStackState]:
+        """All blocks, in every pass. Nothing here reads `tokens`."""
         if not self.refined:
             h, layers = self._pass(h, state[0] if state else None)
             return h, (layers,)
@@ -83,15 +122,17 @@ class KStack(nn.Module):
             states.append(layers)
         return h, tuple(states)
 
-    def _pass(self, h: Tensor, state: tuple[K2State, ...] | None) -> tuple[Tensor, tuple[K2State, ...]]:
-        h = self.first(h)
+    def _pass(self, h: Tensor, state: tuple[BlockState, ...] | None) -> tuple[Tensor, tuple[BlockState, ...]]:
         states = []
-        for index, mixer in enumerate(self._mixers()):
-            h, layer_state = mixer(h, state[index] if state else None, self.shared_kernel)
-            states.append(layer_state)
-        return self.read_out(self.last(h)), tuple(states)
+        for index, (block, extra) in enumerate(self._blocks()):
+            h, block_state = block(h, state[index] if state else None, *extra)
+            states.append(block_state)
+        return self.read_out(h), tuple(states)
 
-    def _mixers(self) -> Iterator[K2]:
-        for mixer in self.mixers:
-            assert isinstance(mixer, K2)
-            yield mixer
+    def _blocks(self) -> Iterator[tuple[nn.Module, tuple[BaseKernel, ...]]]:
+        """Every block, and what it takes beside its input: between the K1 layers the shared kernel, if there is one."""
+        shared = () if self.shared_kernel is None else (self.shared_kernel,)
+        yield self.first, ()
+        for block in self.blocks:
+            yield block, shared
+        yield self.last, ()

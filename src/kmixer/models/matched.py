@@ -7,7 +7,8 @@ from torch import nn
 
 from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.config import HIDDEN_MULTIPLE, ModelConfig, TransformerConfig
+from kmixer.models.k_stack import ModelConfig
+from kmixer.models.transformer import HIDDEN_MULTIPLE, TransformerConfig
 
 # Head width of `transformer_like`, where the width allows it.
 HEAD_WIDTH = 32

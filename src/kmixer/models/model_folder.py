@@ -16,10 +16,13 @@ from kmixer.config import StrictConfig, Vocabulary
 from kmixer.data.tokenizers import Tokenizer, tokenizer_from_json
 from kmixer.errors import InputError, shown_name
 from kmixer.files import TOKENIZER_BYTES, read_json, write_json
-from kmixer.models.causal_lm import CausalLM
+from kmixer.models.causal_lm import CausalLM, kind_of
 from kmixer.models.classifiers import Classifier, build_classifier
-from kmixer.models.config import ModelConfig, SequenceClassifierConfig, TransformerConfig, kind_of
+from kmixer.models.k_stack import ModelConfig
+from kmixer.models.sequence_classifier import SequenceClassifierConfig
+from kmixer.models.transformer import TransformerConfig
 from kmixer.models.vision import VisionConfig
+from kmixer.models.weight_names import FORMAT, current_names
 from kmixer.tensor_files import load_tensors, save_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -58,7 +61,7 @@ def save_config(folder: Path, model: Model, tokenizer: Tokenizer | None) -> None
 
 def save_weights(folder: Path, model: Model, tokenizer: Tokenizer | None, about: dict[str, Any]) -> None:
     """Write model.safetensors, bound to its configuration and tokenizer; `about` says where the weights come from."""
-    metadata: dict[str, Any] = {"config": describe(model), "about": about}
+    metadata: dict[str, Any] = {"format": FORMAT, "config": describe(model), "about": about}
     if tokenizer is not None:
         metadata["tokenizer_sha256"] = _digest(tokenizer.to_json())
     save_tensors(folder / WEIGHTS, model.state_dict(), metadata)
@@ -107,7 +110,10 @@ def read_config(folder: Path) -> SavedConfig:
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights of a model folder and what is known about them, checked against its other files."""
+    """Weights of a model folder and what is known about them, checked against its other files.
+
+    Weights of an older layout come under the names that they have today.
+    """
     config = read_config(folder)
     tensors, metadata = load_tensors(folder / WEIGHTS)
     saved = SavedConfig.parse(metadata.get("config"), source=str(folder / WEIGHTS))
@@ -120,7 +126,7 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(about, dict):
         raise InputError(f"{folder / WEIGHTS} does not say where its weights come from; restore it from a copy")
     check_numbers(tensors, str(folder / WEIGHTS))
-    return tensors, about
+    return current_names(tensors, metadata.get("format", 1), str(folder / WEIGHTS)), about
 
 
 def _digest(value: Any) -> str:

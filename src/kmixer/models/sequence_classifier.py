@@ -9,18 +9,49 @@ a padded batch as it is.
 
 from __future__ import annotations
 
+from typing import Annotated, Literal, Self
+
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from kmixer.config import Vocabulary
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, linear
-from kmixer.models.config import SequenceClassifierConfig
-from kmixer.models.flops import linear_flops, mixing_flops
-from kmixer.models.transformer import Transformer, build_norm
+from kmixer.layers.linear import INITIAL_STD, linear
+from kmixer.layers.roles import TABLE, VECTOR, Role
+from kmixer.models.flops import operations
+from kmixer.models.mixers.choice import both_ways
+from kmixer.models.mixers.cost import linear_operations
+from kmixer.models.transformer import BlocksConfig, Transformer, build_norm
 from kmixer.ops.fused import dropout
 
 PADDING = 0
+
+
+class SequenceClassifierConfig(BlocksConfig):
+    """Blocks between an embedding with learned positions and a linear map to classes."""
+
+    kind: Literal["sequence-classifier"] = "sequence-classifier"
+    vocabulary: Vocabulary  # v, with 0 for padding
+    length: Annotated[int, Field(ge=1, le=1 << 24)]  # positions that are learned
+    classes: Vocabulary
+    rotary: bool = False
+    causal: bool = True  # positions see those before them only, or all
+    # What is read out: the mean over the positions that are not padding, or a class token after the last of them.
+    pooling: Literal["mean", "class"] = "mean"
+
+    @model_validator(mode="after")
+    def _classifies(self) -> Self:
+        if self.value_embeddings:
+            raise ValueError("value_embeddings: language models only")
+        if not self.causal and self.causal_mixer is not None:
+            raise ValueError(
+                f"causal: {self.causal_mixer} mixes with the past only; allowed with causal = false: {both_ways()}"
+            )
+        if not self.causal and self.window is not None:
+            raise ValueError("window: goes with causal = true")
+        return self
 
 
 def lengths_of(tokens: Int[Tensor, "b t"]) -> Int[Tensor, " b"]:
@@ -50,6 +81,10 @@ class SequenceClassifier(nn.Module):
         self.stack = Transformer(config, causal=config.causal)
         self.norm = build_norm(config)
         self.head = linear(config.width, config.classes)
+
+    def roles(self) -> dict[str, Role]:
+        token = {} if self.class_token is None else {"class_token": VECTOR}
+        return {"positions": TABLE, "head.weight": TABLE, **token}
 
     def forward(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b k"]:
         lengths = self._checked_lengths(tokens)
@@ -97,5 +132,4 @@ class SequenceClassifier(nn.Module):
 def count_sequence_flops(model: SequenceClassifier, length: int, *, every_key: bool = False) -> float:
     """Operations of the forward pass of one sequence; see `count_flops`."""
     length += model.class_token is not None
-    mixing = mixing_flops(model.stack, length, every_key=every_key)
-    return length * (linear_flops(model.stack) + mixing) + linear_flops(model.head)
+    return length * operations(model.stack, length, every_key=every_key) + linear_operations(model.head)

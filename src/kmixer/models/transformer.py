@@ -8,51 +8,82 @@ of blocks, the windows and the value embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from kmixer.config import Positive
 from kmixer.errors import InputError
 from kmixer.layers import FeedForward, SquaredReluFeedForward
-from kmixer.layers.feed_forward import INITIAL_STD, RMSNorm, UnweightedRMSNorm
-from kmixer.models.config import BlocksConfig, LayersConfig
-from kmixer.models.mixers.registry import Place, build_mixer
+from kmixer.layers.block import Block, BlockState
+from kmixer.layers.linear import INITIAL_STD
+from kmixer.layers.norms import RMSNorm, UnweightedRMSNorm
+from kmixer.layers.roles import LOGIT, Role
+from kmixer.layers.rotary import check_heads
+from kmixer.models.mixers.card import Place
+from kmixer.models.mixers.choice import MixersConfig, build_mixer
+from kmixer.models.stack_config import LayersConfig, StackConfig
 
-# One state a layer: what its mixer carries.
-TransformerState = tuple[Any, ...]
+# One state a block.
+TransformerState = tuple[BlockState, ...]
+
+# Hidden widths are multiples of this, so that rows fill whole vectors of 8 float32.
+HIDDEN_MULTIPLE = 8
 
 
-class Block(nn.Module):
-    """x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+class BlocksConfig(MixersConfig, LayersConfig):
+    """Blocks of a mixer and a feed-forward layer.
 
-    def __init__(self, config: BlocksConfig, layer: int, *, causal: bool = True) -> None:
-        super().__init__()
-        place = Place(
-            config.width,
-            causal=causal,
-            rotary=config.rotary,
-            window=config.window_of(layer),
-            window_inclusive=config.window_inclusive,
-            value_embedding=config.has_value_embedding(layer),
-        )
-        self.mixing_norm = build_norm(config)
-        self.mixer: Any = build_mixer(config.mixer_of(layer), config, place)
-        self.mixing_dropout = config.dropout.residual
-        self.feed_forward_norm = build_norm(config)
-        feed_forward = FeedForward if config.blocks == "plain" else SquaredReluFeedForward
-        self.feed_forward = feed_forward(config.width, hidden_width=config.hidden_width, dropout=config.dropout.mlp)
+    Blocks "plain": RMSNorm with weights, GELU feed-forward with biases. Blocks "nanochat": RMSNorm
+    without weights (of the embedding too), relu^2 feed-forward without biases, and two scalars a layer
+    that weigh the stream and the embedding it began with.
+    """
 
-    def forward(
-        self, x: Float[Tensor, "b t d"], state: Any = None, value_embedding: Float[Tensor, "b t d"] | None = None
-    ) -> tuple[Float[Tensor, "b t d"], Any]:
-        extra = () if value_embedding is None else (value_embedding,)
-        mixed, state = self.mixer(self.mixing_norm(x), state, *extra)
-        x = x + F.dropout(mixed, self.mixing_dropout, self.training)
-        return self.feed_forward(x, self.feed_forward_norm), state
+    blocks: Literal["plain", "nanochat"] = "plain"
+    mlp_multiplier: Annotated[float, Field(gt=0, le=1024)] = 4.0  # hidden width over d; made a multiple of 8
+    rotary: bool = True  # positions rotate the keys of attention
+    windows: Annotated[str, Field(pattern="^[SL]+$")] = "L"  # of the layers in turn, repeated: short, or the whole past
+    window: Positive | None = None  # positions that a short layer sees
+    window_inclusive: bool = False  # not counting the position itself
+    value_embeddings: bool = False  # every second layer that can, the last included, adds one a token to its values
+
+    @model_validator(mode="after")
+    def _fits(self) -> BlocksConfig:
+        if self.has_heads:
+            check_heads(self.width, self.heads, rotary=self.rotary)
+        if ("S" in self.windows) != (self.window is not None):
+            raise ValueError(f"windows {self.windows!r} with window {self.window}; S layers need one, and only they do")
+        for layer in range(self.layers):
+            if self.window_of(layer) is not None and not self.card_of(layer).has_window:
+                raise ValueError(f"windows: layer {layer} is short, and its mixer {self.mixer_of(layer)} has no window")
+        return self
+
+    def window_of(self, layer: int) -> int | None:
+        """How many positions layer 0, 1, ... sees; None is the whole past."""
+        return self.window if self.windows[layer % len(self.windows)] == "S" else None
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether layer 0, 1, ... adds value embeddings."""
+        second = layer % 2 == (self.layers - 1) % 2
+        return self.value_embeddings and second and self.card_of(layer).takes_value_embeddings
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden units of a feed-forward layer."""
+        return HIDDEN_MULTIPLE * max(1, round(self.mlp_multiplier * self.width / HIDDEN_MULTIPLE))
+
+
+class TransformerConfig(BlocksConfig, StackConfig):
+    """Blocks between an embedding and a head: a language model."""
+
+    kind: Literal["transformer"] = "transformer"
+
+    @property
+    def state_grows(self) -> bool:
+        return any(self.card_of(layer).state_grows and self.window_of(layer) is None for layer in range(self.layers))
 
 
 class Transformer(nn.Module):
@@ -70,7 +101,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         layers = range(config.layers)
-        self.blocks = nn.ModuleList(Block(config, layer, causal=causal) for layer in layers)
+        self.blocks = nn.ModuleList(build_block(config, layer, causal=causal) for layer in layers)
         # nanochat: block i takes stream_scale_i x + input_scale_i x_0.
         scaled = config.blocks == "nanochat"
         self.input_norm = build_norm(config) if scaled else nn.Identity()
@@ -84,6 +115,9 @@ class Transformer(nn.Module):
             assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=INITIAL_STD)
 
+    def roles(self) -> dict[str, Role]:
+        return {} if self.stream_scale is None else {"stream_scale": LOGIT, "input_scale": LOGIT}
+
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of block once, for every block of it, batch size and length."""
         for block in self.blocks:
@@ -91,7 +125,7 @@ class Transformer(nn.Module):
 
     def initial_state(self, batch_size: int) -> TransformerState:
         """The state before the first position of `batch_size` sequences."""
-        return tuple(block.mixer.initial_state(batch_size) for block in self._blocks())
+        return tuple(block.initial_state(batch_size) for block in self.blocks)  # type: ignore[operator]
 
     def forward(
         self,
@@ -104,19 +138,34 @@ class Transformer(nn.Module):
             raise InputError("tokens: missing; this stack has value embeddings, which need them")
         x = first = self.input_norm(x)
         states = []
-        for layer, block in enumerate(self._blocks()):
+        for layer, block in enumerate(self.blocks):
             if self.stream_scale is not None and self.input_scale is not None:
                 x = self.stream_scale[layer] * x + self.input_scale[layer] * first
             key = str(layer)
-            value_embedding = self.value_embeddings[key](tokens) if key in self.value_embeddings else None
-            x, block_state = block(x, state[layer] if state else None, value_embedding)
+            extra = (self.value_embeddings[key](tokens),) if key in self.value_embeddings else ()
+            x, block_state = block(x, state[layer] if state else None, *extra)
             states.append(block_state)
         return x, tuple(states)
 
-    def _blocks(self) -> Iterator[Block]:
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            yield block
+
+def build_block(config: BlocksConfig, layer: int, *, causal: bool = True) -> Block:
+    """The block of a layer, with fresh weights."""
+    place = Place(
+        config.width,
+        causal=causal,
+        rotary=config.rotary,
+        window=config.window_of(layer),
+        window_inclusive=config.window_inclusive,
+        value_embedding=config.has_value_embedding(layer),
+    )
+    feed_forward = FeedForward if config.blocks == "plain" else SquaredReluFeedForward
+    return Block(
+        build_norm(config),
+        build_mixer(config.mixer_of(layer), config, place),
+        build_norm(config),
+        feed_forward(config.width, hidden_width=config.hidden_width, dropout=config.dropout.mlp),
+        mixing_dropout=config.dropout.residual,
+    )
 
 
 def build_norm(config: LayersConfig) -> RMSNorm | UnweightedRMSNorm:

@@ -9,21 +9,24 @@ Sources: Dosovitskiy et al. 2021, Touvron et al. 2021; with Gaussian attention K
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kmixer.config import Layers, Vocabulary, Width
+from kmixer.config import Layers, Probability, Vocabulary, Width
 from kmixer.errors import InputError
-from kmixer.layers.feed_forward import INITIAL_STD, linear
+from kmixer.layers.block import Block
+from kmixer.layers.feed_forward import FeedForward
+from kmixer.layers.linear import INITIAL_STD, linear
+from kmixer.layers.roles import TABLE, VECTOR, Role
 from kmixer.layers.rotary import check_heads
-from kmixer.models.config import MixersConfig, Probability
-from kmixer.models.flops import linear_flops, mixing_flops
-from kmixer.models.mixers.registry import Place, build_mixer
+from kmixer.models.flops import operations
+from kmixer.models.mixers.card import Place
+from kmixer.models.mixers.choice import MixersConfig, both_ways, build_mixer
+from kmixer.models.mixers.cost import linear_operations
 
 LAYER_NORM_EPS = 1e-6
 
@@ -47,49 +50,14 @@ class VisionConfig(MixersConfig):
         check_heads(self.width, self.heads, rotary=False)
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size: got {self.patch_size}; it must divide image_size {self.image_size}")
-        if "k2" in self.mixers:
-            raise ValueError("mixers: k2 mixes with the past only; allowed for images: gaussian, hierarchical, softmax")
+        if self.causal_mixer is not None:
+            raise ValueError(f"mixers: {self.causal_mixer} mixes with the past only; allowed for images: {both_ways()}")
         return self
 
     @property
     def tokens(self) -> int:
         """Positions of an image: its patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
-
-
-class DropPath(nn.Module):
-    """Leave a branch out for some of the examples of a batch, and scale it up for the others (Huang et al. 2016)."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        if not self.training or self.probability == 0:
-            return x
-        kept = 1 - self.probability
-        return x * (torch.rand(len(x), 1, 1, device=x.device) < kept) / kept
-
-
-class VisionBlock(nn.Module):
-    """x + DropPath(mixer(LayerNorm(x))), then x + DropPath(MLP(LayerNorm(x)))."""
-
-    def __init__(self, config: VisionConfig, layer: int) -> None:
-        super().__init__()
-        place = Place(config.width, causal=False, rotary=False, bias=True)
-        hidden = round(config.mlp_multiplier * config.width)
-        self.mixing_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.mixer: Any = build_mixer(config.mixer_of(layer), config, place)
-        self.feed_forward_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.up = linear(config.width, hidden)
-        self.down = linear(hidden, config.width)
-        self.dropout = config.dropout
-        self.drop_path = DropPath(config.drop_path * layer / max(1, config.layers - 1))
-
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        x = x + self.drop_path(self.mixer(self.mixing_norm(x))[0])
-        hidden = F.dropout(F.gelu(self.up(self.feed_forward_norm(x))), self.dropout, self.training)
-        return x + self.drop_path(self.down(hidden))
 
 
 class VisionTransformer(nn.Module):
@@ -111,9 +79,12 @@ class VisionTransformer(nn.Module):
         self.patches = linear(config.channels * config.patch_size**2, config.width)
         self.class_token = nn.Parameter(INITIAL_STD * torch.randn(config.width))
         self.positions = nn.Parameter(INITIAL_STD * torch.randn(config.tokens, config.width))
-        self.blocks = nn.ModuleList(VisionBlock(config, layer) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(build_vision_block(config, layer) for layer in range(config.layers))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head = linear(config.width, config.classes)
+
+    def roles(self) -> dict[str, Role]:
+        return {"patches.weight": TABLE, "positions": TABLE, "class_token": VECTOR, "head.weight": TABLE}
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         config, side = self.config, self.config.patch_size
@@ -127,7 +98,7 @@ class VisionTransformer(nn.Module):
         first = self.class_token.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], dim=1) + self.positions
         for block in self.blocks:
-            x = block(x)
+            x, _ = block(x)
         logits: Tensor = self.head(self.norm(x[:, 0]))
         return logits
 
@@ -142,9 +113,20 @@ class VisionTransformer(nn.Module):
             block.compile(dynamic=True, fullgraph=True, backend=backend)
 
 
+def build_vision_block(config: VisionConfig, layer: int) -> Block:
+    """The block of a layer, with fresh weights; the last has the configured drop path, the first none."""
+    width = config.width
+    return Block(
+        nn.LayerNorm(width, eps=LAYER_NORM_EPS),
+        build_mixer(config.mixer_of(layer), config, Place(width, causal=False, rotary=False, bias=True)),
+        nn.LayerNorm(width, eps=LAYER_NORM_EPS),
+        FeedForward(width, hidden_width=round(config.mlp_multiplier * width), dropout=config.dropout),
+        drop_path=config.drop_path * layer / max(1, config.layers - 1),
+    )
+
+
 def count_image_flops(model: VisionTransformer) -> float:
     """Operations of the forward pass of one image: matrix products and attention; see `count_flops`."""
     tokens = model.config.tokens
-    patches = (tokens - 1) * linear_flops(model.patches)
-    blocks = tokens * (linear_flops(model.blocks) + mixing_flops(model.blocks, tokens))
-    return patches + blocks + linear_flops(model.head)
+    patches = (tokens - 1) * linear_operations(model.patches)
+    return patches + tokens * operations(model.blocks, tokens) + linear_operations(model.head)

@@ -130,9 +130,23 @@ INLINE void store_sums(const Vector (&x)[4], float* to, bool add) {
   *(Quarter*)to = add ? *(Quarter*)to + sums : sums;
 }
 
-// e^x for x <= 0, to 2 units in the last place: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2].
+// What stands inside is computed as it is written: the compiler may reorder sums and products, but none with this one.
+// For single numbers: in a loop that becomes vectors, GCC 12 forgets it.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_assoc_barrier)
+#define AS_WRITTEN(x) __builtin_assoc_barrier(x)
+#elif __has_builtin(__arithmetic_fence)
+#define AS_WRITTEN(x) __arithmetic_fence(x)
+#endif
+#endif
+#ifndef AS_WRITTEN
+#define AS_WRITTEN(x) (x)
+#endif
+
+// e^x for x <= 0, to 2 units in the last place: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2]. From
+// x = -87.7 on, where e^x leaves the range of normal numbers, n is -127 and the power of two is 0.
 INLINE float exp_negative(float x) {
-  x = std::max(x, -87.0f);
+  x = std::max(x, -88.0f);
   const float n = __builtin_rintf(x * 1.44269504f);
   const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.0f / 720;
@@ -166,6 +180,23 @@ INLINE void normal(float x, float* distribution, float* density) {
   const float tail = 0.5f * p * u * e;
   *distribution = x < 0 ? tail : 1.0f - tail;
   *density = 0.39894228f * e;
+}
+
+// 1 / max(|x|, eps). Where the squares overflow, |x| is taken of numbers scaled to 1.
+INLINE float inverse_length(const float* x, int64_t width, float eps) {
+  float sum = 0;
+  for (int64_t j = 0; j < width; ++j) sum += x[j] * x[j];
+  if (!std::isinf(sum)) return 1.0f / std::max(std::sqrt(sum), eps);
+  float largest = 0;
+  for (int64_t j = 0; j < width; ++j) largest = std::max(largest, std::fabs(x[j]));
+  if (std::isinf(largest)) return 0.0f;
+  const float inverse = 1.0f / largest;
+  sum = 0;
+  for (int64_t j = 0; j < width; ++j) {
+    const volatile float scaled = x[j] * inverse;  // or the compiler would square x first
+    sum += scaled * scaled;
+  }
+  return AS_WRITTEN(1.0f / std::sqrt(sum)) * inverse;
 }
 
 // 1 / sqrt(mean(x^2) + eps).

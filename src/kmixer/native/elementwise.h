@@ -53,7 +53,7 @@ struct Gelu {
 
 struct SquaredRelu {
   INLINE float at(float u, float* slope) {
-    const float positive = u > 0 ? u : 0.0f;
+    const float positive = u < 0 ? 0.0f : u;  // NaN stays NaN
     *slope = 2 * positive;
     return positive * positive;
   }

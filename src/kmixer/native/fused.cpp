@@ -26,6 +26,14 @@ void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbi
 
 void gate(const float* __restrict x, const float* __restrict u, float* __restrict y, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] = x[i] * (u[i] * sigmoid(u[i]));
+  int32_t infinite = 0;
+  for (int64_t i = 0; i < count; ++i) infinite |= !(std::fabs(y[i]) <= 3.4028235e38f);
+  if (!infinite) return;
+  // The compiler may have taken (x u) first, which overflows where the result does not.
+  for (int64_t i = 0; i < count; ++i) {
+    const volatile float silu = u[i] * sigmoid(u[i]);
+    y[i] = x[i] * silu;
+  }
 }
 
 void gate_backward(const float* __restrict x, const float* __restrict u, const float* __restrict dy,
@@ -34,6 +42,16 @@ void gate_backward(const float* __restrict x, const float* __restrict u, const f
     const float s = sigmoid(u[i]);
     dx[i] = dy[i] * (u[i] * s);
     du[i] = dy[i] * x[i] * (s * (1.0f + u[i] * (1.0f - s)));
+  }
+  int32_t infinite = 0;
+  for (int64_t i = 0; i < count; ++i)
+    infinite |= !(std::fabs(dx[i]) <= 3.4028235e38f) | !(std::fabs(du[i]) <= 3.4028235e38f);
+  if (!infinite) return;
+  for (int64_t i = 0; i < count; ++i) {  // as in `gate`
+    const float s = sigmoid(u[i]);
+    const volatile float silu = u[i] * s, slope = s * (1.0f + u[i] * (1.0f - s)), change = dy[i] * x[i];
+    dx[i] = dy[i] * silu;
+    du[i] = change * slope;
   }
 }
 
@@ -106,10 +124,7 @@ void normalize_forward(const float* x, float* y, float* inverse, int64_t rows, i
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i) {
       const float* row = x + i * width;
-      float sum = 0;
-      for (int64_t j = 0; j < width; ++j) sum += row[j] * row[j];
-      const float scale = 1.0f / std::max(std::sqrt(sum), eps);
-      inverse[i] = scale;
+      const float scale = inverse[i] = inverse_length(row, width, eps);
       for (int64_t j = 0; j < width; ++j) y[i * width + j] = row[j] * scale;
     }
   });

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
+from kmixer.ops.checks import check_tensors
 from kmixer.ops.decay.recurrence import decayed_linear_attention
 from kmixer.ops.gradients import first_order
 
@@ -77,13 +78,15 @@ def base_kernel(
         y (b, t, d) and the state after the last position.
 
     Raises:
-        InputError: an unknown kind, `dense` and `low_rank` past position W, a dense kernel that is not square, or a
-            state of another filter.
+        InputError: an unknown kind, tensors on several devices or of a dtype that is not a real float, `dense` and
+            `low_rank` past position W, a dense kernel that is not square, or a state of another filter.
 
     Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; the author's later code for `conv`.
     """
     if kind not in KINDS:
         raise InputError(f"base kernel: got {kind!r}; allowed: {', '.join(KINDS)}")
+    kept = state.sums if isinstance(state, LowRankState) else state
+    check_tensors("base_kernel", x=x, **{f"weight {i}": weight for i, weight in enumerate(weights)}, state=kept)
     if state is None:
         state = initial_state(kind, weights, x.shape[0], x.shape[-1])
     if x.shape[1] == 0:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
+from kmixer.ops.checks import FLOATS, check_tensors
 from kmixer.ops.gradients import first_order
 
 
@@ -24,10 +25,16 @@ def cross_entropies(
 ) -> Float[Tensor, "*rows"]:
     """-log softmax(soft_capped(logits, cap))[target] in nats for every row, in float32 or better.
 
-    Raises InputError for a target that is not in 0..v - 1, where the compiled kernels are built and targets on a CPU.
+    Raises InputError for logits that are not real floats, targets on another device, and a target that is not in
+    0..v - 1, where the compiled kernels are built and targets on a CPU.
     """
+    check_tensors("cross_entropies", logits=logits)
+    if logits.device != targets.device:
+        raise InputError(
+            f"cross_entropies: got logits on {logits.device}, targets on {targets.device}; both are on one device"
+        )
     accurate = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if targets.numel() and native.usable(accurate, targets):
+    if targets.numel() and native.plain(targets) and native.usable(accurate, dtypes=FLOATS):
         lowest, highest = (int(x) for x in torch.aminmax(targets))
         if lowest < 0 or highest >= logits.shape[-1]:
             raise InputError(f"targets: got {lowest}..{highest}; allowed: 0..{logits.shape[-1] - 1}")
@@ -38,22 +45,23 @@ def cross_entropies(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps the logits and one sum a row; torch's operators keep every step on the way as a tensor of that size."""
+    """Keeps the logits and two numbers a row; torch's operators keep every step on the way as a tensor of that size."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, cap: float) -> Tensor:
         width = logits.shape[-1]
-        losses, log_sums = logits.new_empty(targets.shape), logits.new_empty(targets.shape)
-        native.call("cross_entropy_forward", logits, targets, losses, log_sums, targets.numel(), width, cap)
-        ctx.save_for_backward(logits, targets, log_sums)
+        losses, highest, sums = (logits.new_empty(targets.shape) for _ in range(3))
+        native.call("cross_entropy_forward", logits, targets, losses, highest, sums, targets.numel(), width, cap)
+        ctx.save_for_backward(logits, targets, highest, sums)
         ctx.cap = cap
         return losses
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dlosses: Tensor) -> Any:
-        logits, targets, log_sums = ctx.saved_tensors
+        logits, targets, highest, sums = ctx.saved_tensors
         dlogits = torch.empty_like(logits)
         arguments = (targets.numel(), logits.shape[-1], ctx.cap)
-        native.call("cross_entropy_backward", logits, targets, log_sums, dlosses.contiguous(), dlogits, *arguments)
+        kept = (logits, targets, highest, sums)
+        native.call("cross_entropy_backward", *kept, dlosses.contiguous(), dlogits, *arguments)
         return dlogits, None, None

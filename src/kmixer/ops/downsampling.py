@@ -46,8 +46,9 @@ def filter_and_halve(
     if (rows := tail.shape[1] + x.shape[1]) < weight.shape[1]:
         raise InputError(f"downsampling: got {rows} rows for a filter of {weight.shape[1]}; it needs as many or more")
     tensors = (tail, x, weight)
-    if not all(tensor.dtype == torch.float32 for tensor in tensors) or not native.usable(*tensors):
-        y: Tensor = _FilterAndHalve.apply(torch.cat([tail, x], dim=1), weight)
+    if not native.usable(*tensors):
+        rows_of_both = torch.cat([tail, x], dim=1)
+        y: Tensor = (_filtered if native.transformed(*tensors) else _FilterAndHalve.apply)(rows_of_both, weight)
     elif mixing is None or not _fits(mixing, x):
         y = _Compiled.apply(*tensors, None)
     else:
@@ -57,23 +58,25 @@ def filter_and_halve(
 
 def _fits(mixing: Tensor, x: Tensor) -> bool:
     return (
-        mixing.dtype == torch.float32
-        and native.usable(mixing)
+        native.usable(mixing, products=True)
         and mixing.shape == (x.shape[-1], x.shape[-1])
         and mixing.numel() <= MAX_WEIGHTS
-        and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _filtered(x: Tensor, weight: Tensor) -> Tensor:
+    taps = weight.shape[1]
+    y = lag(x, taps, 0) * weight[:, 0]
+    for r in range(1, taps):  # not in place: torch.compile of torch 2.11 would lose the gradients
+        y = torch.addcmul(y, lag(x, taps, r), weight[:, r])
+    return y
 
 
 class _FilterAndHalve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        taps = weight.shape[1]
-        y = lag(x, taps, 0) * weight[:, 0]
-        for r in range(1, taps):  # not in place: torch.compile of torch 2.11 would lose the gradients
-            y = torch.addcmul(y, lag(x, taps, r), weight[:, r])
-        return y
+        return _filtered(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:

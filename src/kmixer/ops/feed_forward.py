@@ -59,7 +59,8 @@ def feed_forward(
         )
     h, x = keep_and_rms_norm(h, norm, eps)
     if squared_relu:
-        hidden = F.dropout(F.linear(x, up, up_bias).relu().square(), dropout)
+        hidden = F.linear(x, up, up_bias).relu().square()
+        hidden = F.dropout(hidden, dropout) if dropout else hidden
     else:
         hidden = linear_gelu_dropout(x, up, up_bias, dropout)
     return linear_dropout_add(h, hidden, down, down_bias, 0.0)
@@ -68,11 +69,9 @@ def feed_forward(
 def _compiled(h: Tensor, norm: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> bool:
     tensors, (m, d) = (h, norm, up, up_bias, down, down_bias), up.shape
     return (
-        native.usable(*tensors)
-        and all(x.dtype == torch.float32 for x in tensors)
+        native.usable(*tensors, products=True)
         # Where they do not fit each other, torch says so.
         and (h.shape[-1], *norm.shape, *up_bias.shape, *down.shape, *down_bias.shape) == (d, d, m, d, m, d)
-        and not torch.is_autocast_enabled("cpu")
         and up.numel() <= MAX_WEIGHTS
         and 0 < h.numel() // h.shape[-1] * up.shape[0] < MAX_ELEMENTS
     )
@@ -100,7 +99,7 @@ class _FeedForward(torch.autograd.Function):
         out, hidden, inverse = torch.empty_like(h), h.new_empty(rows, m), h.new_empty(rows)
         tensors = (h, norm, up, up_bias, down, down_bias, out, hidden, inverse)
         arguments = (*dropout_arguments(dropout, seed), int(squared_relu))
-        native.call("feed_forward_forward", *tensors, rows, d, m, float(eps), *arguments)
+        native.call("feed_forward_forward", *tensors, rows, d, m, eps, *arguments)
         ctx.save_for_backward(h, norm, up, up_bias, down, hidden, inverse)
         ctx.squared_relu, ctx.dropout, ctx.seed = squared_relu, dropout, seed
         return out

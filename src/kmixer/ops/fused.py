@@ -6,7 +6,6 @@ with it but for dropout, where it draws from a generator of its own (seeded by t
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kmixer import native
+from kmixer.native.dispatch import ELEMENTS
 from kmixer.ops.gradients import first_order
 from kmixer.ops.linear import linear_map
 
@@ -31,7 +31,7 @@ def keep_and_rms_norm(
     x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"] | None, eps: float
 ) -> tuple[Float[Tensor, "*rows d"], Float[Tensor, "*rows d"]]:
     """x and rms_norm(x), for a layer that adds to its input: one pass makes the gradient of both."""
-    if _float32(x) and (weight is None or (_float32(weight) and weight.shape == x.shape[-1:])):
+    if native.usable(x) if weight is None else native.usable(x, weight) and weight.shape == x.shape[-1:]:
         weight = x.new_ones(x.shape[-1]) if weight is None else weight.contiguous()
         return _RMSNorm.apply(x.contiguous(), weight, eps)
     return x, F.rms_norm(x, x.shape[-1:], weight, eps)
@@ -39,62 +39,63 @@ def keep_and_rms_norm(
 
 def dropout(x: Tensor, probability: float) -> Tensor:
     """x with each element set to 0 with this probability, in force as given, and the rest scaled up."""
-    if probability and _float32(x) and x.numel() < MAX_ELEMENTS:
+    if probability and native.usable(x) and x.numel() < MAX_ELEMENTS:
         return _Dropout.apply(x.contiguous(), probability, dropout_seed(probability))
-    return F.dropout(x, probability)
+    return _dropped(x, probability)
 
 
 def normalize(x: Float[Tensor, "*rows r"], eps: float) -> Float[Tensor, "*rows r"]:
     """x / max(|x|, eps) over the last axis."""
-    if _float32(x):
+    if native.usable(x):
         return _Normalize.apply(x.contiguous(), eps)
     return F.normalize(x, dim=-1, eps=eps)
 
 
 def silu_gate(x: Float[Tensor, "*rows d"], gate: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
     """x SiLU(gate), element by element."""
-    if _float32(x, gate) and x.shape == gate.shape:
+    if native.usable(x, gate) and x.shape == gate.shape:
         return _SiluGate.apply(x.contiguous(), gate.contiguous())
     return x * F.silu(gate)
 
 
 def linear_gelu_dropout(x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """dropout(GELU(x W^T + bias)), the exact GELU; `dropout` is the probability in force, 0 in evaluation."""
-    if _elementwise(x, bias) and bias.shape == weight.shape[:1]:
+    if _numbered(x, bias) and bias.shape == weight.shape[:1]:
         return _BiasGeluDropout.apply(linear_map(x, weight), bias.contiguous(), dropout, dropout_seed(dropout))
-    return F.dropout(F.gelu(F.linear(x, weight, bias)), dropout)
+    return _dropped(F.gelu(F.linear(x, weight, bias)), dropout)
 
 
 def linear_dropout_add(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """residual + dropout(x W^T + bias)."""
-    if _elementwise(x, bias) and residual.dtype == torch.float32 and bias.shape == weight.shape[:1]:
+    if _numbered(x, bias) and native.usable(residual) and bias.shape == weight.shape[:1]:
         mapped = linear_map(x, weight)
         if mapped.shape == residual.shape:
             seed = dropout_seed(dropout)
             return _BiasDropoutAdd.apply(residual.contiguous(), mapped, bias.contiguous(), dropout, seed)
-    return residual + F.dropout(F.linear(x, weight, bias), dropout)
+    return residual + _dropped(F.linear(x, weight, bias), dropout)
 
 
 def scaled_norm_add(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """x + rms_norm(x) + bias, with the norm's weight."""
     kept, normed = keep_and_rms_norm(x, weight, eps)
-    if _elementwise(normed, bias) and kept.dtype == torch.float32 and bias.shape == x.shape[-1:]:
+    if _numbered(normed, bias) and native.usable(kept) and bias.shape == x.shape[-1:]:
         return _BiasDropoutAdd.apply(kept.contiguous(), normed, bias.contiguous(), 0.0, 0)
     return kept + normed + bias
 
 
-def _float32(*tensors: Tensor) -> bool:
-    return all(x.dtype == torch.float32 for x in tensors) and native.usable(*tensors)
-
-
-def _elementwise(x: Tensor, bias: Tensor) -> bool:
+def _numbered(x: Tensor, bias: Tensor) -> bool:
+    """Whether an elementwise kernel can take x after a linear map to the bias's width, and number its elements."""
+    # Sizes come last: under torch.export a question about them would bound the batch size.
     return (
-        x.dtype in (torch.float32, torch.bfloat16)
-        and bias.dtype == torch.float32
-        and native.usable(x, bias)
-        # After `usable`: under torch.export a question about sizes would bound the batch size.
+        native.usable(x, dtypes=ELEMENTS)
+        and native.usable(bias)
         and x.numel() // x.shape[-1] * len(bias) < MAX_ELEMENTS
     )
+
+
+def _dropped(x: Tensor, probability: float) -> Tensor:
+    """F.dropout, which torch.vmap refuses even where nothing is dropped."""
+    return F.dropout(x, probability) if probability else x
 
 
 def dropout_seed(dropout: float) -> int:
@@ -102,15 +103,15 @@ def dropout_seed(dropout: float) -> int:
     return int(torch.randint(1 << 32, ())) if dropout else 0
 
 
-def dropout_arguments(dropout: float, seed: int) -> tuple[Any, ...]:
+def dropout_arguments(dropout: float, seed: int) -> tuple[int, int, float]:
     """Seed, threshold and scale as the compiled kernels take them."""
     threshold = min(round(dropout * 2**32), 2**32 - 1)
     scale = 1 / (1 - dropout) if dropout < 1 else 0.0  # where all is dropped
-    return ctypes.c_uint32(seed), ctypes.c_uint32(threshold), float(scale)
+    return seed, threshold, scale
 
 
-def _element(x: Tensor) -> ctypes.c_int32:
-    return ctypes.c_int32(x.dtype == torch.bfloat16)
+def _bfloat16(x: Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
@@ -124,7 +125,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         rows, width = _rows(x)
         y, inverse = torch.empty_like(x), x.new_empty(rows)
-        native.call("rms_norm_forward", x, weight, y, inverse, rows, width, float(eps))
+        native.call("rms_norm_forward", x, weight, y, inverse, rows, width, eps)
         ctx.save_for_backward(x, weight, inverse)
         ctx.set_materialize_grads(False)
         return x.view_as(x), y
@@ -146,7 +147,7 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         rows, width = _rows(x)
         y, inverse = torch.empty_like(x), x.new_empty(rows)
-        native.call("normalize_forward", x, y, inverse, rows, width, float(eps))
+        native.call("normalize_forward", x, y, inverse, rows, width, eps)
         ctx.save_for_backward(y, inverse)
         ctx.eps = eps
         return y
@@ -156,7 +157,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         y, inverse = ctx.saved_tensors
         dx = torch.empty_like(y)
-        native.call("normalize_backward", y, inverse, dy.contiguous(), dx, *_rows(y), float(ctx.eps))
+        native.call("normalize_backward", y, inverse, dy.contiguous(), dx, *_rows(y), ctx.eps)
         return dx, None
 
 
@@ -197,7 +198,7 @@ class _BiasGeluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
         y = torch.empty_like(x)
-        native.call("bias_gelu_dropout_forward", x, bias, y, *_rows(x), *dropout_arguments(dropout, seed), _element(x))
+        native.call("bias_gelu_dropout_forward", x, bias, y, *_rows(x), *dropout_arguments(dropout, seed), _bfloat16(x))
         ctx.save_for_backward(x, bias)
         ctx.dropout, ctx.seed = dropout, seed
         return y
@@ -207,7 +208,7 @@ class _BiasGeluDropout(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, bias = ctx.saved_tensors
         dx, dbias = torch.empty_like(x), torch.empty_like(bias)
-        arguments = (*dropout_arguments(ctx.dropout, ctx.seed), _element(x))
+        arguments = (*dropout_arguments(ctx.dropout, ctx.seed), _bfloat16(x))
         native.call("bias_gelu_dropout_backward", x, bias, dy.contiguous(), dx, dbias, *_rows(x), *arguments)
         return dx, dbias, None, None
 
@@ -216,7 +217,7 @@ class _BiasDropoutAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
         y = torch.empty_like(residual)
-        arguments = (*dropout_arguments(dropout, seed), _element(x))
+        arguments = (*dropout_arguments(dropout, seed), _bfloat16(x))
         native.call("bias_dropout_add_forward", residual, x, bias, y, *_rows(x), *arguments)
         ctx.dropout, ctx.seed, ctx.dtype = dropout, seed, x.dtype
         ctx.save_for_backward(bias)
@@ -228,6 +229,6 @@ class _BiasDropoutAdd(torch.autograd.Function):
         (bias,) = ctx.saved_tensors
         dy = dy.contiguous()
         dx, dbias = torch.empty_like(dy, dtype=ctx.dtype), torch.empty_like(bias)
-        arguments = (*dropout_arguments(ctx.dropout, ctx.seed), _element(dx))
+        arguments = (*dropout_arguments(ctx.dropout, ctx.seed), _bfloat16(dx))
         native.call("bias_dropout_add_backward", dy, dx, dbias, *_rows(dx), *arguments)
         return dy, dx, dbias, None, None

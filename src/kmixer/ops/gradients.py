@@ -1,15 +1,16 @@
-"""Backward functions written by hand, which have no derivative of their own and none in forward mode."""
+"""Backward functions written by hand, which have no derivative of their own and take no part in torch.func."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch._C._functorch import is_legacy_batchedtensor
 
+from kmixer import native
 from kmixer.errors import InputError
 
 INSTEAD = (
@@ -19,22 +20,34 @@ INSTEAD = (
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a hand-written backward refuse second derivatives, instead of leaving them out silently."""
+    """Make a hand-written backward refuse second derivatives, instead of leaving them out silently.
+
+    Its gradients arrive with their numbers in memory: a view that stands for negated numbers is copied.
+    """
 
     @functools.wraps(backward)
     def checked(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():  # create_graph=True
             raise InputError(f"this backward has no derivative of its own: for second derivatives {INSTEAD}")
-        return backward(ctx, *gradients)
+        # torch.func or forward mode over an earlier graph, or is_grads_batched=True
+        if native.transformed(*gradients) or any(x is not None and is_legacy_batchedtensor(x) for x in gradients):
+            raise InputError(
+                "this backward has no part in torch.func, is_grads_batched=True and derivatives in forward mode: for "
+                f"one {INSTEAD}"
+            )
+        return backward(ctx, *(None if x is None else x.resolve_neg() for x in gradients))
 
     return checked
 
 
-def refuse_tangents(tensors: Iterable[Tensor]) -> None:
-    """Refuse the tangents of forward-mode derivatives, which torch drops at a custom operator without a word.
+def refuse_transforms(operator: str, *tensors: Tensor) -> None:
+    """Refuse torch.func (grad, vmap, jvp) and forward mode, whose tangents torch drops at a custom operator silently.
 
     Raises:
-        InputError: a tensor that has one.
+        InputError: inside one of them.
     """
-    if not torch.compiler.is_compiling() and any(unpack_dual(x).tangent is not None for x in tensors):
-        raise InputError(f"this operator has no derivative in forward mode: for one {INSTEAD}")
+    if native.transformed(*tensors):
+        raise InputError(
+            f"{operator} has no part in torch.func and no derivative in forward mode: for one {INSTEAD}, or leave the "
+            "choice to backend 'auto'"
+        )

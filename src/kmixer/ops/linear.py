@@ -25,9 +25,7 @@ def linear_map(
     """x W^T + bias over the last axis; without a bias, x W^T."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if (
-        native.usable(*tensors)
-        and all(tensor.dtype == torch.float32 for tensor in tensors)
-        and not torch.is_autocast_enabled("cpu")
+        native.usable(*tensors, products=True)
         and weight.numel() <= MAX_WEIGHTS
         and x.numel() > 0
         and x.shape[-1] == weight.shape[1]  # torch says what does not fit

@@ -12,7 +12,6 @@ from kmixer.errors import InputError, shown_name
 from kmixer.files import LINES_BYTES, is_there, read_bytes
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.classifiers import build_classifier
-from kmixer.models.config import SequenceClassifierConfig
 from kmixer.models.model_folder import (
     CONFIG,
     WEIGHTS,
@@ -22,6 +21,7 @@ from kmixer.models.model_folder import (
     put_weights,
     read_config,
 )
+from kmixer.models.sequence_classifier import SequenceClassifierConfig
 from kmixer.models.vision import VisionConfig
 from kmixer.runs.recipe import AnyRecipe, ClassificationRecipe, LanguageRecipe
 from kmixer.runs.records import check_diverged

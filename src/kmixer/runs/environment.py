@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from kmixer.files import plain_text
+from kmixer.version import VERSION
 
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     packages = ("numpy", "safetensors", "sentencepiece", "tokenizers", "pydantic", "accelerate")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "kmixer": metadata.version("kmixer"),
+        "kmixer": VERSION,
         "commit": _commit(),
         "python": platform.python_version(),
         # torch's own word of its version names the build for a CPU or a GPU too.

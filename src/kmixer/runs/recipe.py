@@ -15,7 +15,8 @@ from kmixer.data.config import DataConfig, ImageDataConfig, SequenceDataConfig, 
 from kmixer.data.corpora import CORPORA
 from kmixer.errors import SHOWN_CHARACTERS, InputError, one_line, shown, shown_name
 from kmixer.files import TOML_BYTES, parse_toml, read_text, toml_values
-from kmixer.models.config import LanguageModelConfig, SequenceClassifierConfig
+from kmixer.models.causal_lm import LanguageModelConfig
+from kmixer.models.sequence_classifier import SequenceClassifierConfig
 from kmixer.models.vision import VisionConfig
 
 Protocol = Literal["windows", "stream"]

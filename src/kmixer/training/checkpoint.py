@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kmixer.errors import InputError
+from kmixer.models.weight_names import FORMAT, current_names
 from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import load_tensors, save_tensors
 from kmixer.training.averaging import WeightAverage
@@ -48,7 +49,7 @@ def save_checkpoint(
         tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
     if average is not None:
         tensors |= {f"average/{name}": tensor for name, tensor in average.tensors.items()}
-    save_tensors(run.checkpoint, tensors, asdict(progress))
+    save_tensors(run.checkpoint, tensors, {**asdict(progress), "format": FORMAT})
 
 
 def load_checkpoint(
@@ -62,6 +63,8 @@ def load_checkpoint(
         if part not in parts:
             raise InputError(f"{run.checkpoint} is not a checkpoint of a run: it holds the tensor {key}")
         parts[part][name] = tensor
+    source, format = str(run.checkpoint), metadata.pop("format", 1)
+    parts = {part: current_names(tensors, format, source) for part, tensors in parts.items()}
     expected = {"model": model.state_dict(), "average": {} if average is None else average.tensors}
     for part, tensors in expected.items():
         for name in sorted(tensors.keys() | parts[part].keys()):

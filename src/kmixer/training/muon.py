@@ -6,21 +6,32 @@ of a model of 200,000 parameters, and is 9 ms so, on one core.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Muon as OneByOneMuon
+
+from kmixer.layers.roles import Matrix
 
 
 class Muon(OneByOneMuon):
     """torch.optim.Muon with its arguments, its state and its formula (Jordan et al. 2024), in batches.
 
     B = lerp(B, G, 1 - momentum);  U = lerp(G, B, momentum)
-    W = (1 - lr weight_decay) W - lr sqrt(max(1, rows / columns)) orthogonalize(U)
+    W = (1 - lr weight_decay) W - lr sqrt(max(1, out / in)) orthogonalize(U)
+
+    Args:
+        matrices: what it trains, and how each is to be read: which axis is out, and how many matrices it holds, which
+            have momentum, factor and singular values of their own.
+        settings: the keyword arguments of torch's.
     """
+
+    def __init__(self, matrices: Mapping[nn.Parameter, Matrix], **settings: Any) -> None:
+        super().__init__(list(matrices), **settings)
+        self.matrices = dict(matrices)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -29,19 +40,21 @@ class Muon(OneByOneMuon):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            alike: dict[tuple[torch.Size, Matrix], list[tuple[Tensor, Tensor]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    shapes.setdefault(parameter.shape, []).append((parameter, parameter.grad))
-            for shape, members in shapes.items():
+                    key = parameter.shape, self.matrices[parameter]
+                    alike.setdefault(key, []).append((parameter, parameter.grad))
+            for (_, matrix), members in alike.items():
                 parameters, gradients = ([pair[i] for pair in members] for i in range(2))
                 momenta = [self._momentum(parameter) for parameter in parameters]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
-                orthogonal = orthogonalize(torch.stack(updates), group["ns_coefficients"], group["ns_steps"])
-                rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                apart = _apart(torch.stack(updates), matrix)
+                orthogonal = orthogonalize(apart, group["ns_coefficients"], group["ns_steps"])
+                rate = group["lr"] * max(1.0, apart.shape[1] / apart.shape[2]) ** 0.5
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, orthogonal.unbind(0), alpha=-rate)
+                torch._foreach_add_(parameters, _together(orthogonal, matrix).unbind(0), alpha=-rate)
         return loss
 
     def _momentum(self, parameter: Tensor) -> Tensor:
@@ -50,6 +63,18 @@ class Muon(OneByOneMuon):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         momentum: Tensor = state["momentum_buffer"]
         return momentum
+
+
+def _apart(stored: Float[Tensor, "n rows columns"], matrix: Matrix) -> Float[Tensor, "m out in"]:
+    """The matrices that stored ones hold, outputs first."""
+    outputs_first = stored if matrix.outputs == 0 else stored.mT
+    return outputs_first.unflatten(1, (matrix.parts, -1)).flatten(0, 1)
+
+
+def _together(apart: Float[Tensor, "m out in"], matrix: Matrix) -> Float[Tensor, "n rows columns"]:
+    """The inverse of `_apart`."""
+    outputs_first = apart.unflatten(0, (-1, matrix.parts)).flatten(1, 2)
+    return outputs_first if matrix.outputs == 0 else outputs_first.mT
 
 
 def orthogonalize(

@@ -1,43 +1,55 @@
 """Optimisers and their parameter groups, and the learning-rate schedule.
 
-* `grouped`  AdamW as the K-Operators author sets it: matrices and K0's gain at the learning rate with weight
-  decay; biases, norms and logits at half of it, embeddings at three quarters, without.
+* `grouped`  AdamW as Koneko sets it: matrices and K0's gain at the learning rate with weight decay; biases,
+  norms and logits at half of it, embeddings at three quarters, without.
 * `simple`   AdamW with one learning rate; weight decay on everything with two dimensions or more but logits.
 * `muon`     Muon (orthogonalised momentum) for the matrices of the layers, AdamW for everything else,
   grouped as in `simple`.
+
+Which parameter is what is said by its module; see `kmixer.layers.roles`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from kmixer.layers.roles import Group, Matrix, roles_of
 from kmixer.runs.recipe import OptimizationConfig
 from kmixer.training.muon import Muon
 
-# Group of the author's `grouped` setting: (learning rate, weight decay) as factors.
-GROUPS = {"core": (1.0, 1.0), "bias": (0.5, 0.0), "norm": (0.5, 0.0), "embedding": (0.75, 0.0), "logit": (0.5, 0.0)}
+# Of every group of `grouped`: (learning rate, weight decay) as factors.
+GROUPS: dict[Group, tuple[float, float]] = {
+    "core": (1.0, 1.0),
+    "bias": (0.5, 0.0),
+    "norm": (0.5, 0.0),
+    "embedding": (0.75, 0.0),
+    "logit": (0.5, 0.0),
+}
 
 
 def build_optimizers(model: nn.Module, config: OptimizationConfig) -> list[Optimizer]:
-    """The optimisers of a recipe over all parameters that train."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """The optimisers of a recipe over all parameters that train. Raises InputError for a parameter without a role."""
+    roles = roles_of(model)
+    matrices: dict[nn.Parameter, Matrix] = {}
+    factors: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        role = roles[name]
+        if not parameter.requires_grad:
+            continue
+        if config.optimizer == "muon" and role.matrix is not None:
+            matrices[parameter] = role.matrix
+            continue
+        key = GROUPS[role.group] if config.optimizer == "grouped" else (1.0, float(role.decays))
+        factors.setdefault(key, []).append(parameter)
     optimizers: list[Optimizer] = []
     if config.optimizer == "muon":
         assert config.muon_learning_rate is not None
-        matrices = [parameters.pop(name) for name in list(parameters) if is_stack_matrix(name, parameters[name])]
         optimizers.append(Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
-    factors: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        if config.optimizer == "grouped":
-            key = GROUPS[author_group(name)]
-        else:
-            key = (1.0, 1.0 if parameter.ndim >= 2 and not name.endswith("_logit") else 0.0)
-        factors.setdefault(key, []).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": members, "lr": config.learning_rate * rate, "weight_decay": config.weight_decay * decay}
         for (rate, decay), members in factors.items()
@@ -49,30 +61,16 @@ def build_optimizers(model: nn.Module, config: OptimizationConfig) -> list[Optim
     return optimizers
 
 
-def author_group(name: str) -> str:
-    """The group of a parameter in the author's `grouped` setting, by its name in `CausalLM`."""
-    last = name.rsplit(".", 1)[-1]
-    if name.startswith(("embedding.", "from_embedding.", "stack.value_embeddings.")):
-        return "embedding"
-    if last.endswith("_logit") or last in ("log_sigma", "stream_scale", "input_scale"):
-        return "logit"
-    if last == "bias":
-        return "bias"
-    if "norm." in name:
-        return "norm"
-    return "core"
-
-
-def is_stack_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether Muon trains it: matrices that act on channels.
-
-    A base kernel acts on positions; a filter has a row of its own for every channel, logits one for every head.
-    """
-    outside = name.startswith(
-        ("embedding.", "from_embedding.", "head.", "stack.value_embeddings.", "patches.", "positions")
-    )
-    no_matrix = name.endswith(("_logit", ".filter")) or "kernel." in name
-    return parameter.ndim == 2 and not outside and not no_matrix
+def norms_by_group(model: nn.Module, tensor_of: Callable[[str, nn.Parameter], Tensor | None]) -> dict[str, float]:
+    """Norm of a tensor of every trained parameter, over each group of `grouped`."""
+    roles = roles_of(model)
+    squares: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        tensor = tensor_of(name, parameter) if parameter.requires_grad else None
+        if tensor is not None:
+            group = roles[name].group
+            squares[group] = squares.get(group, 0.0) + float(tensor.detach().double().square().sum())
+    return {group: math.sqrt(square) for group, square in squares.items()}
 
 
 def learning_rate_factor(step: int, config: OptimizationConfig) -> float:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kmixer.errors import DivergedError
-from kmixer.measure.dynamics import norms_by_group
 from kmixer.models.model_folder import Model
 from kmixer.runs import integrity
 from kmixer.runs.placement import Placement
@@ -23,7 +22,7 @@ from kmixer.training.averaging import WeightAverage
 from kmixer.training.checkpoint import Progress, save_checkpoint, seed_step
 from kmixer.training.distributed import Processes, pieces_of
 from kmixer.training.matmul_precision import fast_exact_matmuls
-from kmixer.training.optimizers import learning_rate_factor, set_learning_rates
+from kmixer.training.optimizers import learning_rate_factor, norms_by_group, set_learning_rates
 from kmixer.training.process import interrupts
 from kmixer.training.results import write_results
 from kmixer.training.task import Measured, Task

@@ -19,6 +19,7 @@ from kmixer.ops.decay import block as decay_block
 from kmixer.ops.decay import native as decay_native
 from kmixer.ops.decay.recurrence import BACKENDS
 from tests.conftest import threads_of_torch
+from tests.models.laws import Call, assert_a_split_gives_the_whole, draw_cuts, one_at_a_time
 
 FAST = ["mask", "block"]  # in every dtype; `native` is for float32
 BUILT = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
@@ -146,25 +147,23 @@ def test_any_split_gives_the_whole(
     backend: Any, shape: tuple[int, int, int, int], decays: list[float], data: st.DataObject
 ) -> None:
     q, k, v, log_decay, state = make_inputs(shape, decays, torch.float64)
-    whole, final = decayed_linear_attention(q, k, v, log_decay, state=state, backend=backend)
-    cuts = sorted(data.draw(st.lists(st.integers(0, shape[1]), max_size=3)))
-    pieces = []
-    for start, stop in zip([0, *cuts], [*cuts, shape[1]], strict=True):
-        part = slice(start, stop)
-        y, state = decayed_linear_attention(q[:, part], k[:, part], v[:, part], log_decay, state=state, backend=backend)
-        pieces.append(y)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(state, final, rtol=1e-10, atol=1e-10)
+    call = on_parts(q, k, v, log_decay, state, backend)
+    assert_a_split_gives_the_whole(call, shape[1], draw_cuts(data, shape[1]), tolerance=1e-10)
 
 
 def test_one_position_at_a_time_gives_the_whole() -> None:
     q, k, v, log_decay, state = make_inputs((2, 70, 3, 4), [0.01, 0.7, 0.9999], torch.float64)
-    whole, final = decayed_linear_attention(q, k, v, log_decay, state=state)
-    for t in range(70):
-        part = slice(t, t + 1)
-        y, state = decayed_linear_attention(q[:, part], k[:, part], v[:, part], log_decay, state=state)
-        torch.testing.assert_close(y, whole[:, part], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(state, final, rtol=1e-10, atol=1e-10)
+    assert_a_split_gives_the_whole(on_parts(q, k, v, log_decay, state), 70, one_at_a_time(70), tolerance=1e-10)
+
+
+def on_parts(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, start: Tensor, backend: Any = "auto") -> Call:
+    """Calls on a part of the positions; a state of None is `start`."""
+
+    def call(part: slice, state: Any) -> tuple[Tensor, Tensor]:
+        state = start if state is None else state
+        return decayed_linear_attention(q[:, part], k[:, part], v[:, part], log_decay, state=state, backend=backend)
+
+    return call
 
 
 @pytest.mark.parametrize("backend", ["recurrent", *FAST])

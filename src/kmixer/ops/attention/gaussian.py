@@ -22,8 +22,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.attention.softmax import causal_mask, flex_attention, sdpa_attention, softmax_attention
+from kmixer.ops.checks import check_tensors
+from kmixer.ops.gradients import refuse_transforms
 
 Backend = Literal["auto", "naive", "sdpa", "flex"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -67,12 +70,14 @@ def gaussian_attention(
 
     Raises:
         InputError: an unknown backend; a window or exclude_self without causal; a window that leaves
-            nothing to see; keys that are fewer than queries.
+            nothing to see; keys that are fewer than queries; tensors on several devices or of a dtype that is not a
+            real float; torch.func or forward mode with another backend than "naive", which "auto" takes there.
 
     Source: Kundu et al. 2026 (arXiv 2605.02144).
     """
     if backend not in BACKENDS:
         raise InputError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
+    check_tensors("gaussian_attention", x=x, log_sigma=log_sigma, keys=keys, values=values)
     keys = x if keys is None else keys
     values = keys if values is None else values
     if keys.shape[2] < x.shape[2] or values.shape[2] != keys.shape[2]:
@@ -80,6 +85,10 @@ def gaussian_attention(
             f"keys and values: got {keys.shape[2]} and {values.shape[2]} positions for {x.shape[2]} queries; "
             "they have the positions of the queries at their end"
         )
+    if native.transformed(x, keys, values, log_sigma):
+        if backend not in ("auto", "naive"):
+            refuse_transforms(f"backend {backend!r}", x, keys, values, log_sigma)
+        backend = "naive"
     reach = _reach(causal, window, window_inclusive, exclude_self)
     if x.shape[2] == 0:
         return x.new_empty(*x.shape[:3], values.shape[-1])
@@ -138,8 +147,11 @@ def _attend(
 def _naive(x: Tensor, keys: Tensor, values: Tensor, log_sigma: Tensor, causal: bool, reach: int | None) -> Tensor:
     accurate = torch.promote_types(x.dtype, torch.float32)
     x, keys, values = (tensor.to(accurate) for tensor in (x, keys, values))
-    distances = torch.cdist(x, keys, compute_mode="donot_use_mm_for_euclid_dist")
-    exponents = -0.5 * distances.square() * torch.exp(-2 * log_sigma.to(accurate))[:, None, None]
+    if native.transformed(x, keys, log_sigma):  # cdist has no derivative in forward mode
+        squares = (x[..., :, None, :] - keys[..., None, :, :]).square().sum(-1)
+    else:
+        squares = torch.cdist(x, keys, compute_mode="donot_use_mm_for_euclid_dist").square()
+    exponents = -0.5 * squares * torch.exp(-2 * log_sigma.to(accurate))[:, None, None]
     if causal:
         exponents = exponents.masked_fill(~causal_mask(x.shape[2], keys.shape[2], reach, x.device), -torch.inf)
     return torch.softmax(exponents, dim=-1) @ values

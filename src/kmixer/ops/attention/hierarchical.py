@@ -30,12 +30,16 @@ from kmixer.errors import InputError
 from kmixer.ops.attention.hierarchical_blocked import blocked_hierarchical_attention
 from kmixer.ops.attention.native import native_attention
 from kmixer.ops.attention.softmax import causal_mask, sdpa_attention
+from kmixer.ops.checks import check_tensors
+from kmixer.ops.gradients import refuse_transforms
 
 Backend = Literal["auto", "naive", "blocked", "native", "sdpa"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # The compiled kernel's blocks are whole cells of so many levels (kBlock in native/hierarchical.cpp).
 MAX_NATIVE_LEVELS = 6
+# What it computes in float32.
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def hierarchical_attention(
@@ -65,19 +69,30 @@ def hierarchical_attention(
         y (b, h, t, f), in the dtype of the values; computed in float32 where that is narrower, but for "sdpa".
 
     Raises:
-        InputError: an unknown backend or one that cannot compute this, levels that do not fit each other or the values.
+        InputError: an unknown backend or one that cannot compute this, levels that do not fit each other or the values,
+            tensors on several devices or of a dtype that is not a real float; torch.func or forward mode with another
+            backend than "naive", which "auto" takes there.
 
     Source: Cirrincione 2026 (arXiv 2604.08829), abstract; the indexing is our reading.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
+    tensors = {f"queries of level {level}": q for level, q in enumerate(queries)}
+    tensors |= {f"keys of level {level}": k for level, k in enumerate(keys)}
+    check_tensors("hierarchical_attention", **tensors, values=values, weights=weights)
     s = values.shape[2]
     _check(queries, keys, values, weights, t)
     if t == 0:
         return values[:, :, :0]
-    compiled = t == s and len(queries) <= MAX_NATIVE_LEVELS and native.usable(values) and values.dtype != torch.float64
-    if backend == "auto":
+    tensors_of_all = (*queries, *keys, values, weights)
+    transformed = native.transformed(*tensors_of_all)
+    compiled = t == s and len(queries) <= MAX_NATIVE_LEVELS and native.usable(*tensors_of_all, dtypes=NARROW)
+    if backend == "auto" and transformed:
+        backend = "naive"
+    elif backend == "auto":
         backend = "sdpa" if values.is_cuda else "native" if compiled else "blocked" if t == s else "naive"
+    if transformed and backend != "naive":
+        refuse_transforms(f"backend {backend!r}", *tensors_of_all)
     if backend == "native" and not compiled:
         raise InputError(
             "backend 'native': it needs the compiled kernels, tensors on a CPU, all positions as queries, at most "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from kmixer.ops.gradients import first_order, refuse_tangents
+from kmixer.ops.gradients import first_order, refuse_transforms
 
 # Queries of a block: its scores stay in the second cache level for a thousand keys.
 BLOCK = 128
@@ -23,7 +23,7 @@ def blocked_hierarchical_attention(
     queries: list[Tensor], keys: list[Tensor], values: Tensor, weights: Tensor, causal: bool
 ) -> Tensor:
     """y (b, h, t, f) of all positions, all in one dtype; arguments as `hierarchical_attention`."""
-    refuse_tangents((*queries, *keys, values, weights))
+    refuse_transforms("backend 'blocked'", *queries, *keys, values, weights)
     y: Tensor = _forward(queries, keys, values, weights, causal)[0]
     return y
 
@@ -32,13 +32,19 @@ def blocked_hierarchical_attention(
 def _forward(
     queries: list[Tensor], keys: list[Tensor], values: Tensor, weights: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the logarithm of each query's normaliser (b, h, t, 1)."""
+    """The output, and each query's highest score and sum of exp(score - highest) (b, h, t, 2).
+
+    Both are kept: the logarithm of a normaliser would be rounded to the digits of the highest score.
+    """
     y = values.new_empty(values.shape)
-    normaliser = values.new_empty(*values.shape[:3], 1)
+    normaliser = values.new_empty(*values.shape[:3], 2)
     for start, stop, seen in _blocks(values.shape[2], len(queries), causal):
         scores = _block_scores(weights, queries, keys, start, stop, seen, causal)
-        normaliser[:, :, start:stop] = torch.logsumexp(scores, dim=-1, keepdim=True)
-        attended = scores.sub_(normaliser[:, :, start:stop]).exp_()
+        highest = scores.amax(-1, keepdim=True)
+        attended = scores.sub_(highest).exp_()
+        total = attended.sum(-1, keepdim=True)
+        normaliser[:, :, start:stop] = torch.cat([highest, total], dim=-1)
+        attended.div_(total)
         torch.matmul(attended, values[:, :, :seen], out=y[:, :, start:stop])
     return y, normaliser
 
@@ -47,7 +53,7 @@ def _forward(
 def _(
     queries: list[Tensor], keys: list[Tensor], values: Tensor, weights: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    return values.new_empty(values.shape), values.new_empty(*values.shape[:3], 1)
+    return values.new_empty(values.shape), values.new_empty(*values.shape[:3], 2)
 
 
 @custom_op("kmixer::blocked_hierarchical_backward", mutates_args=())
@@ -69,7 +75,8 @@ def _backward(
     carried = (grad * y).sum(-1, keepdim=True)
     for start, stop, seen in _blocks(values.shape[2], len(queries), causal):
         scores = _block_scores(weights, queries, keys, start, stop, seen, causal)
-        attended = scores.sub_(normaliser[:, :, start:stop]).exp_()
+        highest, total = normaliser[:, :, start:stop].split(1, dim=-1)
+        attended = scores.sub_(highest).exp_().div_(total)
         here = grad[:, :, start:stop]
         grad_values[:, :, :seen] += attended.mT @ here
         inner = here @ values[:, :, :seen].mT

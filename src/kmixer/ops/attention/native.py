@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kmixer import native
+from kmixer.native.structures import Attention, AttentionGradients
 from kmixer.ops.gradients import first_order
 
 
@@ -34,26 +36,38 @@ class _Native(torch.autograd.Function):
         (b, h, t, f), levels, e = values.shape, weights.shape[1], rows[0].shape[-1]
         values, weights = values.contiguous(), weights.contiguous()
         rows = tuple(tensor.contiguous() for tensor in rows)
-        y, normaliser = values.new_empty(b, t, h, f), values.new_empty(b, h, t)
-        ctx.shape = (b * h, h, t, levels, e, f, float(scale), int(causal))
-        inputs = (native.addresses(rows[:levels]), native.addresses(rows[levels:]), values, weights)
-        native.call("hierarchical_forward", *inputs, y, normaliser, *ctx.shape)
-        ctx.save_for_backward(values, weights, y, normaliser, *rows)
+        y, highest, sums = values.new_empty(b, t, h, f), values.new_empty(b, h, t), values.new_empty(b, h, t)
+        ctx.shape = (b * h, h, t, levels, e, f, int(causal), scale)
+        native.call("hierarchical_forward", _attention(ctx.shape, (values, weights, y, highest, sums), rows))
+        ctx.save_for_backward(values, weights, y, highest, sums, *rows)
         return y
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        values, weights, y, normaliser, *rows = ctx.saved_tensors
+        values, weights, y, highest, sums, *rows = ctx.saved_tensors
         levels = weights.shape[1]
         made, grad_values = [torch.empty_like(tensor) for tensor in rows], torch.empty_like(values)
         by_row = weights.new_empty(*values.shape[:2], levels)
         grad = gradients[0].contiguous()
         native.call(
             "hierarchical_backward",
-            *(native.addresses(each) for each in (rows[:levels], rows[levels:])),
-            *(values, weights, y, normaliser, grad),
-            *(native.addresses(each) for each in (made[:levels], made[levels:])),
-            *(grad_values, by_row, *ctx.shape),
+            _attention(ctx.shape, (values, weights, y, highest, sums), rows),
+            AttentionGradients(
+                native.pointer(grad),
+                *(native.addresses(levels_made) for levels_made in (made[:levels], made[levels:])),
+                *(native.pointer(tensor) for tensor in (grad_values, by_row)),
+            ),
         )
         return grad_values, by_row.sum(0), None, None, *made
+
+
+def _attention(shape: tuple[Any, ...], tensors: Sequence[Tensor], rows: Sequence[Tensor]) -> Attention:
+    """What both kernels take; the tensors must be kept until they have returned."""
+    levels = len(rows) // 2
+    return Attention(
+        native.addresses(rows[:levels]),
+        native.addresses(rows[levels:]),
+        *(native.pointer(tensor) for tensor in tensors),
+        *shape,
+    )

@@ -19,6 +19,7 @@ from torch import Tensor
 from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.attention.native import native_attention
+from kmixer.ops.checks import check_tensors
 
 # FlexAttention wants head widths in powers of two, this at least.
 MIN_FLEX_WIDTH = 16
@@ -43,7 +44,7 @@ def softmax_attention(
     reach: int | None = None,
     scale: float | None = None,
 ) -> Float[Tensor, "b h t f"]:
-    """Attention by the fastest of the kernels at hand.
+    """Attention by the fastest of the kernels at hand; inside torch.func (grad, vmap, jvp) by its definition.
 
     Args:
         queries: (b, h, t, e), the last t of the s positions.
@@ -51,7 +52,11 @@ def softmax_attention(
         causal: position i sees itself and the positions before it.
         reach: of these the last `reach` only, itself included.
         scale: of the products; 1 / sqrt(e) when None.
+
+    Raises:
+        InputError: tensors on several devices or of a dtype that is not a real float.
     """
+    check_tensors("softmax attention", queries=queries, keys=keys, values=values)
     b, h, t, e = queries.shape
     whole = t == keys.shape[2] and (reach is None or reach >= t)
     tensors = (queries, keys, values)
@@ -59,14 +64,32 @@ def softmax_attention(
         whole
         and keys.shape == queries.shape
         and values.shape[:3] == keys.shape[:3]
-        and all(tensor.dtype == torch.float32 for tensor in tensors)
         and native.usable(*tensors)
         and b * h >= torch.get_num_threads()
         and t <= MAX_NATIVE_LENGTH // (1 if causal else 2)
     ):
         scale = e**-0.5 if scale is None else scale
         return native_attention([queries], [keys], values, queries.new_ones(h, 1), causal=causal, scale=scale)
+    if native.transformed(*tensors):
+        return plain_attention(*tensors, causal=causal, reach=reach, scale=scale)
     return sdpa_attention(*tensors, causal=causal, reach=reach, scale=scale)
+
+
+def plain_attention(
+    queries: Float[Tensor, "b h t e"],
+    keys: Float[Tensor, "b h s e"],
+    values: Float[Tensor, "b h s f"],
+    *,
+    causal: bool = True,
+    reach: int | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "b h t f"]:
+    """The definition, for torch.func and forward mode, of which torch's fused kernels have no part. Memory t s."""
+    scores = (queries.shape[-1] ** -0.5 if scale is None else scale) * (queries @ keys.mT)
+    if causal:
+        mask = causal_mask(queries.shape[2], keys.shape[2], reach, queries.device)
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return torch.softmax(scores, dim=-1) @ values
 
 
 def sdpa_attention(

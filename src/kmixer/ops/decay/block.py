@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kmixer.ops.decay.operator import decay_operator
+from kmixer.ops.decay.operator import LEAST_LOG_DECAY, decay_operator
 
 # More rows a chunk cost more in the (c, c) product than they save in chunk states.
 MAX_CHUNK = 32
@@ -74,6 +74,7 @@ class _Scales:
     """Powers of the decays inside a chunk of c positions, each (c, r); `whole` is g^c (r, 1)."""
 
     def __init__(self, log_decay: Tensor, c: int) -> None:
+        log_decay = log_decay.clamp(min=LEAST_LOG_DECAY)
         position = torch.arange(c, device=log_decay.device, dtype=log_decay.dtype)[:, None]
         middle = (c - 1) / 2
         self.position = position

@@ -25,7 +25,7 @@ from torch.library import custom_op
 
 from kmixer.errors import InputError
 from kmixer.ops.decay import kernels
-from kmixer.ops.decay.recurrence import TRITON_MAX_RANK
+from kmixer.ops.decay.operator import TRITON_MAX_RANK
 
 # tl.dot takes no side under 16, and at 16 the scaled queries and keys of a decay of 0.01 reach exp(34.5) only.
 CHUNK = 16

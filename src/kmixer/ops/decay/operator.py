@@ -1,4 +1,4 @@
-"""What the backends of decayed linear attention that are operators of torch's share: torch.compile keeps them whole."""
+"""What backends of decayed linear attention share that are operators of torch's: torch.compile keeps them whole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.library import custom_op
 
 from kmixer.ops.gradients import first_order
+
+# The largest rank whose state the Triton kernels hold in registers.
+TRITON_MAX_RANK = 128
+# exp(LEAST_LOG_DECAY) is 0 in every precision, as exp(-inf) is; but 0 times it is 0, where 0 times -inf is NaN.
+LEAST_LOG_DECAY = -1e4
 
 Two = tuple[Tensor, Tensor]
 Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -38,8 +43,8 @@ def decay_operator(name: str, forward: Callable[..., Two], backward: Callable[..
 
     @first_order
     def of_inputs(ctx: Any, dy: Tensor, dfinal: Tensor) -> Five:
-        found: Five = gradients(*ctx.saved_tensors, dy, dfinal)
-        return found
+        of_five: Five = gradients(*ctx.saved_tensors, dy, dfinal)
+        return of_five
 
     operator.register_autograd(of_inputs, setup_context=keep)
     return operator

@@ -25,16 +25,17 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
+from kmixer.ops.checks import FLOATS, check_tensors
 from kmixer.ops.decay.block import block_decay
 from kmixer.ops.decay.native import native_decay
-from kmixer.ops.gradients import refuse_tangents
+from kmixer.ops.decay.operator import LEAST_LOG_DECAY, TRITON_MAX_RANK
+from kmixer.ops.gradients import refuse_transforms
 
 Backend = Literal["auto", "recurrent", "mask", "block", "native", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # Looked up, not imported: `import kmixer` needs torch alone.
 TRITON_INSTALLED = find_spec("triton") is not None
-TRITON_MAX_RANK = 128
 
 
 def decayed_linear_attention(
@@ -53,43 +54,51 @@ def decayed_linear_attention(
     Args:
         q, k: queries and keys (b, t, r).
         v: values (b, t, d).
-        log_decay: natural logarithm of the decays (r,), each in (-inf, 0], which is not checked: sums of a decay
-            above 1 overflow.
+        log_decay: natural logarithm of the decays (r,), each in [-inf, 0]: sums of a decay above 1 would overflow.
+            Checked for tensors on a CPU; on a GPU that would wait for it, and in torch.compile and torch.func nothing
+            can be read: there a decay above 1 gives what the backend makes of it.
         state: S before the first position (b, r, d); zeros when None.
         backend: "auto" takes `recurrent` for a single position, `triton` for tensors on an NVIDIA GPU where
             triton is installed (r up to 128, not float64), `native` on a CPU where it can run, and
-            `block` otherwise.
+            `block` otherwise. Inside torch.func (grad, vmap, jvp) and forward mode it takes `recurrent`.
+
+    q, k, v, log_decay and state are float64, float32, bfloat16 or float16, on one device. b, t, r and d may be 0.
 
     Returns:
         y (b, t, d) in the dtype of v, and the state after the last position (b, r, d).
         States and sums are float64 for float64 values and float32 for every other dtype.
 
     Raises:
-        InputError: shapes that do not fit each other, a backend that does not exist or cannot run here, or second
-            derivatives or some in forward mode: `recurrent` and `mask` have those.
+        InputError: shapes, devices or dtypes that do not fit, log decays above 0 or NaN, a backend that does not exist
+            or cannot run here, or, but for `recurrent` and `mask`, which have those: second derivatives, torch.func,
+            and forward mode.
 
     Source: Koneko 2026 (Zenodo 19004569 and 19136398), low-rank recurrence of K2.
     """
     _check_shapes(q, k, v, log_decay, state)
+    check_tensors("decayed_linear_attention", q=q, k=k, v=v, log_decay=log_decay, state=state)
+    _check_range(log_decay)
     if backend not in BACKENDS:
         raise InputError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     b, t, d = v.shape
     if state is None:
         state = v.new_zeros(b, q.shape[-1], d, dtype=dtype)
+    if backend == "auto":
+        backend = _automatic_backend(q, k, v, log_decay, state)
+    if backend not in ("recurrent", "mask"):
+        refuse_transforms(f"backend {backend!r}", q, k, v, log_decay, state)
     if t == 0:
         return v, state.to(dtype)
-    if backend == "auto":
-        backend = _automatic_backend(q, k, v)
-    if backend not in ("recurrent", "mask"):
-        refuse_tangents((q, k, v, log_decay, state))
-    if backend == "triton":
-        return _triton(q, k, v, log_decay, state)
-    if backend == "native" and not (dtype == torch.float32 and native.available(q, k, v)):
+    if backend == "native" and not (dtype == torch.float32 and native.usable(q, k, v, dtypes=FLOATS, operator=True)):
         raise InputError(
             "backend 'native' needs float32 or smaller inputs on a CPU and the compiled kernels, which "
             "are built at installation where there is a C++ compiler; backend 'block' runs everywhere"
         )
+    if 0 in (b, q.shape[-1], d):
+        backend = "recurrent"  # nothing to compute: there is no faster form of it
+    elif backend == "triton":
+        return _triton(q, k, v, log_decay, state)
     run = _IMPLEMENTATIONS[backend]
     with torch.autocast(v.device.type, enabled=False):
         y, state = run(q.to(dtype), k.to(dtype), v.to(dtype), log_decay.to(dtype), state.to(dtype))
@@ -105,12 +114,21 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Ten
         raise InputError(f"decayed_linear_attention needs a state (b, r, d) = {expected}; got {tuple(state.shape)}")
 
 
-def _automatic_backend(q: Tensor, k: Tensor, v: Tensor) -> Backend:
-    if v.shape[1] == 1:
+def _check_range(log_decay: Tensor) -> None:
+    if log_decay.numel() and native.plain(log_decay):
+        highest = float(log_decay.detach().max())  # NaN where any is
+        if not highest <= 0:
+            raise InputError(
+                f"decayed_linear_attention: got a log_decay of {highest:.4g}; allowed: [-inf, 0], decays from 0 to 1"
+            )
+
+
+def _automatic_backend(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> Backend:
+    if v.shape[1] == 1 or native.transformed(q, k, v, *others):
         return "recurrent"
     if torch.float64 in (q.dtype, k.dtype, v.dtype):
         return "block"
-    if native.available(q, k, v):
+    if native.usable(q, k, v, dtypes=FLOATS, operator=True):
         return "native"
     # The kernels take TF32 products, which AMD's cards, "cuda" to torch as well, do not all have.
     nvidia = v.is_cuda and torch.version.hip is None
@@ -138,6 +156,7 @@ def _mask(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> 
     t = q.shape[1]
     position = torch.arange(t, device=q.device)
     lag = position[:, None] - position[None, :]
+    log_decay = log_decay.clamp(min=LEAST_LOG_DECAY)
     weight = torch.exp(log_decay * lag.clamp(min=0)[:, :, None]) * (lag >= 0)[:, :, None]
     outer = k[:, :, :, None] * v[:, :, None, :]
     carried = torch.exp(log_decay * (position + 1)[:, None])[:, :, None] * state[:, None]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kmixer import native
+from kmixer.native import library as native
 
 
 def test_a_library_of_other_sources_is_not_loaded(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""The residual block that every model is made of: any norm, any mixer, any feed-forward layer.
+
+Where its parts are exactly those that a compiled kernel implements, the kernel runs; everything else is called.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kmixer.layers.exactly import exactly as exactly
+from kmixer.layers.feed_forward import FeedForward, SquaredReluFeedForward
+from kmixer.layers.linear import Linear
+from kmixer.layers.norms import NORM_EPS, RMSNorm, UnweightedRMSNorm
+from kmixer.ops.feed_forward import Activation, feed_forward
+from kmixer.ops.fused import linear_dropout_add
+from kmixer.state import State
+
+
+class BlockState(NamedTuple):
+    """What a block carries: the state of its mixer and of its feed-forward layer, None where there is none."""
+
+    mixer: State
+    feed_forward: State = None
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + feed_forward(norm(x)).
+
+    Args:
+        mixing_norm, feed_forward_norm: a norm before each branch: (b, t, d) to (b, t, d).
+        mixer: `y, state = mixer(x, state, *extra)`, with `initial_state(batch_size, *extra)`.
+        feed_forward: (b, t, d) to (b, t, d), position by position.
+        mixing_dropout: on what the mixer adds, in training.
+        drop_path: probability of leaving a branch out of an example, in training.
+        projecting: a type of mixer that ends in a matrix, with `mix(x, state, *extra)` for all before it and
+            `projection` for the matrix. Where the mixer is exactly of this type, the matrix, the dropout and the
+            addition are one operation, which rounds and draws in its own way.
+
+    Shapes: x (b, t, d) to (b, t, d), and a `BlockState`.
+
+    A kernel takes the place of parts only where each of them is `exactly` of a type that the kernel implements.
+    """
+
+    def __init__(
+        self,
+        mixing_norm: nn.Module,
+        mixer: nn.Module,
+        feed_forward_norm: nn.Module,
+        feed_forward: nn.Module,
+        *,
+        mixing_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        projecting: type[nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.mixing_norm, self.mixer = mixing_norm, mixer
+        self.feed_forward_norm, self.feed_forward = feed_forward_norm, feed_forward
+        self.mixing_dropout, self.drop_path = mixing_dropout, drop_path
+        self.projecting = projecting
+
+    def initial_state(self, batch_size: int, *extra: object) -> BlockState:
+        """The state before the first position; `extra` as in `forward`."""
+        return BlockState(self.mixer.initial_state(batch_size, *extra))  # type: ignore[operator]
+
+    def forward(
+        self, x: Float[Tensor, "... d"], state: BlockState | None = None, *extra: object
+    ) -> tuple[Float[Tensor, "... d"], BlockState]:
+        """The block; `extra` is handed to the mixer: the base kernel of a stack, a value embedding."""
+        x, mixed = self._add_mixed(x, None if state is None else state.mixer, extra)
+        return self._add_feed_forward(x), BlockState(mixed)
+
+    def _add_mixed(self, x: Tensor, state: State, extra: tuple[object, ...]) -> tuple[Tensor, State]:
+        x, normed = _keep(x, self.mixing_norm)
+        projection = self._projection()
+        if projection is not None:
+            mixed, state = self.mixer.mix(normed, state, *extra)  # type: ignore[operator]
+            dropout = self.mixing_dropout if self.training else 0.0
+            return linear_dropout_add(x, mixed, projection.weight, projection.bias, dropout), state
+        mixed, state = self.mixer(normed, state, *extra)
+        return x + self._dropped(F.dropout(mixed, self.mixing_dropout, self.training)), state
+
+    def _add_feed_forward(self, x: Tensor) -> Tensor:
+        norm, layer = self.feed_forward_norm, self.feed_forward
+        if (
+            exactly(norm, RMSNorm, UnweightedRMSNorm)
+            and exactly(layer, FeedForward, SquaredReluFeedForward)
+            and exactly(layer.up, Linear)
+            and exactly(layer.down, Linear)
+            and not self._drops_paths()
+        ):
+            weight = norm.weight if isinstance(norm, RMSNorm) else None
+            weights = (weight, layer.up.weight, layer.up.bias, layer.down.weight, layer.down.bias)
+            dropout = layer.dropout if layer.training else 0.0
+            activation: Activation = "gelu" if isinstance(layer, FeedForward) else "squared_relu"
+            return feed_forward(x, *weights, eps=NORM_EPS, dropout=dropout, activation=activation)
+        x, normed = _keep(x, norm)
+        return x + self._dropped(layer(normed))
+
+    def _projection(self) -> Linear | None:
+        """The matrix that the mixer ends in, where one operation may take its place."""
+        if self.projecting is None or not exactly(self.mixer, self.projecting) or self._drops_paths():
+            return None
+        projection = cast("nn.Module", self.mixer.projection)
+        return projection if exactly(projection, Linear) and projection.bias is not None else None
+
+    def _drops_paths(self) -> bool:
+        return self.training and self.drop_path > 0
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        return drop_path(branch, self.drop_path) if self._drops_paths() else branch
+
+
+def drop_path(x: Float[Tensor, "b t d"], probability: float) -> Float[Tensor, "b t d"]:
+    """Leave a branch out for some of the examples of a batch, and scale it up for the others (Huang et al. 2016)."""
+    kept = 1 - probability
+    return x * (torch.rand(len(x), 1, 1, device=x.device) < kept) / kept
+
+
+def _keep(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """x and norm(x); by one operation where the norm has it, so that the gradients of both are one pass."""
+    if exactly(norm, RMSNorm, UnweightedRMSNorm):
+        return norm.keep(x)
+    return x, norm(x)

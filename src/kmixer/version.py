@@ -1,0 +1,3 @@
+"""The version, for what writes it into files."""
+
+VERSION = "0.1.0"
