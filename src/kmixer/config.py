@@ -20,6 +20,7 @@ Layers = Annotated[int, Field(ge=1, le=1 << 10)]
 Taps = Annotated[int, Field(ge=1, le=1 << 20)]  # lags or positions of a kernel
 Vocabulary = Annotated[int, Field(ge=1, le=1 << 24)]
 Multiplier = Annotated[int, Field(ge=1, le=1 << 10)]
+
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -48,6 +48,56 @@ class LanguageModel(CausalLM):
         loaded = load_language_recipe(recipe, settings)
         return cls(loaded.model, loaded.tokenizer.vocabulary_size)
 
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        seed: int | None = ...,
+        stop: Sequence[str] = ...,
+        stream: Literal[False] = ...,
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        seed: int | None = ...,
+        stop: Sequence[str] = ...,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[str]: ...
+    @overload
+    def generate(
+        self,
+        prompt: Tensor,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        seed: int | None = ...,
+        stop: Sequence[str] = ...,
+        stream: Literal[False] = ...,
+    ) -> Tensor: ...
+    @overload
+    def generate(
+        self,
+        prompt: Tensor,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        seed: int | None = ...,
+        stop: Sequence[str] = ...,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[Tensor]: ...
     def generate(
         self,
         prompt: str | Tensor,
@@ -58,7 +108,7 @@ class LanguageModel(CausalLM):
         seed: int | None = None,
         stop: Sequence[str] = (),
         stream: bool = False,
-    ) -> Any:
+    ) -> str | Tensor | Iterator[str] | Iterator[Tensor]:
         """Continue a prompt with dropout off.
 
         Args:

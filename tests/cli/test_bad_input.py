@@ -36,7 +36,7 @@ def test_corpora(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> None
     for corpus, message in {
         "missing.txt": "no such file or folder, and not one of tiny-shakespeare, plays",
         "empty.txt": "is empty",
-        "latin.txt": "is not UTF-8 text; convert it first",
+        "latin.txt": "is not UTF-8 text at byte 3; convert it first",
         "short.txt": "has 10 tokens; a window of 32 needs 33 or more: give more text or a shorter window",
         "folder": "holds no .md or .txt files",
     }.items():

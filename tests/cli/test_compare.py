@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kmixer.experiments.compare import read_arms, why_not_comparable
+from kmixer.experiments.arms import read_arms
+from kmixer.experiments.compare import why_not_comparable
 from kmixer.runs.recipe import load_recipe
 from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import load_tensors, save_tensors

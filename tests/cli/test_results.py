@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tomli_w
 
-from kmixer.experiments import results
+from kmixer.experiments.sections import short_commit
 from kmixer.experiments.sweep import arms_of_grid
 from tests.cli.conftest import Run, make_sweep
 
@@ -82,6 +82,6 @@ def test_the_page_is_not_written_over_anything_else(kmixer_command: Run, recipe_
 
 
 def test_a_commit_that_the_checkout_was_not_stays_marked() -> None:
-    assert results._short("0123456789abcdef") == "0123456789"
-    assert results._short("0123456789abcdef-dirty") == "0123456789-dirty"
-    assert results._short("None") == "None"
+    assert short_commit("0123456789abcdef") == "0123456789"
+    assert short_commit("0123456789abcdef-dirty") == "0123456789-dirty"
+    assert short_commit("None") == "None"

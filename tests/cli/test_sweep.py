@@ -17,7 +17,8 @@ import tomli_w
 from kmixer.cli.experiments import plan
 from kmixer.cli.inspect import account_of
 from kmixer.errors import InputError
-from kmixer.experiments.compare import compare, read_arms
+from kmixer.experiments.arms import read_arms
+from kmixer.experiments.compare import compare
 from kmixer.experiments.sweep import (
     SWEEP,
     Sweep,
@@ -42,7 +43,7 @@ def arguments(recipe: Path, out: Path, *more: object) -> list[str]:
 
 def table(folder: Path) -> list[dict[str, object]]:
     """The comparison without the time it took."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in compare(read_arms([folder]))]
+    return [{k: v for k, v in row.to_json().items() if k != "seconds"} for row in compare(read_arms([folder]))]
 
 
 def start(words: list[str]) -> subprocess.Popen[bytes]:
@@ -148,7 +149,7 @@ def test_an_ablation_file(kmixer_command: Run, recipe_path: Path, tmp_path: Path
     out = tmp_path / "sweep"
     answer = kmixer_command("sweep", path, "--out", out, "--threads", 1, "--set", "training.steps=2")
     assert answer.code == 0, answer
-    assert [row["arm"] for row in compare(read_arms([out]))] == ["plain", "narrow"]
+    assert [row.arm for row in compare(read_arms([out]))] == ["plain", "narrow"]
     assert "the arms of" in kmixer_command("sweep", path, "--grid", "model.rank=2,3", "--out", out).error()
     assert "no such ablation" in kmixer_command("sweep", "ablations/nothing").error()
 

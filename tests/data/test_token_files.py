@@ -15,7 +15,8 @@ import torch
 from kmixer.data import token_files
 from kmixer.data.batches import consecutive_windows, random_windows
 from kmixer.data.config import DataConfig, TokenizerConfig
-from kmixer.data.corpora import CORPORA, READ_BYTES, add_local_copy, find_corpus, is_local
+from kmixer.data.corpora import CORPORA, add_local_copy, find_corpus, is_local
+from kmixer.data.reading import READ_BYTES
 from kmixer.data.token_files import count_tokens, prepare_dataset
 from kmixer.data.tokenizers import CharTokenizer
 from kmixer.errors import InputError
@@ -40,7 +41,7 @@ def test_named_files_are_held_out(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     dataset = prepare_dataset(DataConfig(corpus=str(tmp_path), validation=["sub/b.md"]), CHAR)
-    assert dataset.tokenizer.decode(dataset.train.tokens.tolist()) == "first third "
+    assert dataset.tokenizer.decode(dataset.train.tokens.tolist()) == "first \nthird "
     assert dataset.tokenizer.decode(dataset.validation.tokens.tolist()) == "second "
     with pytest.raises(InputError, match=r"b\.md not in corpus .*; it has a\.txt, c\.txt, sub/b\.md"):
         prepare_dataset(DataConfig(corpus=str(tmp_path), validation=["b.md"]), CHAR)
@@ -49,7 +50,7 @@ def test_named_files_are_held_out(tmp_path: Path) -> None:
 
 
 def test_multibyte_text_is_split_and_counted_by_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmixer.data.corpora.READ_BYTES", 7)  # so that blocks cut characters in two
+    monkeypatch.setattr("kmixer.data.reading.READ_BYTES", 7)  # so that blocks cut characters in two
     text = "Käse — naïve 日本語 text, " * 20
     path = tmp_path / "text.txt"
     path.write_text(text, encoding="utf-8")
@@ -94,12 +95,13 @@ def test_runs_that_begin_together_share_their_token_files(
 ) -> None:
     data = DataConfig(corpus=str(text_file), validation=0.3)
     together = threading.Barrier(4)
+    write_parts = token_files.write_parts
 
-    def not_yet_there(folder: Path) -> bool:
-        together.wait(timeout=20)
-        return False
+    def write_together(*arguments: Any, **options: Any) -> None:
+        together.wait(timeout=20)  # all have seen that nothing is there
+        write_parts(*arguments, **options)
 
-    monkeypatch.setattr(token_files, "_is_whole", not_yet_there)
+    monkeypatch.setattr(token_files, "write_parts", write_together)
     with ThreadPoolExecutor(4) as pool:
         datasets = list(pool.map(lambda _: prepare_dataset(data, CHAR), range(4)))
     for dataset in datasets:
@@ -148,12 +150,41 @@ def test_corpora_that_cannot_be_are_named(tmp_path: Path) -> None:
         prepare_dataset(DataConfig(corpus=str(empty)), CHAR)
     latin = tmp_path / "latin.txt"
     latin.write_bytes("Käse".encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin\.txt is not UTF-8 text; convert it first"):
+    with pytest.raises(InputError, match=r"latin\.txt is not UTF-8 text at byte 1; convert it first"):
         prepare_dataset(DataConfig(corpus=str(latin)), CHAR)
     one = tmp_path / "one.txt"
     one.write_text("a")
     with pytest.raises(InputError, match="the train part of the corpus is empty"):
         prepare_dataset(DataConfig(corpus=str(one), validation=0.5), CHAR)
+
+
+def test_raw_bytes_are_a_corpus_of_the_byte_tokenizer(tmp_path: Path) -> None:
+    raw = bytes(range(256)) * 40 + b"\xef\xbb\xbf and words"
+    (tmp_path / "a.bin").write_bytes(raw)
+    byte = TokenizerConfig(kind="byte", vocabulary_size=256)
+    data = DataConfig(corpus=str(tmp_path / "a.bin"), validation=0.25, encoding="bytes")
+    dataset = prepare_dataset(data, byte)
+    assert bytes([*dataset.train.tokens.tolist(), *dataset.validation.tokens.tolist()]) == raw
+    assert len(dataset.train.tokens) == int(0.75 * len(raw)) == dataset.train.bytes
+    assert dataset.train.characters is None
+    assert dataset.train.tokens_per_character is None
+    assert dataset.sha256 == sha256_of(tmp_path / "a.bin")
+    with pytest.raises(InputError, match=r"data\.encoding 'bytes' goes with tokenizer.kind 'byte', not 'char'"):
+        prepare_dataset(data, CHAR)
+    with pytest.raises(InputError, match="field 'text' with encoding 'bytes'"):
+        DataConfig.parse({"corpus": "x", "field": "text", "encoding": "bytes"}, source="test")
+
+
+def test_files_of_a_folder_are_counted_and_joined_with_a_break(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("aa")
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "c.txt").write_text("cc\n")
+    (tmp_path / "d.txt").write_text("dd")
+    dataset = prepare_dataset(DataConfig(corpus=str(tmp_path), validation=0.5), CHAR)
+    parts = [dataset.tokenizer.decode(part.tokens.tolist()) for part in (dataset.train, dataset.validation)]
+    assert parts == ["aa\nc", "c\ndd"]
+    assert dataset.notes == (f"{tmp_path}: 4 files",)
+    assert dataset.sha256 == find_corpus(str(tmp_path)).sha256()
 
 
 def test_python_docs_need_nothing() -> None:
@@ -198,6 +229,12 @@ def test_registered_names_are_no_paths() -> None:
     assert all("/" not in name and "." not in name for name in CORPORA)
 
 
+def test_random_windows_reach_every_token_of_the_shortest_text() -> None:
+    x, y = random_windows(torch.arange(9), 8, 2, torch.Generator().manual_seed(0))
+    assert x.tolist() == 2 * [list(range(8))]
+    assert y.tolist() == 2 * [list(range(1, 9))]
+
+
 def test_random_windows_are_windows_of_the_text() -> None:
     tokens = torch.arange(50, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
@@ -208,7 +245,7 @@ def test_random_windows_are_windows_of_the_text() -> None:
         assert torch.equal(x[:, 1:], y[:, :-1])
         assert torch.equal(x - x[:, :1], torch.arange(10).expand(4, 10))
         starts.update(x[:, 0].tolist())
-    assert starts == set(range(50 - 10 - 1))
+    assert starts == set(range(50 - 10))
 
 
 @pytest.mark.parametrize("length", [11, 20, 21, 30, 31, 47])

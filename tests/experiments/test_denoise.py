@@ -35,5 +35,5 @@ def test_runs_learn_and_repeat() -> None:
     first = run_denoising([0, 1], TASK, budget, lambda name, seed, best: seen.append((name, seed)))
     assert seen == [(name, seed) for name in BLOCKS for seed in (0, 1)]
     assert run_denoising([0, 1], TASK, budget, lambda *_: None) == first
-    assert all(row["loss"] < math.log(16) for row in first)
-    assert {row["n"] for row in first} == {2}
+    assert all(row.loss < math.log(16) for row in first)
+    assert {row.n for row in first} == {2}

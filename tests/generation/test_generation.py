@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kmixer
+from kmixer.data.tokenizers import ByteTokenizer
 from kmixer.errors import InputError
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import generate_tokens, until
@@ -113,11 +116,68 @@ def test_text_ends_before_the_first_stop(text: str, stop: list[str], size: int) 
     assert "".join(until(iter(pieces), stop)) == text[: min(ends, default=len(text))]
 
 
+def test_text_ends_at_the_same_place_whatever_the_pieces() -> None:
+    """20,000 cases of the fault's kind: letter by letter, as one piece and in pieces of any sizes."""
+    assert "".join(until(iter("bbaab"), ["a", "bbab", "bbaa"])) == "".join(
+        until(iter(["bbaab"]), ["a", "bbab", "bbaa"])
+    )
+    random = Random(0)
+    for _ in range(20_000):
+        text = "".join(random.choices("ab", k=random.randrange(12)))
+        stop = ["".join(random.choices("ab", k=random.randrange(1, 5))) for _ in range(random.randrange(4))]
+        cuts = sorted(random.choices(range(len(text) + 1), k=3))
+        pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        expected = text[: min((text.index(word) for word in stop if word in text), default=len(text))]
+        for given_pieces in ([text], list(text), pieces):
+            assert "".join(until(iter(given_pieces), stop)) == expected, (text, stop, given_pieces)
+
+
+def test_generation_ends_as_soon_as_no_other_stop_can_begin_earlier() -> None:
+    taken = []
+
+    def pieces() -> Iterator[str]:
+        for letter in "xbbaayyy":
+            taken.append(letter)
+            yield letter
+
+    assert "".join(until(pieces(), ["a", "bbab"])) == "xbb"
+    assert "".join(taken) == "xbbaa"  # after "xbba" the stop "bbab" could still begin before "a"
+
+
 def test_text_is_not_held_back_without_need() -> None:
     arrived = []
     for piece in until(iter(["ab", "c", "<", "e"]), ["<end>"]):
         arrived.append(piece)
     assert arrived == ["ab", "c", "<e"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 0.8])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error(temperature: float, bad: float) -> None:
+    values = torch.tensor([[1.0, 2.0, 0.5], [1.0, bad, 0.5]])
+    for logits in (values, torch.full((1, 3), -torch.inf)):
+        with pytest.raises(InputError, match=r"^logits: got NaN or infinity, from which no token can be drawn; .*$"):
+            Sampling(temperature=temperature)(logits)
+
+
+def test_a_model_with_damaged_weights_says_so(model: Any) -> None:
+    with torch.no_grad():
+        model.norm.weight[0] = float("nan")
+    for temperature in (0.0, 1.0):
+        with pytest.raises(InputError, match="logits: got NaN or infinity"):
+            model.generate("The ", max_new_tokens=2, temperature=temperature)
+
+
+@given(st.integers(0, 1000), st.integers(1, 12))
+@settings(max_examples=15)
+def test_streamed_pieces_are_the_text_of_the_whole(seed: int, count: int) -> None:
+    torch.manual_seed(0)
+    model = kmixer.LanguageModel(ModelConfig.parse({"width": 8, "layers": 1, "rank": 2}, source="test"), 256)
+    model.tokenizer = tokenizer = ByteTokenizer()
+    prompt = tokenizer.encode("é: ")
+    tokens = model.generate(torch.from_numpy(prompt)[None], max_new_tokens=count, seed=seed)[0].tolist()
+    pieces = list(model.generate("é: ", max_new_tokens=count, seed=seed, stream=True))
+    assert "é: " + "".join(pieces) == tokenizer.decode(tokens) == model.generate("é: ", max_new_tokens=count, seed=seed)
 
 
 def test_generating_leaves_the_mode_as_it_was(model: Any) -> None:
@@ -137,7 +197,7 @@ def test_prompts_that_cannot_be_are_named(model: Any) -> None:
         model.generate("snow ☃", max_new_tokens=5)
     with pytest.raises(InputError, match='prompt: got ""; give one character or more'):
         model.generate("", max_new_tokens=5)
-    with pytest.raises(InputError, match=r"prompt: token outside 0\.\."):
+    with pytest.raises(InputError, match=r"tokens: got 9999; allowed: 0 to"):
         model.generate(torch.tensor([[9999]]), max_new_tokens=5)
     with pytest.raises(InputError, match=r"seed: got -1; allowed: 0 to"):
         model.generate("a", max_new_tokens=5, seed=-1)

@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from kmixer.interop.export import describe, export
 from kmixer.interop.exported_step import StepModule
 from kmixer.models import CausalLM, ModelConfig
 from kmixer.training.loop import train
+from tests.changed_parts import change
 from tests.cli.conftest import kmixer_command  # noqa: F401
 from tests.training.test_loop import make_recipe
 
@@ -135,6 +137,25 @@ def test_the_exported_step_is_the_model(kind: str, t: int, format: Any, tmp_path
         expected, expected_state = model_stream(kind, length, b)
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(list(after), expected_state, rtol=1e-4, atol=1e-4)
+
+
+def test_an_exported_program_holds_no_pickle(tmp_path: Path) -> None:
+    file = export(make_model("conv"), TOKENIZER, tmp_path / "out", "torch")
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.namelist():
+            content = archive.read(member)
+            assert not content.startswith((b"PK", b"\x80")), f"{member} is an archive or a pickle of its own"
+            assert content == b"" or not member.endswith((".pt", ".pkl"))
+    assert torch.export.load(io.BytesIO(file.read_bytes())).example_inputs is None
+
+
+@pytest.mark.parametrize("part", ["stack.first.mixer", "stack.blocks.1.feed_forward", "norm", "head"])
+def test_a_model_with_an_unknown_part_is_refused(part: str, tmp_path: Path) -> None:
+    model = make_model("conv")
+    change(model.get_submodule(part))
+    with pytest.raises(InputError, match=rf"^{part} \(Changed\w+\) is none of the parts that an export knows, so this"):
+        export(model, TOKENIZER, tmp_path / "out", "torch")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_says_what_it_takes_and_gives() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -128,3 +129,13 @@ def test_a_convolution_filters_what_queries_and_keys_are_made_of() -> None:
     v = plain.query_key_value(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)[2]
     attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(layer(x)[0], layer.out(attended.transpose(1, 2).flatten(2)))
+
+
+def test_a_projection_of_another_type_is_called_also_beside_a_convolution() -> None:
+    torch.manual_seed(0)
+    layer, x = SoftmaxAttention(WIDTH, HEADS, convolution=3).double(), inputs(7)
+    doubled = copy.deepcopy(layer)
+    with torch.no_grad():
+        doubled.query_key_value.weight.mul_(2)
+    layer.query_key_value.register_forward_hook(lambda module, given, answer: answer * 2)
+    torch.testing.assert_close(layer(x)[0], doubled(x)[0])

@@ -54,7 +54,7 @@ def test_the_weights_of_a_layer_make_its_output(layer: Any) -> None:
     y, _ = layer(x)
     weights = layer.attention_weights(x)
     if isinstance(layer, GaussianAttention):
-        values = layer._heads_of(x, 0)[0]
+        values = layer._heads_of(x, layer.initial_state(len(x)).position, 0)[0]
     else:
         values = split_heads(layer.query_key_value(x).chunk(3, -1)[2], 2)
     torch.testing.assert_close(layer.out((weights @ values).transpose(1, 2).flatten(2)), y)

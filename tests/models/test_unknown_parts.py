@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kmixer.layers import BaseKernel, block, k_operators
-from kmixer.models import CausalLM, ModelConfig, TransformerConfig, heads
+from kmixer.layers import BaseKernel
+from kmixer.models import CausalLM, ModelConfig, TransformerConfig
 from kmixer.models.sequence_classifier import SequenceClassifier, SequenceClassifierConfig
 from kmixer.models.vision import VisionConfig, VisionTransformer
-from tests.models.unknown_parts import WAYS, Way, by_a_hook, by_a_wrapper
+from tests.models.unknown_parts import WAYS, Way, by_a_hook, by_a_wrapper, without_fast_paths
 
 VOCABULARY = 30
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.Identity)
@@ -98,8 +98,7 @@ def test_a_part_of_another_kind_gives_what_its_modules_give(
         way(changed, name)
         fast = answer(changed)
         with monkeypatch.context() as without:
-            for file in (block, k_operators, heads):
-                without.setattr(file, "exactly", lambda *_: False)
+            without_fast_paths(without)
             plain = answer(changed)
         torch.testing.assert_close(fast, plain, rtol=2e-4, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
         assert not torch.allclose(plain, before, rtol=1e-3, atol=1e-3), name
@@ -109,8 +108,7 @@ def test_a_part_of_another_kind_gives_what_its_modules_give(
 def test_fast_paths_give_what_modules_give(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(kind)
     fast = answer(model)
-    for file in (block, k_operators, heads):
-        monkeypatch.setattr(file, "exactly", lambda *_: False)
+    without_fast_paths(monkeypatch)
     torch.testing.assert_close(answer(model), fast, rtol=2e-4, atol=2e-4)
 
 

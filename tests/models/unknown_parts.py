@@ -5,11 +5,15 @@ Each way makes a part give x + sin(x) where it gave x, so that all of them make 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
+
+from kmixer.layers.exactly import exactly
 
 # Given a model and the name of a part of it, change the part.
 Way = Callable[[nn.Module, str], None]
@@ -66,3 +70,12 @@ def by_a_wrapper(model: nn.Module, name: str) -> None:
 
 
 WAYS: tuple[Way, ...] = (by_a_hook, by_a_replaced_forward, by_a_subclass, by_a_wrapper)
+
+
+def without_fast_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no part be exactly known, so that every one is called."""
+    asking = [name for name, file in sys.modules.items() if vars(file).get("exactly") is exactly]
+    assert "kmixer.layers.block" in asking
+    for name in asking:
+        if name.startswith("kmixer."):
+            monkeypatch.setattr(f"{name}.exactly", lambda *_: False)

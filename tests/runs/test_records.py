@@ -79,7 +79,7 @@ def test_results_of_another_shape(keys: tuple[Any, ...], to: Any, named: str, tm
         ((0, "train_loss"), KeyError, "line 1 holds no line of metrics (a line holds one of"),
         ((1, "dynamics", "alpha"), [0.5], "line 2 holds no line of metrics (dynamics.alpha"),
         ((1, "dynamics", "sigma"), [[1.0], [1.0, 2.0]], "its lists have different lengths"),
-        ((2, "dynamics", "gate"), [0.5, 0.5], "line 3: dynamics has another shape than before"),
+        ((2, "dynamics", "gate"), [0.5, 0.5], "line 3: dynamics.gate has another shape than before"),
         ((2, "validation", 0, "stretches"), [1.0], "line 3: stretches has another shape than before"),
     ],
 )

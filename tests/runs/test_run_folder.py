@@ -58,7 +58,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_another_recipe(text_file:
     missing = make_recipe(tmp_path / "gone.txt")
     with pytest.raises(InputError, match="no such file or folder"):
         train(missing, run, force=True)
-    with pytest.raises(InputError, match=r"a window of 30000 needs 30002 or more"):
+    with pytest.raises(InputError, match=r"a window of 30000 needs 30001 or more"):
         train(make_recipe(text_file, window=30000), run, force=True)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
     train(changed, run, force=True)

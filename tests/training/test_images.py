@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kmixer.experiments.compare import compare, read_arms
+from kmixer.experiments.arms import read_arms
+from kmixer.experiments.compare import compare
 from kmixer.experiments.tables import cells, head
 from kmixer.models.model_folder import load_classifier
 from kmixer.runs.recipe import ImageRecipe, load_recipe
@@ -91,7 +92,9 @@ def test_accuracies_are_compared(recipe: ImageRecipe, tmp_path: Path) -> None:
         changed = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
         train(changed, tmp_path / f"run{seed}")
     rows = compare(read_arms([tmp_path / "run1", tmp_path / "run2"]))
-    assert rows[0]["metric"] == "accuracy"
-    assert 0 <= rows[0]["accuracy"] <= 1
+    assert rows[0].metric == "accuracy"
+    accuracy = rows[0].mean("accuracy")
+    assert accuracy is not None
+    assert 0 <= accuracy <= 1
     assert {"accuracy", "images"} < set(head(rows))
     assert cells(rows[0])[head(rows).index("images")] == "64"

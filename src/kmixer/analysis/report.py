@@ -14,9 +14,10 @@ import torch
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from kmixer.analysis.curves import ArmRuns, read_arm_runs
 from kmixer.analysis.figures import all_figures
-from kmixer.experiments.compare import arms_of, compare, measured_parts, why_not_comparable, without_results
+from kmixer.errors import InputError
+from kmixer.experiments.arms import Arm, arms_of
+from kmixer.experiments.compare import compare, measured_parts, why_not_comparable, without_results
 from kmixer.experiments.learned import LEARNED, learned_table
 from kmixer.experiments.sweep import SWEEP, Sweep, command_of
 from kmixer.experiments.tables import cells, describe, headline, is_better
@@ -28,37 +29,17 @@ from kmixer.runs.run_folder import RECIPE, RunFolder
 SAMPLE_TOKENS = 400
 SAMPLE_SEED = 1
 
-# What a reader should know about each figure, by the start of its name.
-CAPTIONS = {
-    "loss-curves": "Mean over the seeds; the band reaches from the smallest to the largest.",
-    "final-losses": "A point a seed; the stroke is the mean. Each is the lowest of its run's evaluations.",
-    "loss-by-position": "Best weights on the validation part: how much the text before helps.",
-    "refinement": "A line a seed. eta is the learned step size; a residual that falls from step to step approaches an "
-    "equilibrium.",
-    "base-share": "Measured on validation text: |base| / (|base| + |decay|) in norm, first seed. The gate alone does "
-    "not say it, since the kernel's own scale is free.",
-    "decays": "A stroke a channel, first seed: how many positions back its memory reaches.",
-    "base-kernel-matrix": "First seed: row i is what position i takes of the positions before it.",
-    "base-kernel": "First seed.",
-    "positions-over-training": "First seed: whether training goes on to use the text further back.",
-    "bandwidths": "Gaussian attention, first seed: a small sigma keeps a token to itself and its like, a large one "
-    "averages.",
-    "class-token": "Validation images above; below, the weights of the class token on each patch, rolled out through "
-    "all layers with half of each for the residual; first seed.",
-    "levels": "Hierarchical attention, first seed: how much each level weighs, and how much of its scores' energy is "
-    "symmetric; the rest is directional.",
-    "level-approximation": "Hierarchical attention, first seed, mean over heads, Frobenius norms of unmasked scores; "
-    "the nearest full attention is fitted on the features the layer sees.",
-    "locality": "Measured on validation data, first seed: how many keys a head attends to, and how far away.",
-    "norms": "Before clipping, by the groups of the author's optimiser, first seed.",
-}
-
 
 def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> None:
-    """Write the page, and each figure as SVG and PNG where a folder for them is given."""
-    arms = read_arm_runs(paths)
-    drawn = all_figures(arms)
+    """Write the page, and each figure as SVG and PNG where a folder for them is given.
+
+    Raises InputError where a path is neither a run nor a sweep, or no run has begun.
+    """
     all_arms = arms_of(paths)
+    arms = [arm for arm in all_arms if arm.begun]
+    if not arms:
+        raise InputError(f"{', '.join(map(str, paths))}: no run has begun yet")
+    drawn = all_figures(arms)
     ended = [arm for arm in all_arms if arm.results]
     tables = [compare(all_arms, part) for part in measured_parts(ended)] if ended else []
     learned_head, learned = learned_table(all_arms)
@@ -79,16 +60,16 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
         learned_head=learned_head,
         learned=learned,
         about_learned=LEARNED,
-        figures=[(name, _svg(figure), _caption(name)) for name, figure in drawn.items()],
+        figures=[(name, _svg(figure), caption) for name, caption, figure in drawn],
         samples=[(arm.name, _sample(arm)) for arm in arms if arm.unit == "tokens" and arm.has_weights],
-        recipe=read_text(arms[0].runs[0].path / RECIPE),
+        recipe=read_text(arms[0].begun[0].path / RECIPE),
         environment=_environment(arms),
         reproduce=[_command(path) for path in paths],
     )
     with atomic_write(out) as file:
         file.write(page.encode())
     if figures is not None:
-        for name, figure in drawn.items():
+        for name, _, figure in drawn:
             for suffix in ("svg", "png"):
                 with atomic_write(figures / f"{name}.{suffix}") as file:
                     figure.savefig(file, format=suffix, dpi=200)
@@ -103,13 +84,9 @@ def _svg(figure: Figure) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def _caption(name: str) -> str:
-    return next((text for start, text in CAPTIONS.items() if name.startswith(start)), "")
-
-
-def _sample(arm: ArmRuns) -> str:
+def _sample(arm: Arm) -> str:
     """Text by the best weights of the arm's first run, after a line break or a full stop, as far as its window goes."""
-    model = load(arm.runs[0].path)
+    model = load(arm.begun[0].path)
     assert model.tokenizer is not None
     starts = [model.tokenizer.encode(text) for text in "\n." if not model.tokenizer.unknown(text)]
     # Pieces of words know no line break; a vocabulary without either begins with its first token.
@@ -120,12 +97,12 @@ def _sample(arm: ArmRuns) -> str:
     return model.tokenizer.decode(tokens[0, prompt.shape[1] :].tolist())
 
 
-def _environment(arms: list[ArmRuns]) -> list[tuple[str, str]]:
-    found = arms[0].runs[0].environment()
+def _environment(arms: list[Arm]) -> list[tuple[str, str]]:
+    found = arms[0].begun[0].environment()
     packages = ", ".join(f"{name} {version}" for name, version in found.pop("packages").items())
     for key in ("command", "resumed"):
         found.pop(key, None)
-    runs = [run for arm in arms for run in arm.runs]
+    runs = [run for arm in arms for run in arm.begun]
     for key, name in (("device", "device"), ("threads", "threads"), ("commit", "commits")):
         del found[key]
         found[name] = ", ".join(dict.fromkeys(value for run in runs for value in run.made_with(key)))

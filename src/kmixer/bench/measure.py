@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 
@@ -82,11 +84,31 @@ def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def roofs() -> dict[str, Any]:
+@dataclass(frozen=True)
+class Roofs:
+    """What the machine reaches with these threads."""
+
+    threads: int
+    matmul_float32_flops_per_second: float
+    matmul_bfloat16_flops_per_second: float
+    copied_bytes_per_second: float
+
+    def matmul(self, precision: Literal["float32", "bfloat16"]) -> float:
+        """Floating-point operations a second of large matrix products."""
+        return self.matmul_float32_flops_per_second if precision == "float32" else self.matmul_bfloat16_flops_per_second
+
+
+def roofs() -> Roofs:
     """What the machine reaches, measured now."""
-    return {
-        "threads": torch.get_num_threads(),
-        "matmul_float32_flops_per_second": matmul_flops_per_second(),
-        "matmul_bfloat16_flops_per_second": matmul_flops_per_second(torch.bfloat16),
-        "copied_bytes_per_second": copied_bytes_per_second(),
-    }
+    return Roofs(
+        threads=torch.get_num_threads(),
+        matmul_float32_flops_per_second=matmul_flops_per_second(),
+        matmul_bfloat16_flops_per_second=matmul_flops_per_second(torch.bfloat16),
+        copied_bytes_per_second=copied_bytes_per_second(),
+    )
+
+
+def peak_of(program: str, *arguments: str) -> int:
+    """Bytes that a Python program, run in a fresh process, prints as its peak."""
+    command = [sys.executable, "-c", program, *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from kmixer.bench.measure import peak_resident_bytes, time_calls
+from kmixer.bench.measure import peak_of, peak_resident_bytes, time_calls
 from kmixer.errors import InputError
-from kmixer.generation.prepared import DecodingStep, can_prepare
+from kmixer.generation.decoder import open_decoder
+from kmixer.generation.prepared import PreparedDecoder
 from kmixer.models import CausalLM, ModelConfig, transformer_like
 from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 from kmixer.training.optimizers import build_optimizers
 from kmixer.training.process import settle_process
 
+ModelName = Literal["recipe", "transformer"]
+Precision = Literal["float32", "bfloat16"]
 
-def build(recipe: LanguageRecipe, model: str) -> CausalLM:
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """Training steps of a model on its recipe's batch."""
+
+    recipe: str
+    model: ModelName
+    parameters: int
+    batch_size: int
+    window: int
+    precision: Precision
+    first_call_seconds: float
+    step_seconds: float
+    tokens_per_second: float
+    part_of_roof: float | None  # None where no roof was measured
+
+
+@dataclass(frozen=True)
+class DecodingSpeed:
+    """Greedy decoding after a context."""
+
+    recipe: str
+    model: ModelName
+    batch_size: int
+    context: int
+    prepared: bool
+    seconds_to_first_token: float
+    tokens_per_second: float
+    second_half_over_first: float  # of the seconds: 1 where time per token does not grow
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """The peak of a process that trains, less that of importing."""
+
+    recipe: str
+    settings: list[str]
+    model: ModelName
+    peak_bytes: int
+
+
+def build(recipe: LanguageRecipe, model: ModelName) -> CausalLM:
     """The recipe's model, or the transformer of equal width, depth and parameters."""
     torch.manual_seed(0)
     vocabulary = recipe.tokenizer.vocabulary_size
@@ -30,8 +73,13 @@ def build(recipe: LanguageRecipe, model: str) -> CausalLM:
 
 
 def bench_train(
-    recipe: LanguageRecipe, model: str, precision: str, repeats: int, flops: float, longest: float = float("inf")
-) -> dict[str, Any]:
+    recipe: LanguageRecipe,
+    model: ModelName,
+    precision: Precision,
+    repeats: int,
+    flops: float | None = None,
+    longest: float = float("inf"),
+) -> TrainingSpeed:
     """Seconds of a training step (forward, backward, clipping, optimiser) on the recipe's batch.
 
     The roof is 6 floating-point operations a parameter and token at the measured matmul rate `flops`.
@@ -56,22 +104,22 @@ def bench_train(
     timing = time_calls(step, repeats, longest)
     parameters = sum(p.numel() for p in network.parameters())
     rate = config.batch_size * config.window / timing.median
-    return {
-        "recipe": recipe.name,
-        "model": model,
-        "parameters": parameters,
-        "batch_size": config.batch_size,
-        "window": config.window,
-        "precision": precision,
-        "first_call_seconds": timing.first,
-        "step_seconds": timing.median,
-        "tokens_per_second": rate,
-        "part_of_roof": rate * 6 * parameters / flops,
-    }
+    return TrainingSpeed(
+        recipe=recipe.name,
+        model=model,
+        parameters=parameters,
+        batch_size=config.batch_size,
+        window=config.window,
+        precision=precision,
+        first_call_seconds=timing.first,
+        step_seconds=timing.median,
+        tokens_per_second=rate,
+        part_of_roof=None if flops is None else rate * 6 * parameters / flops,
+    )
 
 
 @torch.inference_mode()
-def bench_decode(recipe: LanguageRecipe, model: str, batch_size: int, context: int, tokens: int) -> dict[str, Any]:
+def bench_decode(recipe: LanguageRecipe, model: ModelName, batch_size: int, context: int, tokens: int) -> DecodingSpeed:
     """Tokens a second of greedy decoding after a context, and the time to the first token of it."""
     network = build(recipe, model).eval()
     prompt = torch.randint(network.vocabulary_size, (batch_size, context))
@@ -80,41 +128,34 @@ def bench_decode(recipe: LanguageRecipe, model: str, batch_size: int, context: i
     state = output.state
     assert output.logits is not None
     token = output.logits[:, -1].argmax(-1)
-    step = DecodingStep(network, state) if can_prepare(network) else None
+    decoder = open_decoder(network, state)
     halves = []
     for _ in range(2):
         began = time.perf_counter()
         for _ in range(tokens // 2):
-            if step is not None:
-                token = step(token).argmax(-1)
-            else:
-                output = network(token[:, None], state)
-                assert output.logits is not None
-                token, state = output.logits[:, -1].argmax(-1), output.state
+            token = decoder.step(token).argmax(-1)
         halves.append(time.perf_counter() - began)
-    return {
-        "recipe": recipe.name,
-        "model": model,
-        "batch_size": batch_size,
-        "context": context,
-        "prepared": step is not None,
-        "seconds_to_first_token": first,
-        "tokens_per_second": tokens // 2 * 2 * batch_size / sum(halves),
-        "second_half_over_first": halves[1] / halves[0],
-    }
+    return DecodingSpeed(
+        recipe=recipe.name,
+        model=model,
+        batch_size=batch_size,
+        context=context,
+        prepared=isinstance(decoder, PreparedDecoder),
+        seconds_to_first_token=first,
+        tokens_per_second=tokens // 2 * 2 * batch_size / sum(halves),
+        second_half_over_first=halves[1] / halves[0],
+    )
 
 
-def bench_memory(recipe: str, settings: list[str], model: str) -> dict[str, Any]:
+def bench_memory(recipe: str, settings: list[str], model: ModelName) -> TrainingMemory:
     """Peak resident memory of a process that makes two training steps, less that of importing."""
     program = "from kmixer.bench.models import print_peak; import sys; print_peak(*sys.argv[1:])"
-    command = [sys.executable, "-c", program, recipe, model, *settings]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    return {"recipe": recipe, "settings": settings, "model": model, "peak_bytes": int(answer.stdout)}
+    return TrainingMemory(recipe, settings, model, peak_of(program, recipe, model, *settings))
 
 
-def print_peak(recipe: str, model: str, *settings: str) -> None:
+def print_peak(recipe: str, model: ModelName, *settings: str) -> None:
     """The process `bench_memory` starts."""
     settle_process()
     before = peak_resident_bytes()
-    bench_train(load_language_recipe(recipe, list(settings)), model, "float32", 1, 1.0)
+    bench_train(load_language_recipe(recipe, list(settings)), model, "float32", 1)
     print(peak_resident_bytes() - before)

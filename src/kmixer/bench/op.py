@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +19,29 @@ TOLERANCE = 1e-4
 MAX_MASK_ELEMENTS = 1 << 26
 
 
-def bench_op(r: int, d: int, t: int, b: int, backends: list[str], repeats: int, flops: float) -> list[dict[str, Any]]:
-    """One row a backend: seconds, tokens a second, times faster than `mask`, part of the fused bound.
+@dataclass(frozen=True)
+class OperatorSpeed:
+    """One backend on one shape."""
+
+    backend: str
+    relative_error: float  # largest difference from the definition, relative to the largest output
+    first_call_seconds: float
+    forward_seconds: float
+    training_seconds: float  # forward and backward
+    forward_tokens_per_second: float
+    part_of_fused_bound: float
+    r: int
+    d: int
+    t: int
+    b: int
+    times_faster_than_mask: float | None = None  # of training; None where `mask` was left out
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def bench_op(r: int, d: int, t: int, b: int, backends: list[str], repeats: int, flops: float) -> list[OperatorSpeed]:
+    """The speed of each backend, checked against the definition before it is timed.
 
     The bound is a recurrence that only computes: 3 vector operations for each of r d state elements,
     at two floating-point operations a lane each, against the measured matmul rate `flops`.
@@ -29,13 +51,11 @@ def bench_op(r: int, d: int, t: int, b: int, backends: list[str], repeats: int, 
     inputs = [x.requires_grad_() for x in [*tensors, torch.linspace(0.5, 0.99, r).log()]]
     with torch.no_grad():
         exact, _ = decayed_linear_attention(*(x.double() for x in inputs), backend="block")
-    rows = [_row(inputs, exact, backend, repeats, flops) for backend in backends]
-    slowest = next((row for row in rows if row["backend"] == "mask"), None)
-    for row in rows:
-        row |= {"r": r, "d": d, "t": t, "b": b}
-        if slowest:
-            row["times_faster_than_mask"] = slowest["training_seconds"] / row["training_seconds"]
-    return rows
+    speeds = [_speed(inputs, exact, backend, repeats, flops) for backend in backends]
+    mask = next((speed for speed in speeds if speed.backend == "mask"), None)
+    if mask is None:
+        return speeds
+    return [replace(speed, times_faster_than_mask=mask.training_seconds / speed.training_seconds) for speed in speeds]
 
 
 def usable_backends(r: int, d: int, t: int, b: int) -> list[str]:
@@ -53,9 +73,8 @@ def usable_backends(r: int, d: int, t: int, b: int) -> list[str]:
     return usable
 
 
-def _row(inputs: list[Tensor], exact: Tensor, backend: Any, repeats: int, flops: float) -> dict[str, Any]:
-    r, d = inputs[0].shape[-1], inputs[2].shape[-1]
-    tokens = inputs[2].shape[0] * inputs[2].shape[1]
+def _speed(inputs: list[Tensor], exact: Tensor, backend: Any, repeats: int, flops: float) -> OperatorSpeed:
+    r, (b, t, d) = inputs[0].shape[-1], inputs[2].shape
 
     def forward() -> None:
         with torch.no_grad():
@@ -71,13 +90,17 @@ def _row(inputs: list[Tensor], exact: Tensor, backend: Any, repeats: int, flops:
     if error > TOLERANCE:
         raise RuntimeError(f"backend {backend} differs from the definition by {error:.1e}: not timed")
     first, both = time_calls(forward, repeats), time_calls(training, repeats)
-    bound = flops / (6 * r * d)
-    return {
-        "backend": backend,
-        "relative_error": error,
-        "first_call_seconds": first.first,
-        "forward_seconds": first.median,
-        "training_seconds": both.median,
-        "forward_tokens_per_second": tokens / first.median,
-        "part_of_fused_bound": tokens / first.median / bound,
-    }
+    rate = b * t / first.median
+    return OperatorSpeed(
+        backend=backend,
+        relative_error=error,
+        first_call_seconds=first.first,
+        forward_seconds=first.median,
+        training_seconds=both.median,
+        forward_tokens_per_second=rate,
+        part_of_fused_bound=rate / (flops / (6 * r * d)),
+        r=r,
+        d=d,
+        t=t,
+        b=b,
+    )

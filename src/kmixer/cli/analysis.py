@@ -8,38 +8,36 @@ from typing import Annotated, Any
 
 import typer
 
-from kmixer.cli.options import DataDir, Json, Run
-from kmixer.data.token_files import prepare_dataset
+from kmixer.cli.options import DataDir, Json
 from kmixer.errors import InputError
-from kmixer.language_model import load
-from kmixer.measure.dynamics import first_windows, measure_dynamics
-from kmixer.measure.evaluation import loss_by_position
-from kmixer.runs.recipe import ClassificationRecipe, LanguageRecipe, as_language
-from kmixer.runs.run_folder import RunFolder
-from kmixer.training.tasks import open_classifier
-
-# A decay of 1 has no window; float32 knows no decay nearer to it than this.
-LEAST = 1e-7
 
 
-def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
-    """Measure what a run's best weights learned: decays and shares, bandwidths and locality, loss by position.
+def analyze(
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, a model folder, or a packaged model's name.")
+    ],
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="FILE", help="Measure on this text instead; - is standard input.")
+    ] = None,
+    corpus: Annotated[str | None, typer.Option(help="Where the run's own data is now, if it was moved.")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a window; default: as when the weights were chosen.")
+    ] = None,
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Measure what a model's weights learned: decays and shares, bandwidths and locality, loss by position.
 
     Example: kmixer analyze runs/shakespeare-quick-seed42 --json
     """
-    recipe = RunFolder(run).read_recipe()
-    if isinstance(recipe, ClassificationRecipe):
-        task, model = open_classifier(run, data_dir)
-        found = task.analyze(model)
-    else:
-        found = _analyze_language(run, as_language(recipe), data_dir)
-    if "decay" in found:
-        found["effective_window"] = [[1 / max(1 - decay, LEAST) for decay in decays] for decays in found["decay"]]
+    from kmixer.analysis.analyze import analyze as measure
+
+    found = measure(target, text, corpus, window, data_dir)
     if as_json:
         print(json.dumps(found))
         return
     if "decay" in found:
-        _print_decays(found)
+        _print_k2(found)
     if "locality" in found:
         _print_attention(found)
     if "levels" in found:
@@ -53,16 +51,7 @@ def analyze(run: Run, as_json: Json = False, data_dir: DataDir = None) -> None:
     print("loss at position " + "  ".join(f"{mark}: {losses[mark - 1]:.3f}" for mark in dict.fromkeys(marks)))
 
 
-def _analyze_language(run: Path, recipe: LanguageRecipe, data_dir: Path | None) -> dict[str, Any]:
-    model = load(run)
-    assert model.tokenizer is not None
-    dataset = prepare_dataset(recipe.data, model.tokenizer, data_dir)
-    window = recipe.evaluation_window
-    found = measure_dynamics(model, first_windows(dataset.validation.tokens, window))
-    return found | {"loss_by_position": loss_by_position(model, dataset.validation, window)}
-
-
-def _print_decays(found: dict[str, Any]) -> None:
+def _print_k2(found: dict[str, Any]) -> None:
     shares, gates = found.get("base_share"), found.get("gate")
     print("layer   gate  base share   alpha                effective windows 1 / (1 - decay), positions")
     for layer, alpha in enumerate(found["alpha"]):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
 
-from kmixer.bench.length import LENGTHS, bench_length, plot_length
-from kmixer.bench.measure import roofs
+from kmixer.bench.length import LENGTHS, LengthSpeed, bench_length, plot_length
+from kmixer.bench.measure import Roofs, roofs
 from kmixer.bench.mixer import Shape, add_peaks, bench_mixer
-from kmixer.bench.models import bench_decode, bench_memory, bench_train
+from kmixer.bench.models import ModelName, Precision, bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
 from kmixer.cli.options import Json, RecipeName, Settings
 from kmixer.errors import InputError
@@ -27,7 +28,8 @@ app = typer.Typer(help="Speed and memory on this machine's CPU, beside the basel
 
 RECIPES = ["k-operators-v2-shakespeare", "k-operators-local-shakespeare"]
 SHAPES = [(32, 128, 256, 16), (4, 64, 2048, 2)]
-MODELS = ("recipe", "transformer")
+MODELS: tuple[ModelName, ...] = ("recipe", "transformer")
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 Threads = Annotated[int, typer.Option(help="Threads of this process.")]
 Repeats = Annotated[int, typer.Option(help="Timed calls, after the first.")]
@@ -42,8 +44,8 @@ def op(threads: Threads = 1, repeats: Repeats = 7, as_json: Json = False) -> Non
     Example: kmixer bench op --threads 1
     """
     found = _start(threads)
-    flops = found["matmul_float32_flops_per_second"]
-    rows = [row for r, d, t, b in SHAPES for row in bench_op(r, d, t, b, usable_backends(r, d, t, b), repeats, flops)]
+    flops = found.matmul("float32")
+    rows = [row.to_json() for shape in SHAPES for row in bench_op(*shape, usable_backends(*shape), repeats, flops)]
     columns = {
         "backend": "backend", "r": "r", "d": "d", "t": "t", "b": "b", "forward ms": "forward_seconds",
         "fwd+bwd ms": "training_seconds", "of bound": "part_of_fused_bound", "x mask": "times_faster_than_mask",
@@ -61,16 +63,10 @@ def train(
     """
     found = _start(threads)
     rows = [
-        bench_train(
-            load_language_recipe(name, settings),
-            model,
-            precision,
-            repeats,
-            found[f"matmul_{precision}_flops_per_second"],
-        )
+        asdict(bench_train(load_language_recipe(name, settings), model, precision, repeats, found.matmul(precision)))
         for name in recipe or RECIPES
         for model in MODELS
-        for precision in ("float32", "bfloat16")
+        for precision in PRECISIONS
     ]
     columns = {
         "recipe": "recipe", "model": "model", "precision": "precision", "parameters": "parameters",
@@ -96,7 +92,7 @@ def decode(
     """
     found = _start(threads)
     rows = [
-        bench_decode(load_language_recipe(name, settings), kind, batch_size, context, tokens)
+        asdict(bench_decode(load_language_recipe(name, settings), kind, batch_size, context, tokens))
         for name in recipe or ["k-operators-local-shakespeare"]
         for kind in (MODELS if model == "both" else (model,))
         for batch_size in batch or (1, 64)
@@ -131,16 +127,16 @@ def length(
     lengths = tuple(t for t in LENGTHS if t <= longest)
     if not lengths:
         raise InputError(f"--longest: got {longest}; allowed: {LENGTHS[0]} or more")
-    rows = []
+    rows: list[LengthSpeed] = []
     for row in bench_length(
         lambda more: load_language_recipe(recipe, [*(settings or []), *more]), tokens, longest_step, repeats, lengths
     ):
         rows.append(row)
-        print(f"{row['series']}, window {row['window']}: {row['tokens_per_second']:,.0f} tokens/s", file=sys.stderr)
+        print(f"{row.series}, window {row.speed.window}: {row.speed.tokens_per_second:,.0f} tokens/s", file=sys.stderr)
     if plot is not None:
         plot_length(rows, plot)
     columns = {"series": "series", "window": "window", "batch": "batch_size", "tokens/s": "tokens_per_second"}
-    _report("length", found, rows, columns, as_json)
+    _report("length", found, [row.to_json() for row in rows], columns, as_json)
 
 
 @app.command()
@@ -149,9 +145,8 @@ def memory(recipe: Recipes = None, settings: Settings = None, as_json: Json = Fa
 
     Example: kmixer bench memory --recipe k-operators-local-shakespeare
     """
-    found = {"threads": torch.get_num_threads()}
-    rows = [bench_memory(name, settings or [], model) for name in recipe or RECIPES for model in MODELS]
-    _report("memory", found, rows, {"recipe": "recipe", "model": "model", "peak MB": "peak_bytes"}, as_json)
+    rows = [asdict(bench_memory(name, settings or [], model)) for name in recipe or RECIPES for model in MODELS]
+    _report("memory", None, rows, {"recipe": "recipe", "model": "model", "peak MB": "peak_bytes"}, as_json)
 
 
 @app.command()
@@ -185,7 +180,7 @@ def mixer(
     _report("mixer", found, rows, columns, as_json)
 
 
-def _start(threads: int) -> dict[str, Any]:
+def _start(threads: int) -> Roofs:
     settle_process()
     torch.set_num_threads(threads)
     return roofs()
@@ -195,12 +190,15 @@ SCALES = {"ms": 1e3, "MB": 1e-6}
 
 
 def _report(
-    what: str, found: dict[str, Any], rows: list[dict[str, Any]], columns: dict[str, str], as_json: bool
+    what: str, measured: Roofs | None, rows: list[dict[str, Any]], columns: dict[str, str], as_json: bool
 ) -> None:
+    """Print rows, and the roofs of the machine where they were measured."""
+    made_with = environment(torch.device("cpu"))
     if as_json:
-        print(json.dumps({"what": what, "roofs": found, "rows": rows, "environment": environment(torch.device("cpu"))}))
+        found = {"threads": torch.get_num_threads()} if measured is None else asdict(measured)
+        print(json.dumps({"what": what, "roofs": found, "rows": rows, "environment": made_with}))
         return
-    print(f"{environment(torch.device('cpu'))['device']}, threads {found['threads']}, medians")
+    print(f"{made_with['device']}, threads {torch.get_num_threads()}, medians")
     table = [list(columns)] + [[_shown(title, row.get(key)) for title, key in columns.items()] for row in rows]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     for line in table:

@@ -13,7 +13,8 @@ import typer
 
 from kmixer.cli.options import Cpu, DataDir, Json, Settings
 from kmixer.errors import InputError, shown
-from kmixer.experiments.compare import Protocol, compare, reach_of, read_arms, why_not_comparable, without_results
+from kmixer.experiments.arms import read_arms
+from kmixer.experiments.compare import compare, reach_of, why_not_comparable, without_results
 from kmixer.experiments.learned import LEARNED, learned_table
 from kmixer.experiments.results import write_results_page
 from kmixer.experiments.sweep import (
@@ -27,6 +28,7 @@ from kmixer.experiments.sweep import (
 from kmixer.experiments.tables import describe, describe_reach, markdown_table, table, text_table
 from kmixer.experiments.workers import log_of, run_sweep
 from kmixer.runs.recipe import load_recipe
+from kmixer.runs.results import Protocol
 
 
 def sweep(
@@ -109,11 +111,12 @@ def compare_runs(
     reached = None if target is None else reach_of(arms, target)
     heading, body = learned_table(arms) if learned else ((), [])
     if as_json:
-        for row, each in zip(rows, reached or (), strict=False):
-            row["reach"] = asdict(each)
-        for row, line in zip(rows, body, strict=False):
-            row["learned"] = dict(zip(heading[1:], line[1:], strict=True))
-        print(json.dumps(rows, indent=2))
+        printed = [row.to_json() for row in rows]
+        for line, reach in zip(printed, reached or (), strict=False):
+            line["reach"] = asdict(reach)
+        for line, cells in zip(printed, body, strict=False):
+            line["learned"] = dict(zip(heading[1:], cells[1:], strict=True))
+        print(json.dumps(printed, indent=2))
         return
     notes = [*([f"not comparable: {reason}"] if reason else []), *without_results(arms)]
     notes += describe_reach(rows, reached) if reached is not None else []

@@ -7,12 +7,33 @@ import errno
 import io
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from kmixer.cli import analysis, bench, data, experiments, export, inspect, model, task
+import kmixer
+from kmixer.cli import (
+    analysis,
+    archive,
+    bench,
+    data,
+    evaluate,
+    experiments,
+    export,
+    generate,
+    inspect,
+    score,
+    task,
+    train,
+)
 from kmixer.errors import DivergedError, InputError, one_line
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"kmixer {kmixer.__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="kmixer",
@@ -22,9 +43,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(model.train)
-app.command(name="eval")(model.evaluate)
-app.command()(model.generate)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(train.train)
+app.command(name="eval")(evaluate.evaluate)
+app.command()(score.score)
+app.command()(generate.generate)
 app.command()(experiments.sweep)
 app.command(name="compare")(experiments.compare_runs)
 app.command()(experiments.results)
@@ -33,9 +66,9 @@ app.command()(analysis.report)
 app.command()(inspect.recipes)
 app.command()(inspect.params)
 app.command()(inspect.flops)
-app.command()(model.convert)
-app.command()(model.pack)
-app.command()(model.unpack)
+app.command()(archive.convert)
+app.command()(archive.pack)
+app.command()(archive.unpack)
 app.command()(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")

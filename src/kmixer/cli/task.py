@@ -14,7 +14,7 @@ from kmixer.cli import experiments
 from kmixer.cli.options import Cpu, DataDir, Json, Settings
 from kmixer.data.denoising import Denoising
 from kmixer.errors import InputError
-from kmixer.experiments.denoise import Budget, run_denoising
+from kmixer.experiments.denoise import Budget, Score, run_denoising
 from kmixer.experiments.tables import DENOISE_HEAD, denoise_cells, text_table
 from kmixer.models.mixers.registry import CARDS
 
@@ -41,12 +41,12 @@ def denoise(
     if seeds < 1 or steps < 1:
         raise InputError(f"--seeds {seeds} --steps {steps}; allowed: 1 or more of each")
 
-    def report(mixer: str, seed: int, best: dict[str, float]) -> None:
-        print(f"{mixer}, seed {seed}: loss {best['loss']:.3f}, accuracy {best['accuracy']:.3f}", file=sys.stderr)
+    def report(mixer: str, seed: int, best: Score) -> None:
+        print(f"{mixer}, seed {seed}: loss {best.loss:.3f}, accuracy {best.accuracy:.3f}", file=sys.stderr)
 
     rows = run_denoising(list(range(seeds)), Denoising(), Budget(steps=steps), report)
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([row.model_dump() for row in rows], indent=2))
         return
     print(text_table(DENOISE_HEAD, [denoise_cells(row) for row in rows]))
     print(

@@ -12,8 +12,8 @@ from torch import Tensor
 def random_windows(
     tokens: Integer[Tensor, " n"], window: int, batch_size: int, generator: torch.Generator
 ) -> tuple[Integer[Tensor, "b w"], Integer[Tensor, "b w"]]:
-    """Inputs and targets of windows with independent uniform starts in 0..n-w-2, drawn on the tokens' device."""
-    starts = torch.randint(len(tokens) - window - 1, (batch_size, 1), generator=generator, device=tokens.device)
+    """Inputs and targets of windows with independent uniform starts in 0..n-w-1, drawn on the tokens' device."""
+    starts = torch.randint(len(tokens) - window, (batch_size, 1), generator=generator, device=tokens.device)
     both = tokens[starts + torch.arange(window + 1, device=tokens.device)].long()
     return both[:, :-1], both[:, 1:]
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig, Vocabulary
+from kmixer.data.reading import Encoding
 from kmixer.data.tokenizers import ByteTokenizer, Kind
 
 Split = float | list[str]
@@ -15,7 +16,10 @@ Split = float | list[str]
 class DataConfig(StrictConfig):
     """A corpus and its split: training part, validation part, test part, in this order in the text."""
 
-    corpus: Annotated[str, Field(min_length=1)]  # a registered name, a text file, or a folder of text files
+    corpus: Annotated[str, Field(min_length=1)]  # a registered name, a file, or a folder of files
+    files: Annotated[str, Field(min_length=1)] | None = None  # of a folder: a pattern such as "*.py"
+    field: Annotated[str, Field(min_length=1)] | None = None  # of JSON lines or a table: where the text is
+    encoding: Encoding = "utf-8"  # bytes: files as they are, for kind "byte"; splits then count bytes
     # A fraction of the characters at the end, or the files that are held out. None: the corpus's own split.
     validation: Split | None = None
     # Held out from training and from the choice of a checkpoint, and measured once, when training ends.
@@ -34,6 +38,8 @@ class DataConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.field is not None and self.encoding == "bytes":
+            raise ValueError(f"field {self.field!r} with encoding 'bytes'; a field holds text: leave encoding out")
         if self.test is None:
             return self
         if type(self.test) is not type(self.validation):

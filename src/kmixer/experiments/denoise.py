@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kmixer.data.denoising import Denoising, Samples, make_samples
+from kmixer.experiments.rows import DenoisedMixer
 from kmixer.experiments.statistics import paired_difference, summarize
 from kmixer.layers import K2, BaseKernel, Block, FeedForward, SoftmaxAttention
 from kmixer.layers.linear import linear
@@ -36,6 +37,13 @@ class Budget:
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     evaluate_every: int = 50
+
+
+class Score(NamedTuple):
+    """Over the corrupted positions: mean cross-entropy in nats, and the part of them that is restored."""
+
+    loss: float
+    accuracy: float
 
 
 class CausalConvolution(nn.Module):
@@ -102,50 +110,50 @@ class Denoiser(nn.Module):
 
 
 def run_denoising(
-    seeds: list[int], task: Denoising, budget: Budget, report: Callable[[str, int, dict[str, float]], None]
-) -> list[dict[str, Any]]:
+    seeds: list[int], task: Denoising, budget: Budget, report: Callable[[str, int, Score], None]
+) -> list[DenoisedMixer]:
     """Train every mixer with every seed; a row a mixer, its difference in loss from the first paired by seed.
 
     Validation data are the same for all; a seed gives training data, weights and order, the same
     for every mixer. The reported loss is the lowest of the run's evaluations, and its accuracy.
     """
     validation = make_samples(task, budget.validation, VALIDATION_SEED)
-    rows: list[dict[str, Any]] = []
+    rows: list[DenoisedMixer] = []
     baseline: dict[int, float] = {}
     for name, make_block in BLOCKS.items():
-        found, parameters = [], 0
+        best: dict[int, Score] = {}
+        parameters = 0
         for seed in seeds:
             torch.manual_seed(seed)
             model = Denoiser(make_block(task.length), task)
             parameters = sum(parameter.numel() for parameter in model.parameters())
-            best = _train(model, make_samples(task, budget.training, seed), validation, budget, seed)
-            report(name, seed, best)
-            found.append(best)
-        losses, accuracies = (summarize([best[key] for best in found]) for key in ("loss", "accuracy"))
-        by_seed = {seed: best["loss"] for seed, best in zip(seeds, found, strict=True)}
-        baseline = baseline or by_seed
-        difference = paired_difference(by_seed, baseline) if rows else None
+            best[seed] = _train(model, make_samples(task, budget.training, seed), validation, budget, seed)
+            report(name, seed, best[seed])
+        losses = {seed: score.loss for seed, score in best.items()}
+        baseline = baseline or losses
+        loss, accuracy = summarize(list(losses.values())), summarize([score.accuracy for score in best.values()])
+        difference = paired_difference(losses, baseline) if rows else None
         rows.append(
-            {
-                "mixer": name,
-                "parameters": parameters,
-                "n": losses.n,
-                "seeds": seeds,
-                "loss": losses.mean,
-                "loss_deviation": losses.deviation,
-                "accuracy": accuracies.mean,
-                "accuracy_deviation": accuracies.deviation,
-                "difference": None if difference is None else difference.mean,
-                "interval": None if difference is None else difference.interval,
-            }
+            DenoisedMixer(
+                mixer=name,
+                parameters=parameters,
+                n=loss.n,
+                seeds=seeds,
+                loss=loss.mean,
+                loss_deviation=loss.deviation,
+                accuracy=accuracy.mean,
+                accuracy_deviation=accuracy.deviation,
+                difference=None if difference is None else difference.mean,
+                interval=None if difference is None else difference.interval,
+            )
         )
     return rows
 
 
-def _train(model: Denoiser, samples: Samples, validation: Samples, budget: Budget, seed: int) -> dict[str, float]:
+def _train(model: Denoiser, samples: Samples, validation: Samples, budget: Budget, seed: int) -> Score:
     optimizer = torch.optim.AdamW(model.parameters(), lr=budget.learning_rate, weight_decay=budget.weight_decay)
     generator = torch.Generator().manual_seed(seed)
-    best = {"loss": float("inf"), "accuracy": 0.0}
+    best = Score(float("inf"), 0.0)
     for step in range(1, budget.steps + 1):
         chosen = torch.randint(len(samples.inputs), (budget.batch_size,), generator=generator)
         loss, _ = _score(model, Samples(*(part[chosen] for part in samples)))
@@ -155,9 +163,9 @@ def _train(model: Denoiser, samples: Samples, validation: Samples, budget: Budge
         optimizer.zero_grad(set_to_none=True)
         if step % budget.evaluate_every == 0 or step == budget.steps:
             with torch.no_grad():
-                measured, accuracy = _score(model, validation)
-            if float(measured) < best["loss"]:
-                best = {"loss": float(measured), "accuracy": float(accuracy)}
+                loss, accuracy = _score(model, validation)
+            if float(loss) < best.loss:
+                best = Score(float(loss), float(accuracy))
     return best
 
 

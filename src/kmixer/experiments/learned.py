@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
-from kmixer.experiments.compare import Arm
+from kmixer.experiments.arms import Arm
 from kmixer.experiments.statistics import summarize
 from kmixer.experiments.tables import with_deviation
 
-# One column each: heading, the numbers of a recorded measurement (see `measure_dynamics`), digits.
-COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], Iterable[float]], int]] = {
-    "gate": (lambda d: d.get("gate", ()), 3),
-    "base share": (lambda d: d.get("base_share", ()), 3),
-    "alpha": (lambda d: _flat(d.get("alpha", ())), 3),
-    "decay": (lambda d: _flat(d.get("decay", ())), 4),
-    "eta": (lambda d: [d["eta"]] if "eta" in d else (), 4),
-    "last residual": (lambda d: d.get("residuals", ())[-1:], 4),
-    "sigma": (lambda d: _flat(d.get("sigma", ())), 2),
-    "effective keys": (lambda d: _flat(d.get("locality", {}).get("effective_keys", ())), 1),
-    "weight of level 0": (lambda d: [head[0] for head in _flat(d.get("level_weights", ()))], 3),
-}
+LEARNED = (
+    "Means over layers and channels or heads at the last evaluation, +- deviation over seeds, (lowest to highest of "
+    "all). Base share: |base| / (|base| + |decay|) in norm, measured on validation text."
+)
 
 
-def _flat(nested: Iterable[Iterable[Any]]) -> list[Any]:
-    return [value for part in nested for value in part]
+class Column(NamedTuple):
+    """A column of the table: which of the recorded dynamics (see `measure_dynamics`), and its numbers."""
+
+    heading: str
+    measure: str
+    shape: Any
+    numbers: Callable[[Any], Iterable[float]]
+    digits: int
+
+
+COLUMNS = (
+    Column("gate", "gate", list[float], list, 3),
+    Column("base share", "base_share", list[float], list, 3),
+    Column("alpha", "alpha", list[list[float]], chain.from_iterable, 3),
+    Column("decay", "decay", list[list[float]], chain.from_iterable, 4),
+    Column("eta", "eta", float, lambda eta: [eta], 4),
+    Column("last residual", "residuals", list[float], lambda residuals: residuals[-1:], 4),
+    Column("sigma", "sigma", list[list[float]], chain.from_iterable, 2),
+    Column(
+        "effective keys",
+        "locality",
+        dict[str, list[list[float]]],
+        lambda locality: chain.from_iterable(locality.get("effective_keys", [])),
+        1,
+    ),
+    Column(
+        "weight of level 0",
+        "level_weights",
+        list[list[list[float]]],
+        lambda layers: (levels[0] for heads in layers for levels in heads),
+        3,
+    ),
+)
 
 
 def learned_table(arms: list[Arm]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -32,31 +56,23 @@ def learned_table(arms: list[Arm]) -> tuple[tuple[str, ...], list[tuple[str, ...
 
     Columns of which no arm has anything are left out, and so are arms without runs that ended.
     """
-    ended = [arm for arm in arms if arm.runs]
-    found = [[_last_dynamics(run.read_metrics()) for run in arm.runs] for arm in ended]
+    ended = [arm for arm in arms if arm.ended]
     columns = {"arm": [arm.name for arm in ended]}
-    for heading, (numbers_of, digits) in COLUMNS.items():
-        cells = [_cell([list(numbers_of(each)) for each in runs], digits) for runs in found]
+    for column in COLUMNS:
+        cells = [_cell(arm, column) for arm in ended]
         if any(cells):
-            columns[heading] = cells
+            columns[column.heading] = cells
     return tuple(columns), list(zip(*columns.values(), strict=True))
 
 
-def _last_dynamics(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    return next((line["dynamics"] for line in reversed(lines) if "dynamics" in line), {})
-
-
-def _cell(runs: list[list[float]], digits: int) -> str:
-    runs = [numbers for numbers in runs if numbers]
+def _cell(arm: Arm, column: Column) -> str:
+    recorded = (arm.recorded(column.measure, column.shape, run) for run in arm.ended)
+    runs = [numbers for lines in recorded if lines and (numbers := list(column.numbers(lines[-1][1])))]
     if not runs:
         return ""
     summary = summarize([sum(numbers) / len(numbers) for numbers in runs])
-    text = with_deviation(summary.mean, summary.deviation, digits)
-    every = _flat(runs)
-    return text if len(runs[0]) == 1 else f"{text} ({min(every):,.{digits}f} to {max(every):,.{digits}f})"
-
-
-LEARNED = (
-    "Means over layers and channels or heads at the last evaluation, +- deviation over seeds, (lowest to highest of "
-    "all). Base share: |base| / (|base| + |decay|) in norm, measured on validation text."
-)
+    text = with_deviation(summary.mean, summary.deviation, column.digits)
+    every = list(chain.from_iterable(runs))
+    if len(runs[0]) == 1:
+        return text
+    return f"{text} ({min(every):,.{column.digits}f} to {max(every):,.{column.digits}f})"

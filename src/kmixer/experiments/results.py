@@ -6,37 +6,16 @@ and their tables kept in a JSON file beside the page, so that the page can be ma
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from kmixer.config import StrictConfig
 from kmixer.errors import InputError
-from kmixer.experiments.compare import (
-    Arm,
-    arms_of,
-    compare,
-    measured_parts,
-    reach_of,
-    read_arms,
-    why_not_comparable,
-    without_results,
-)
-from kmixer.experiments.learned import LEARNED, learned_table
-from kmixer.experiments.statistics import summarize
-from kmixer.experiments.sweep import SWEEP, Sweep, command_of
-from kmixer.experiments.tables import (
-    DENOISE_HEAD,
-    denoise_cells,
-    describe,
-    describe_reach,
-    markdown_table,
-    table,
-    with_deviation,
-)
-from kmixer.files import read_json, read_json_object, read_toml, write_json, write_text
+from kmixer.experiments.sections import DenoiseSection, Section, SweepSection, measure_sweep
+from kmixer.experiments.sweep import SWEEP
+from kmixer.files import read_json, read_toml, write_json, write_text
 from kmixer.runs.run_folder import RunFolder
 
 
@@ -79,120 +58,41 @@ def write_results_page(file: Path, out: Path) -> list[str]:
         raise InputError(f"--out: {out.parent} holds a run or a sweep; choose another folder for the page")
     config = ResultsConfig.parse(read_toml(file), source=str(file))
     data = out.with_suffix(".json")
-    kept: dict[str, Any] = read_json_object(data) if data.exists() else {}
+    kept = _read_kept(data)
     missing, sections = [], [f"# {config.title}", config.introduction]
     for entry in config.result:
         source = file.parent / (entry.sweep or entry.denoise or "")
         if source.exists() and (entry.baseline is None or (file.parent / entry.baseline).exists()):
-            kept[entry.name] = _measure(entry, file.parent) if entry.sweep else read_json(source)
+            kept[entry.name] = _measure(entry, file.parent)
         elif entry.name in kept:
             missing.append(entry.name)
         else:
             raise InputError(f"{file}: {entry.name}: there is no {source}, and {data} holds no table of it")
         sections += [f"## {entry.title}", f"Published: {entry.published}" if entry.published else ""]
-        sections += _sweep_section(kept[entry.name]) if entry.sweep else _denoise_section(kept[entry.name])
-        sections.append(entry.note)
-    kept = {entry.name: kept[entry.name] for entry in config.result}
-    write_json(data, kept)
+        sections += [*kept[entry.name].page(), entry.note]
+    write_json(data, {entry.name: kept[entry.name].to_json() for entry in config.result})
     write_text(out, "\n\n".join(section for section in sections if section) + "\n")
     return missing
 
 
-def _measure(entry: ResultEntry, parent: Path) -> dict[str, Any]:
-    """All that the page says about one sweep or run."""
-    assert entry.sweep is not None
-    folder = parent / entry.sweep
-    arms = read_arms([*([parent / entry.baseline] if entry.baseline else []), folder])
-    if reason := why_not_comparable(arms):
-        raise InputError(f"{entry.name}: {reason}")
-    ours = arms_of([folder])
-    runs = [run for arm in ours for run in arm.runs]
-    if (folder / SWEEP).is_file():
-        sweep = Sweep.read(folder)
-        command, arm_settings = command_of(sweep), sweep.arms
-    else:
-        command, arm_settings = shlex.join(RunFolder(folder).environment()["command"]), {}
-    device, threads, commits = (
-        dict.fromkeys(value for run in runs for value in run.made_with(key)) for key in ("device", "threads", "commit")
-    )
-    tables = {part: compare(arms, part) for part in measured_parts(arms)}
-    return {
-        "command": command,
-        "arms": arm_settings,
-        "machine": ", ".join(device),
-        "threads": " or ".join(threads),
-        "minutes": sum(result["seconds"] for arm in ours for result in arm.results.values()) / 60,
-        "commits": list(dict.fromkeys(_short(commit) for commit in commits)),
-        "tables": tables,
-        "without_results": without_results(arms),
-        "protocols": [{"arm": arm.name, **_protocols(arm)} for arm in arms if arm.results],
-        "learned": learned_table(arms),
-        "reach": [] if entry.reach is None else describe_reach(tables["validation"], reach_of(arms, entry.reach)),
-        "words": {arm.name: found for arm in arms if (found := _per_word(arm))},
-    }
-
-
-def _short(commit: str) -> str:
-    """Ten digits of a commit, and whether the checkout was that commit."""
-    digits, dirty, _ = commit.partition("-dirty")
-    return digits[:10] + dirty
-
-
-def _per_word(arm: Arm) -> float | None:
-    """Mean perplexity a word of an arm whose tokens are pieces of words."""
-    if arm.measures.get("tokenizer", {}).get("kind") not in ("bpe", "sentencepiece"):
-        return None
-    figures = arm.figures("perplexity_per_word", "best", "validation").values()
-    return sum(figures) / len(figures) if figures else None
-
-
-def _protocols(arm: Arm) -> dict[str, str]:
-    """Losses of an arm's best weights by every protocol of text: mean and deviation over seeds."""
-    measured: dict[str, list[float]] = {}
-    for result in arm.results.values():
-        for each in result["best"]["validation"]:
-            if each["protocol"] == "examples":
-                continue
-            key = "one stream" if each["window"] is None else f"windows of {each['window']:,}"
-            measured.setdefault(key, []).append(each["loss"])
-    summaries = {key: summarize(losses) for key, losses in measured.items()}
-    return {key: with_deviation(found.mean, found.deviation, 4) for key, found in summaries.items()}
-
-
-def _sweep_section(found: dict[str, Any]) -> list[str]:
-    lines = []
-    for rows in found["tables"].values():
-        lines += [markdown_table(*table(rows)), describe(rows)]
-    lines += [f"- {line}" for line in found["without_results"]]
-    keys = list(dict.fromkeys(key for row in found["protocols"] for key in row if key != "arm"))
-    if len(keys) > 1:
-        body = [(row["arm"], *(row.get(key, "") for key in keys)) for row in found["protocols"]]
-        lines += ["The same weights by each protocol, validation part, nats a token:"]
-        lines += [markdown_table(("arm", *keys), body)]
-    if len(found["learned"][0]) > 1:
-        heading, body = found["learned"]
-        lines += [f"What was learned. {LEARNED}", markdown_table(tuple(heading), [tuple(line) for line in body])]
-    lines += ["\n".join(f"- {line}" for line in found["reach"])] if found["reach"] else []
-    if found["words"]:
-        said = ", ".join(f"{name} {value:,.1f}" for name, value in found["words"].items())
-        lines.append(f"Perplexity a word, which a perplexity a piece is not: {said}.")
-    commits = ", ".join(found["commits"])
-    lines.append(
-        f"`{found['command']}`; {found['machine']}, {found['threads']} thread(s) a run, {found['minutes']:,.0f} "
-        f"minutes in all; commit{'s' * (len(found['commits']) > 1)} {commits}."
-    )
-    changed = {name: settings for name, settings in found["arms"].items() if settings}
-    if changed:
-        lines.append(
-            "\n".join(f"- `{name}`: {', '.join(f'`{s}`' for s in settings)}" for name, settings in changed.items())
+def _read_kept(data: Path) -> dict[str, Section]:
+    """The sections that the JSON file beside the page holds, by name; none where there is no file."""
+    values = read_json(data) if data.is_file() else {}
+    if not isinstance(values, dict):
+        raise InputError(f"{data} is not a file of results; remove it, or choose another --out")
+    kept: dict[str, Section] = {}
+    for name, found in values.items():
+        source = f"{data}: {name}"
+        kept[name] = (
+            DenoiseSection.read(found, source) if isinstance(found, list) else SweepSection.parse(found, source=source)
         )
-    return lines
+    return kept
 
 
-def _denoise_section(rows: list[dict[str, Any]]) -> list[str]:
-    seeds = ", ".join(map(str, rows[0]["seeds"]))
-    return [
-        markdown_table(DENOISE_HEAD, [denoise_cells(row) for row in rows]),
-        f"`kmixer task denoise --seeds {rows[0]['n']}`, seeds {seeds}: corrupted positions of 1,024 validation "
-        "sequences, the lowest loss of each run's evaluations. Differences in loss are from the first row, by seed.",
-    ]
+def _measure(entry: ResultEntry, parent: Path) -> Section:
+    """All that the page says of one entry whose sweep, run or file is at hand."""
+    if entry.denoise is not None:
+        return DenoiseSection.read(read_json(parent / entry.denoise), str(parent / entry.denoise))
+    assert entry.sweep is not None
+    baseline = None if entry.baseline is None else parent / entry.baseline
+    return measure_sweep(entry.name, parent / entry.sweep, baseline, entry.reach)

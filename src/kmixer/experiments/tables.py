@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from kmixer.experiments.compare import Reach
+from kmixer.experiments.rows import ComparedArm, DenoisedMixer, Metric
+from kmixer.runs.results import Figure
 
-# Of the columns between arm and cost, by metric: heading, key of the row, digits.
-FIGURES = {
+# Of the columns between arm and cost, by metric: heading, figure of the row, digits.
+FIGURES: dict[Metric, tuple[tuple[str, Figure, int], ...]] = {
     "loss": (("loss", "loss", 4), ("perplexity", "perplexity", 3), ("bits/byte", "bits_per_byte", 4)),
     "bits_per_byte": (("bits/byte", "bits_per_byte", 4), ("loss", "loss", 4)),
     "accuracy": (("accuracy", "accuracy", 4), ("loss", "loss", 4)),
@@ -17,9 +18,9 @@ FIGURES = {
 MANY = 10_000_000
 
 
-def head(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+def head(rows: list[ComparedArm]) -> tuple[str, ...]:
     """The headings of the columns of `cells`."""
-    names = (name for name, _, _ in FIGURES[rows[0]["metric"]])
+    names = (name for name, _, _ in FIGURES[rows[0].metric])
     return (
         "arm",
         "n",
@@ -28,84 +29,85 @@ def head(rows: list[dict[str, Any]]) -> tuple[str, ...]:
         "difference",
         "95 % interval",
         "parameters",
-        rows[0]["unit"],
+        rows[0].unit,
         "FLOPs",
         "minutes",
     )
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
+def cells(row: ComparedArm) -> tuple[str, ...]:
     """One row, a text for every column."""
     difference, interval = difference_cells(row)
-    if row["pairs"] and row["pairs"] < row["n"]:
-        difference += f" ({row['pairs']} of {row['n']})"
+    if row.pairs and row.pairs < row.n:
+        difference += f" ({row.pairs} of {row.n})"
     return (
-        row["arm"],
-        f"{row['n']}" + (f" of {row['n'] + row['unfinished']}" if row["unfinished"] else ""),
-        *(with_deviation(row[key], row[f"{key}_deviation"], digits) for _, key, digits in FIGURES[row["metric"]]),
-        f"{row['last']:.4f}",
+        row.arm,
+        f"{row.n}" + (f" of {row.n + row.unfinished}" if row.unfinished else ""),
+        *(with_deviation(row.mean(key), row.deviation(key), digits) for _, key, digits in FIGURES[row.metric]),
+        f"{row.last:.4f}",
         difference,
         interval,
-        f"{row['parameters']:,}",
-        amount(row["units"]),
-        f"{row['flops']:.2e}",
-        f"{row['seconds'] / 60:.1f}",
+        f"{row.parameters:,}",
+        amount(row.units),
+        f"{row.flops:.2e}",
+        f"{row.seconds / 60:.1f}",
     )
 
 
-def table(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table(rows: list[ComparedArm]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and cells, as `text_table` and `markdown_table` take them."""
     return head(rows), [cells(row) for row in rows]
 
 
-def difference_cells(row: dict[str, Any]) -> tuple[str, str]:
+def difference_cells(row: ComparedArm | DenoisedMixer) -> tuple[str, str]:
     """The difference from the first row and its interval."""
-    difference, interval = row["difference"], row["interval"]
+    difference, interval = row.difference, row.interval
     return (
         "" if difference is None else f"{difference:+.4f}",
         "" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}",
     )
 
 
-def is_better(row: dict[str, Any]) -> bool | None:
+def is_better(row: ComparedArm) -> bool | None:
     """Whether an arm is better than the first; None where its interval holds zero, or there is none."""
-    if row["interval"] is None or row["interval"][0] <= 0 <= row["interval"][1]:
+    if row.interval is None or row.interval[0] <= 0 <= row.interval[1]:
         return None
-    return bool((row["difference"] > 0) == (row["metric"] == "accuracy"))
+    return (row.interval[0] > 0) == (row.metric == "accuracy")
 
 
-def headline(rows: list[dict[str, Any]]) -> str:
+def headline(rows: list[ComparedArm]) -> str:
     """The best arm and how it stands to the first, in a sentence or two."""
-    metric = rows[0]["metric"]
+    metric = rows[0].metric
     name_of = metric.replace("_", " ")
-    best = max(rows, key=lambda row: row[metric] if metric == "accuracy" else -row[metric])
+    measured = [(mean, row) for row in rows if (mean := row.mean(metric)) is not None]
+    _, best = (max if metric == "accuracy" else min)(measured, key=lambda pair: pair[0])
     said = "; ".join(
-        f"{name} {with_deviation(best[key], best[f'{key}_deviation'], digits)}" for name, key, digits in FIGURES[metric]
+        f"{name} {with_deviation(best.mean(key), best.deviation(key), digits)}" for name, key, digits in FIGURES[metric]
     )
-    text = f"{best['arm']} has the best {best['part']} {name_of}: {said}, over {best['n']} seed{'s' * (best['n'] > 1)}."
-    if best["interval"] is not None:
-        low, high = best["interval"]
-        text += f" Against {rows[0]['arm']}: {best['difference']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}."
-    elif best["n"] == 1 and len(rows) > 1:
+    text = f"{best.arm} has the best {best.part} {name_of}: {said}, over {best.n} seed{'s' * (best.n > 1)}."
+    if best.interval is not None:
+        low, high = best.interval
+        text += f" Against {rows[0].arm}: {best.difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}."
+    elif best.n == 1 and len(rows) > 1:
         text += " One seed says nothing about the spread."
     return text
 
 
-def describe(rows: list[dict[str, Any]]) -> str:
+def describe(rows: list[ComparedArm]) -> str:
     """What the figures of a table are: part, protocol, and which weights."""
     first = rows[0]
-    chosen = "on the part they are reported on" if first["part"] == "validation" else "on the validation part"
-    protocols = list(dict.fromkeys((row["protocol"], row["window"]) for row in rows))
-    if first["metric"] == "accuracy":
-        measured = f"Accuracy and cross-entropy in nats on the {first['part']} part"
+    chosen = "on the part they are reported on" if first.part == "validation" else "on the validation part"
+    protocols = list(dict.fromkeys((row.protocol, row.window) for row in rows))
+    if first.metric == "accuracy":
+        measured = f"Accuracy and cross-entropy in nats on the {first.part} part"
     else:
         what = "Cross-entropy in nats a token"
-        if first["metric"] == "bits_per_byte":
+        if first.metric == "bits_per_byte":
             what = "Bits a byte, because the tokenizers differ, and cross-entropy in nats a token"
         said = " and ".join(_protocol(*each) for each in protocols)
-        measured = f"{what} on the {first['part']} part, {said}"
+        measured = f"{what} on the {first.part} part, {said}"
         measured += " (not the same for all rows)" if len(protocols) > 1 else ""
-    last = first["metric"].replace("_", " ")
+    last = first.metric.replace("_", " ")
     return (
         f"{measured}; mean +- deviation over n seeds. "
         f"Weights with the lowest validation loss, so chosen {chosen}; last: {last} of the last step. "
@@ -117,9 +119,9 @@ def _protocol(protocol: str, window: int | None) -> str:
     return f"windows of {window:,}, state reset" if protocol == "windows" else "one stream, state carried"
 
 
-def describe_reach(rows: list[dict[str, Any]], found: list[Reach]) -> list[str]:
+def describe_reach(rows: list[ComparedArm], found: list[Reach]) -> list[str]:
     """A line an arm: when it reached a loss, and what that is of the training of the first arm."""
-    return [_reached(row["arm"], row["unit"], each, found[0]) for row, each in zip(rows, found, strict=True)]
+    return [_reached(row.arm, row.unit, each, found[0]) for row, each in zip(rows, found, strict=True)]
 
 
 def _reached(name: str, unit: str, found: Reach, baseline: Reach) -> str:
@@ -137,14 +139,14 @@ def _reached(name: str, unit: str, found: Reach, baseline: Reach) -> str:
 DENOISE_HEAD = ("mixer", "parameters", "n", "loss, nats", "accuracy", "difference", "95 % interval")
 
 
-def denoise_cells(row: dict[str, Any]) -> tuple[str, ...]:
+def denoise_cells(row: DenoisedMixer) -> tuple[str, ...]:
     """One mixer of the denoising task."""
     return (
-        row["mixer"],
-        f"{row['parameters']:,}",
-        str(row["n"]),
-        with_deviation(row["loss"], row["loss_deviation"], 3),
-        with_deviation(row["accuracy"], row["accuracy_deviation"], 3),
+        row.mixer,
+        f"{row.parameters:,}",
+        str(row.n),
+        with_deviation(row.loss, row.loss_deviation, 3),
+        with_deviation(row.accuracy, row.accuracy_deviation, 3),
         *difference_cells(row),
     )
 

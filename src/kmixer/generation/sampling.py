@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,16 +33,24 @@ class Sampling:
             raise InputError(f"top_p: got {self.top_p}; allowed: above 0, up to 1")
 
     def __call__(self, logits: Float[Tensor, "b v"], generator: torch.Generator | None = None) -> Int[Tensor, " b"]:
-        """The next token of every row."""
+        """The next token of every row.
+
+        Raises InputError for logits that are no distribution: NaN, or infinity. A token of minus infinity is never
+        drawn, and one at least has to be finite.
+        """
         if self.temperature == 0:
-            return logits.argmax(dim=-1)
+            highest, tokens = logits.max(dim=-1)
+            _check_finite(highest)
+            return tokens
         probabilities = self.probabilities(logits)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
     def probabilities(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
         """The distribution the next token is drawn from, for temperatures above 0."""
         logits = logits.double()
-        scaled = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # at most 0: nothing overflows
+        highest = logits.amax(-1, keepdim=True)  # NaN where there is one
+        _check_finite(highest)
+        scaled = (logits - highest) / self.temperature  # at most 0: nothing overflows
         if self.top_k is not None and self.top_k < scaled.shape[-1]:
             kept = scaled.topk(self.top_k, dim=-1)
             scaled = torch.full_like(scaled, -torch.inf).scatter(-1, kept.indices, kept.values)
@@ -53,3 +62,12 @@ class Sampling:
             probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
             probabilities = probabilities / probabilities.sum(-1, keepdim=True)
         return probabilities
+
+
+def _check_finite(highest: Tensor) -> None:
+    """Raises InputError where the highest logit of a row is not a number."""
+    if not all(map(math.isfinite, highest.flatten().tolist())):
+        raise InputError(
+            "logits: got NaN or infinity, from which no token can be drawn; "
+            "the model's weights are damaged or its training diverged: load others"
+        )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kmixer.data.tokenizers import Tokenizer
+from kmixer.data.tokenizers import StreamDecoder, Tokenizer
 from kmixer.errors import InputError
-from kmixer.generation.prepared import DecodingStep, can_prepare
+from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
 from kmixer.generation.sampling import Sampling
-from kmixer.models.causal_lm import CausalLM
-from kmixer.models.k_stack import KStackState
+from kmixer.models.causal_lm import CausalLM, check_tokens
 from kmixer.state import State
 
 # A prompt is read in pieces, so that its length does not set the memory.
@@ -29,7 +27,7 @@ def generate_tokens(
     sampling: Sampling | None = None,
     *,
     seed: int | None = None,
-    state: State | None = None,
+    state: State = None,
 ) -> Iterator[Int[Tensor, " b"]]:
     """The next tokens of every row, one position at a time.
 
@@ -47,8 +45,7 @@ def generate_tokens(
     """
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise InputError(f"prompt: got shape {tuple(prompt.shape)}; allowed: (batch, time) with one token or more")
-    if prompt.min() < 0 or prompt.max() >= model.vocabulary_size:
-        raise InputError(f"prompt: token outside 0..{model.vocabulary_size - 1}")
+    check_tokens(prompt, model.vocabulary_size)
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens: got {max_new_tokens}; allowed: 0 or more")
     if seed is not None and not 0 <= seed < 1 << 63:
@@ -66,34 +63,18 @@ def generate_tokens(
         generator.seed()
     else:
         generator.manual_seed(seed)
-    state = state if state is not None else model.initial_state(prompt.shape[0])
+    decoder: Decoder = EagerDecoder(model, model.initial_state(len(prompt)) if state is None else state)
     logits: Tensor | None = None
     for piece in prompt.split(PREFILL_CHUNK, dim=1):
-        output = model(piece, state)
-        assert output.logits is not None
-        logits, state = output.logits[:, -1], output.state
-    step = _next_step(model, state)
+        logits = decoder.advance(piece)[:, -1]
+    assert logits is not None
+    if max_new_tokens > 1:
+        decoder = open_decoder(model, decoder.state())
     for index in range(max_new_tokens):
-        assert logits is not None
         tokens = sampling(logits, generator)
         yield tokens
         if index + 1 < max_new_tokens:
-            logits = step(tokens)
-
-
-def _next_step(model: CausalLM, state: State) -> Callable[[Tensor], Tensor]:
-    """A function from tokens (b,) to the logits (b, v) of the next: prepared where that is possible."""
-    if can_prepare(model):
-        return DecodingStep(model, cast("KStackState", state))
-
-    def step(tokens: Tensor) -> Tensor:
-        nonlocal state
-        output = model(tokens[:, None], state)
-        state = output.state
-        assert output.logits is not None
-        return output.logits[:, -1]
-
-    return step
+            logits = decoder.step(tokens)
 
 
 def generate_text(
@@ -118,24 +99,36 @@ def generate_text(
     tokens = torch.from_numpy(tokenizer.encode(prompt)).to(model.embedding.weight.device)[None]
     if tokens.numel() == 0:
         raise InputError(f"prompt: got {prompt!r}, in which this tokenizer sees no token; give a word or more")
-    decode = tokenizer.decoder()
-    pieces = (decode(int(token)) for token in generate_tokens(model, tokens, max_new_tokens, sampling, seed=seed))
-    return until(pieces, [text for text in stop if text])
+    decoder = tokenizer.decoder()
+    for token in tokens[0].tolist():  # the continuation is decoded as what follows the prompt
+        decoder(token)
+    new = generate_tokens(model, tokens, max_new_tokens, sampling, seed=seed)
+    return until(_decoded(new, decoder), [text for text in stop if text])
+
+
+def _decoded(columns: Iterator[Tensor], decoder: StreamDecoder) -> Iterator[str]:
+    for column in columns:
+        yield decoder(int(column))
+    yield decoder.end()
 
 
 def until(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """The text of the pieces up to the first stop string; holds back only what may be the start of one."""
+    """The text before the first place where a stop string begins, whatever the pieces it comes in.
+
+    What may be the start of a stop string is held back. One that is complete ends the text once no other that begins
+    before it can become complete.
+    """
     held = ""
     for piece in pieces:
         held += piece
-        ends = [held.index(text) for text in stop if text in held]
-        if ends:
-            held = held[: min(ends)]
+        begun = len(held) - _possible_start(held, stop)
+        found = min((held.index(text) for text in stop if text in held), default=len(held))
+        if found < len(held) and found <= begun:
             break
-        length = _possible_start(held, stop)
-        ready, held = held[: len(held) - length], held[len(held) - length :]
+        ready, held = held[: min(begun, found)], held[min(begun, found) :]
         if ready:
             yield ready
+    held = held[: min((held.index(text) for text in stop if text in held), default=len(held))]
     if held:
         yield held
 

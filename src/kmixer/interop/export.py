@@ -109,6 +109,7 @@ def trace(step: StepModule) -> ExportedProgram:
 def _serialise(step: StepModule, format: Format) -> bytes:
     program = trace(step)
     if format == "torch":
+        program.example_inputs = None  # the one part of the file that would be a pickle
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         return buffer.getvalue()

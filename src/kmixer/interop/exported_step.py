@@ -22,7 +22,9 @@ from kmixer.layers.base_kernel import BaseKernel
 from kmixer.layers.k_operators import K2
 from kmixer.layers.norms import NORM_EPS
 from kmixer.models.causal_lm import CausalLM
+from kmixer.models.heads import AdaptiveHead, GeluHead, LinearHead, UntiedHead
 from kmixer.models.k_stack import KStack
+from kmixer.models.known_parts import unknown_part
 from kmixer.ops.fused import linear_dropout_add, rms_norm
 
 StepState = tuple[Tensor, ...]
@@ -37,7 +39,8 @@ class StepModule(nn.Module):
     Folded: the embedding with its projection and the first K1 layer, which sees one token only, into a
     table (v, d); decays, alpha, gates and base kernel taps into constants.
 
-    Raises InputError for a model without a step of constant size: a base kernel that ends at a position, or attention.
+    Raises InputError for a model without a step of constant size: a base kernel that ends at a position, or attention;
+    and for one with a part that is not exactly one of those that are known here.
     """
 
     entered: Tensor
@@ -54,6 +57,11 @@ class StepModule(nn.Module):
                 f"{model.config.limited_by} ends at position {limit}, so this model has no step to export; "
                 "use a model with a toeplitz or conv base kernel, or none: they stream"
             )
+        if part := unknown_part(model, (LinearHead, UntiedHead, GeluHead, AdaptiveHead)):
+            raise InputError(f"{part} is none of the parts that an export knows, so this model has no step to export")
+        for name, kernel in model.named_modules():
+            if isinstance(kernel, BaseKernel) and kernel.kind not in ("toeplitz", "conv"):
+                raise InputError(f"{name} is a {kernel.kind} base kernel, which ends: there is no step to export")
         model = copy.deepcopy(model).float().eval().requires_grad_(False)
         stack = model.stack
         assert isinstance(stack, KStack)

@@ -75,13 +75,14 @@ class Block(nn.Module):
         return self._add_feed_forward(x), BlockState(mixed)
 
     def _add_mixed(self, x: Tensor, state: State, extra: tuple[object, ...]) -> tuple[Tensor, State]:
+        mixer = self.mixer
         x, normed = _keep(x, self.mixing_norm)
-        projection = self._projection()
+        projection = self._projection(mixer)
         if projection is not None:
-            mixed, state = self.mixer.mix(normed, state, *extra)  # type: ignore[operator]
+            mixed, state = mixer.mix(normed, state, *extra)  # type: ignore[operator]
             dropout = self.mixing_dropout if self.training else 0.0
             return linear_dropout_add(x, mixed, projection.weight, projection.bias, dropout), state
-        mixed, state = self.mixer(normed, state, *extra)
+        mixed, state = mixer(normed, state, *extra)
         return x + self._dropped(F.dropout(mixed, self.mixing_dropout, self.training)), state
 
     def _add_feed_forward(self, x: Tensor) -> Tensor:
@@ -89,23 +90,22 @@ class Block(nn.Module):
         if (
             exactly(norm, RMSNorm, UnweightedRMSNorm)
             and exactly(layer, FeedForward, SquaredReluFeedForward)
-            and exactly(layer.up, Linear)
-            and exactly(layer.down, Linear)
+            and exactly(up := layer.up, Linear)
+            and exactly(down := layer.down, Linear)
             and not self._drops_paths()
         ):
-            weight = norm.weight if isinstance(norm, RMSNorm) else None
-            weights = (weight, layer.up.weight, layer.up.bias, layer.down.weight, layer.down.bias)
+            weights = (norm.weight if isinstance(norm, RMSNorm) else None, up.weight, up.bias, down.weight, down.bias)
             dropout = layer.dropout if layer.training else 0.0
             activation: Activation = "gelu" if isinstance(layer, FeedForward) else "squared_relu"
             return feed_forward(x, *weights, eps=NORM_EPS, dropout=dropout, activation=activation)
         x, normed = _keep(x, norm)
         return x + self._dropped(layer(normed))
 
-    def _projection(self) -> Linear | None:
+    def _projection(self, mixer: nn.Module) -> Linear | None:
         """The matrix that the mixer ends in, where one operation may take its place."""
-        if self.projecting is None or not exactly(self.mixer, self.projecting) or self._drops_paths():
+        if self.projecting is None or not exactly(mixer, self.projecting) or self._drops_paths():
             return None
-        projection = cast("nn.Module", self.mixer.projection)
+        projection = cast("nn.Module", mixer.projection)
         return projection if exactly(projection, Linear) and projection.bias is not None else None
 
     def _drops_paths(self) -> bool:
@@ -115,10 +115,11 @@ class Block(nn.Module):
         return drop_path(branch, self.drop_path) if self._drops_paths() else branch
 
 
-def drop_path(x: Float[Tensor, "b t d"], probability: float) -> Float[Tensor, "b t d"]:
+def drop_path(x: Float[Tensor, "b *_ d"], probability: float) -> Float[Tensor, "b *_ d"]:
     """Leave a branch out for some of the examples of a batch, and scale it up for the others (Huang et al. 2016)."""
     kept = 1 - probability
-    return x * (torch.rand(len(x), 1, 1, device=x.device) < kept) / kept
+    chosen = torch.rand(len(x), *(1 for _ in x.shape[1:]), device=x.device) < kept
+    return x * chosen / kept
 
 
 def _keep(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,6 @@ from typing import TypeGuard, TypeVar, overload
 from torch import nn
 from torch.nn.modules import module as of_all_modules
 
-# Hooks of a module, then those that torch calls for every module.
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 One = TypeVar("One", bound=nn.Module)
 Other = TypeVar("Other", bound=nn.Module)
 
@@ -26,8 +23,14 @@ def exactly(module: nn.Module | None, /, *types: type[nn.Module]) -> bool:
     False for a subclass, which may compute something else; for a module with hooks, which would not run; and for one
     whose `forward` was replaced. torch's parametrizations and wrappers of adapters make modules of other types.
     """
-    return type(module) in types and not (
-        "forward" in vars(module)
-        or any(getattr(module, name) for name in _HOOKS)
+    if type(module) not in types:
+        return False
+    own = vars(module)
+    return not (
+        "forward" in own
+        or own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
         or of_all_modules._has_any_global_hook()
     )

@@ -11,12 +11,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.errors import InputError, check_choice
-from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
+from kmixer.layers.heads import (
+    after,
+    check_state,
+    heads_apart,
+    identity_values,
+    kept,
+    mask_of_each,
+    merge_heads,
+    positions_after,
+    seen_before,
+    split_heads,
+)
 from kmixer.layers.linear import linear
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.roles import LOGIT, Role
 from kmixer.layers.rotary import check_heads, rotation
-from kmixer.ops.attention.gaussian import Backend, gaussian_attention
+from kmixer.ops.attention.gaussian import Backend, as_softmax, gaussian_attention
+from kmixer.state import known_position
 
 ValueSource = Literal["kernel", "pre_rope"]
 
@@ -24,12 +36,13 @@ ValueSource = Literal["kernel", "pre_rope"]
 class GaussianCache(NamedTuple):
     """What the layer carries: the keys (b, h, s, e) it may still look at, which are the values too.
 
-    `values` is None unless they are another tensor than the keys. `position` is the number of tokens seen.
+    `values` is None unless they are another tensor than the keys. `position` (b,) is the number of tokens that each
+    row has seen; a row that has seen fewer than s has padding before them.
     """
 
     keys: Tensor
     values: Tensor | None
-    position: int
+    position: Tensor
 
 
 class GaussianAttention(nn.Module):
@@ -98,21 +111,26 @@ class GaussianAttention(nn.Module):
     def initial_state(self, batch_size: int) -> GaussianCache:
         """The state before the first position: an empty cache."""
         empty = self.out.weight.new_empty(batch_size, self.heads, 0, self.head_width)
-        return GaussianCache(empty, empty if self.keeps_values else None, 0)
+        position = torch.zeros(batch_size, dtype=torch.int64, device=empty.device)
+        return GaussianCache(empty, empty if self.keeps_values else None, position)
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: GaussianCache | None = None
     ) -> tuple[Float[Tensor, "b t d"], GaussianCache]:
         check_state(self.causal, state)
-        state = state or self.initial_state(x.shape[0])
+        start = 0 if state is None else known_position(state.position)
+        state = self.initial_state(x.shape[0]) if state is None else state
         if x.shape[1] == 0:
             return x, state
-        new, values = self._heads_of(x, state.position)
-        keys = after(state.keys, new)
+        new, values = self._heads_of(x, state.position, start)
+        keys = after(seen_before(state.keys, state.position, start), new)
         if values is not None:
             assert state.values is not None
-            values = after(state.values, values)
-        y = self._attend(new, keys, values)
+            values = after(seen_before(state.values, state.position, start), values)
+        if start is None:
+            y = self._attend_in_each(new, keys, keys if values is None else values, state.position)
+        else:
+            y = self._attend(new, keys, values)
         kept_values = None if values is None else kept(values, self.reach)
         state = GaussianCache(kept(keys, self.reach), kept_values, state.position + x.shape[1])
         return self.out(merge_heads(y)), state
@@ -120,7 +138,7 @@ class GaussianAttention(nn.Module):
     @torch.no_grad()
     def attention_weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
         """What every position takes of every other, in every head; all of it in memory."""
-        keys, _ = self._heads_of(x, 0)
+        keys, _ = self._heads_of(x, self.initial_state(len(x)).position, 0)
         return self._attend(keys, keys, identity_values(keys))
 
     def sigma(self) -> Float[Tensor, " h"]:
@@ -149,13 +167,22 @@ class GaussianAttention(nn.Module):
             backend=self.backend,
         )
 
-    def _heads_of(self, x: Tensor, position: int) -> tuple[Tensor, Tensor | None]:
-        """Keys (b, h, t, e), and values where they are others."""
+    def _attend_in_each(self, x: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
+        """The same for rows that stand at other positions, as softmax attention under a mask of each."""
+        mask = mask_of_each(position, x.shape[2], keys.shape[2], self.reach, exclude_self=self.exclude_self)
+        with torch.autocast(x.device.type, enabled=False):
+            queries, features = as_softmax(x, keys, self.log_sigma, causal=False)
+            values = F.pad(values.to(queries.dtype), (0, queries.shape[-1] - values.shape[-1]))
+            y = F.scaled_dot_product_attention(queries, features, values, attn_mask=mask, scale=1.0)
+            return y[..., : self.head_width].to(x.dtype)
+
+    def _heads_of(self, x: Tensor, position: Tensor, start: int | None) -> tuple[Tensor, Tensor | None]:
+        """Keys (b, h, t, e), and values where they are others; `start` as of `positions_after`."""
         if not torch.is_grad_enabled():
             x = x.clone()  # they may be views: a caller may fill the same memory again, which autograd would not allow
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        positions = torch.arange(position, position + x.shape[1], device=x.device)
+        positions = positions_after(position, start, x.shape[1])
         angles = rotation(positions, self.head_width, x.dtype) if self.rotary else None
         keys = self._normalised(*heads_apart(x, self.heads, 1, rotated=int(self.rotary), angles=angles))
         return keys, self._normalised(split_heads(x, self.heads)) if self.keeps_values else None

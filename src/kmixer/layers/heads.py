@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
 from kmixer.layers.rotary import Rotation, rotate
 from kmixer.ops.gradients import first_order
+from kmixer.state import AState, join, longest, owned, rows
 
 
 def split_heads(x: Float[Tensor, "b t d"], heads: int) -> Float[Tensor, "b h t e"]:
@@ -27,9 +29,11 @@ def heads_apart(
     Args:
         projected: (b, t, parts d).
         heads: h, of width e = d / h.
-        rotated: how many of the parts, the first ones, are rotated by the `angles` of the t positions.
+        rotated: how many of the parts, the first ones, are rotated by the `angles` of the t positions, or of those
+            that every row has.
     """
-    if projected.dtype == torch.float32 and native.usable(projected):
+    of_all_rows = angles is None or angles.cosine.ndim == 2
+    if projected.dtype == torch.float32 and of_all_rows and native.usable(projected):
         apart: tuple[Tensor, ...] = _HeadsApart.apply(projected, heads, parts, rotated, *(angles or (None, None)))
         return apart
     each = [split_heads(part, heads) for part in projected.chunk(parts, dim=-1)]
@@ -81,6 +85,22 @@ def check_state(causal: bool, state: object) -> None:
         raise InputError("state: a layer with causal=False sees all positions at once and takes none")
 
 
+def positions_after(position: Int[Tensor, " b"], start: int | None, t: int) -> Int[Tensor, "*rows t"]:
+    """The next t positions: (t,) from `start` on where all rows stand there, else (b, 1, t)."""
+    steps = torch.arange(t, device=position.device)
+    return position[:, None, None] + steps if start is None else start + steps
+
+
+def seen_before(cache: Float[Tensor, "b h s e"], position: Int[Tensor, " b"], start: int | None) -> Tensor:
+    """The cache without the padding at its beginning that no row needs; a view."""
+    return last_rows(cache, longest(position, cache.shape[2]) if start is None else start)
+
+
+def last_rows(cache: Float[Tensor, "b h s e"], count: int) -> Float[Tensor, "b h _ e"]:
+    """The last positions of a cache, `count` or all of them; a view."""
+    return cache[:, :, max(0, cache.shape[2] - count) :]
+
+
 def after(past: Float[Tensor, "b h s e"], new: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h _ e"]:
     """New positions after those kept from before, in the dtype of the new ones, which autocast may decide."""
     return torch.cat([past.to(new.dtype), new], dim=2) if past.shape[2] else new
@@ -89,8 +109,43 @@ def after(past: Float[Tensor, "b h s e"], new: Float[Tensor, "b h t e"]) -> Floa
 def kept(tensor: Float[Tensor, "b h s e"], reach: int | None) -> Float[Tensor, "b h _ e"]:
     """The positions that later ones may look at, where each sees `reach` of them, itself included; None is all."""
     if reach is None or tensor.shape[2] < reach:
-        return tensor
+        return owned(tensor)
     return tensor[:, :, tensor.shape[2] - reach + 1 :].clone()  # a view would keep them all in memory
+
+
+def mask_of_each(
+    position: Int[Tensor, " b"], t: int, s: int, reach: int | None, *, exclude_self: bool = False
+) -> Bool[Tensor, "b 1 t s"]:
+    """True where the last t of s positions may look, in rows that stand at other positions and are padded before.
+
+    Args:
+        position: of the first of the t, in every row.
+        reach: how many positions each sees, itself included; None is all.
+        exclude_self: they do not see themselves, but for position 0, which sees nothing else.
+    """
+    query = positions_after(position, None, t)[..., None]
+    key = positions_after(position - (s - t), None, s)[:, :, None]  # below 0: padding
+    allowed = (key >= 0) & (key <= query)
+    if reach is not None:
+        allowed = allowed & (key > query - reach)
+    return allowed & ((key < query) | (query == 0)) if exclude_self else allowed
+
+
+def in_groups(
+    layer: Callable[[Tensor, AState], tuple[Tensor, AState]], x: Float[Tensor, "b t d"], state: AState, position: Tensor
+) -> tuple[Tensor, AState]:
+    """`layer(x, state)` for rows at positions (b,): those that stand at one position together, then the next.
+
+    For a layer that can do no more than rows of one position at once. It reads positions from the state, so that
+    torch.compile cannot hold it in one graph.
+    """
+    groups: dict[int, list[int]] = {}
+    for row, place in enumerate(position.tolist()):
+        groups.setdefault(place, []).append(row)
+    answers = [layer(x[members], rows(state, members)) for members in groups.values()]
+    order = torch.tensor([row for members in groups.values() for row in members]).argsort()
+    together = join([answer for _, answer in answers])
+    return torch.cat([y for y, _ in answers])[order.to(x.device)], rows(together, order)
 
 
 def identity_values(like: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h t t"]:

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
-from kmixer.layers.heads import after, check_state, heads_apart, identity_values, merge_heads, split_heads
+from kmixer.layers.heads import (
+    after,
+    check_state,
+    heads_apart,
+    identity_values,
+    in_groups,
+    last_rows,
+    merge_heads,
+    split_heads,
+)
 from kmixer.layers.linear import linear
 from kmixer.layers.measured import LevelScores
 from kmixer.layers.roles import LOGIT, TABLE, TRANSPOSED_MATRIX, Matrix, Role
@@ -19,6 +28,7 @@ from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.attention.hierarchical import Backend, hierarchical_attention
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.downsampling import filter_and_halve, lag
+from kmixer.state import common_position, owned
 
 Downsampling = Literal["depthwise", "dense", "average"]
 Fusion = Literal["score", "output"]
@@ -33,7 +43,8 @@ class HierarchicalCache(NamedTuple):
 
     keys: (b, h, rows, e) of each level; values: (b, h, s, e), one a level for output fusion; query: the last
     query row (b, h, 1, e) of each level, which later positions still use; tails: the last K - 1 rows
-    (b, K - 1, d) of the level below each coarse level; position: tokens seen.
+    (b, K - 1, d) of the level below each coarse level; position (b,): tokens that each row has seen, where those that
+    have seen fewer have padding before their rows.
     """
 
     keys: tuple[Tensor, ...]
@@ -41,7 +52,7 @@ class HierarchicalCache(NamedTuple):
     query: tuple[Tensor, ...]
     tails: tuple[Tensor, ...]
     convolution: Tensor | None  # the last K - 1 inputs of the convolution head
-    position: int
+    position: Tensor
 
 
 class Downsample(nn.Module):
@@ -192,29 +203,34 @@ class HierarchicalAttention(nn.Module):
             query=(empty,) * self.levels,
             tails=(tail,) * (self.levels - 1),
             convolution=None if self.convolution is None else self.convolution.initial_tail(batch_size),
-            position=0,
+            position=torch.zeros(batch_size, dtype=torch.int64, device=like.device),
         )
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: HierarchicalCache | None = None
     ) -> tuple[Float[Tensor, "b t d"], HierarchicalCache]:
         check_state(self.causal, state)
-        state = state or self.initial_state(x.shape[0])
-        if x.shape[1] == 0:
+        start = 0 if state is None else common_position(state.position)
+        state = self.initial_state(x.shape[0]) if state is None else state
+        t = x.shape[1]
+        if t == 0:
             return x, state
-        start, t = state.position, x.shape[1]
-        rows, tails = self._levels_of(x, state)
+        if start is None:
+            return in_groups(self, x, state, state.position)
+        rows, tails = self._levels_of(x, state, start)
         queries, keys, values = [], [], []
         for level, (q, k, *new_values) in enumerate(self._project(rows, start)):
-            values += [after(state.values[level], v) for v in new_values]
-            keys.append(after(state.keys[level], k))
+            seen = -(-start >> level)
+            values += [after(last_rows(state.values[level], seen), v) for v in new_values]
+            keys.append(after(last_rows(state.keys[level], seen), k))
             # A position inside a cell that began before this call still uses that cell's query.
             begun = start % (1 << level) != 0
             queries.append(after(state.query[level], q) if begun else q)
         y = self._fuse(queries, keys, values, start, t)
         y, convolution = self._convolve(y, x, state.convolution)
         kept = tuple(q[:, :, -1:].clone() for q in queries)  # views would keep all queries in memory
-        state = HierarchicalCache(tuple(keys), tuple(values), kept, tails, convolution, start + t)
+        caches = tuple(map(owned, keys)), tuple(map(owned, values))
+        state = HierarchicalCache(*caches, kept, tails, convolution, state.position + t)
         return self.out(merge_heads(y)), state
 
     @torch.no_grad()
@@ -245,15 +261,17 @@ class HierarchicalAttention(nn.Module):
             levels.append(LevelScores(level_rows, (q @ k.mT).double(), weight, queries.mT @ keys))
         return levels
 
-    def _levels_of(self, x: Tensor, state: HierarchicalCache) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """The new rows of every level, and the tails after them."""
-        rows, tails, start = [x], [], state.position
+    def _levels_of(
+        self, x: Tensor, state: HierarchicalCache, start: int = 0
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """The new rows of every level, for x from position `start` on, and the tails after them."""
+        rows, tails = [x], []
         for module, tail in zip(self.downsample, state.tails, strict=True):
             tail = tail.to(rows[-1].dtype)
             rows_below = rows[-1]
             rows.append(module(rows_below, tail, start))
             whole = torch.cat([tail, rows_below[:, max(0, rows_below.shape[1] - self.taps + 1) :]], dim=1)
-            tails.append(whole[:, whole.shape[1] - self.taps + 1 :])
+            tails.append(whole[:, whole.shape[1] - self.taps + 1 :].clone())  # a view would keep all of `whole`
             start = -(-start // 2)
         return rows, tuple(tails)
 

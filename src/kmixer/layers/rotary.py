@@ -26,30 +26,30 @@ def check_heads(width: int, heads: int, *, rotary: bool = True) -> None:
 
 
 class Rotation(NamedTuple):
-    """The angles of positions and planes: their cosines and sines (t, e/2)."""
+    """The angles of positions and planes: their cosines and sines (t, e/2), or (b, 1, t, e/2) of rows of their own."""
 
-    cosine: Float[Tensor, "t p"]
-    sine: Float[Tensor, "t p"]
+    cosine: Float[Tensor, "*rows t p"]
+    sine: Float[Tensor, "*rows t p"]
 
     def every(self, step: int, first: int) -> Rotation:
         """That of every so many positions, from the one in place `first` on; views."""
         return Rotation(self.cosine[first::step], self.sine[first::step])
 
 
-def rotation(positions: Int[Tensor, " t"], e: int, dtype: torch.dtype) -> Rotation:
+def rotation(positions: Int[Tensor, "*rows t"], e: int, dtype: torch.dtype) -> Rotation:
     """The angles p / 10000^(2 i / e), i < e / 2, of positions p.
 
     Angles and tables are float64 for float64 and float32 for every other dtype: an angle in bfloat16 would be off by
     whole turns from position 256 on.
 
     Args:
-        positions: (t,), counted from the start of the sequence.
+        positions: (t,), counted from the start of the sequence; (b, 1, t) where every row of a batch has its own.
         e: width of what is rotated, even.
         dtype: of what is rotated.
     """
     dtype = torch.promote_types(dtype, torch.float32)
     exponent = torch.arange(e // 2, device=positions.device, dtype=dtype) / (e // 2)
-    angle = positions[:, None].to(dtype) * ROTARY_BASE**-exponent
+    angle = positions[..., None].to(dtype) * ROTARY_BASE**-exponent
     return Rotation(angle.cos(), angle.sin())
 
 

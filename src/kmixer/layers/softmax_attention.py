@@ -11,13 +11,26 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
-from kmixer.layers.heads import after, check_state, heads_apart, identity_values, kept, merge_heads, split_heads
-from kmixer.layers.linear import linear
+from kmixer.layers.exactly import exactly
+from kmixer.layers.heads import (
+    after,
+    check_state,
+    heads_apart,
+    identity_values,
+    kept,
+    mask_of_each,
+    merge_heads,
+    positions_after,
+    seen_before,
+    split_heads,
+)
+from kmixer.layers.linear import Linear, linear
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.roles import Matrix, Role
 from kmixer.layers.rotary import check_heads, rotation
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.linear import linear_map
+from kmixer.state import known_position
 
 # Channels of the input that decide how much of a value embedding each head takes.
 GATE_CHANNELS = 32
@@ -26,13 +39,14 @@ GATE_CHANNELS = 32
 class KeyValueCache(NamedTuple):
     """What softmax attention carries: rotated keys and values (b, h, s, e) it may still look at.
 
-    `position` is the number of positions seen, which is the position of the next one; `tail` (b, K - 1, d) the
-    last inputs of the convolution, where there is one.
+    `position` (b,) is the number of positions that each row has seen, which is the position of the next one; a row
+    that has seen fewer than s has padding before them. `tail` (b, K - 1, d) are the last inputs of the convolution,
+    where there is one.
     """
 
     keys: Tensor
     values: Tensor
-    position: int
+    position: Tensor
     tail: Tensor | None = None
 
 
@@ -107,7 +121,7 @@ class SoftmaxAttention(nn.Module):
         """The state before the first position: an empty cache."""
         empty = self.out.weight.new_empty(batch_size, self.heads, 0, self.head_width)
         tail = None if self.convolution is None else self.convolution.initial_tail(batch_size)
-        return KeyValueCache(empty, empty, 0, tail)
+        return KeyValueCache(empty, empty, torch.zeros(batch_size, dtype=torch.int64, device=empty.device), tail)
 
     def forward(
         self,
@@ -116,44 +130,48 @@ class SoftmaxAttention(nn.Module):
         value_embedding: Float[Tensor, "b t d"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], KeyValueCache]:
         check_state(self.causal, state)
-        state = state or self.initial_state(x.shape[0])
-        if x.shape[1] == 0:
+        start = 0 if state is None else known_position(state.position)
+        state = self.initial_state(x.shape[0]) if state is None else state
+        t = x.shape[1]
+        if t == 0:
             return x, state
-        queries, keys, values, tail = self._project(x, state)
+        queries, keys, values, tail = self._project(x, state, start)
         if self.gate is not None:
             if value_embedding is None:
                 raise InputError("value_embedding: got none; a layer with value_embedding=True takes one")
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (b, t, h)
             values = values + gate.transpose(1, 2).unsqueeze(-1) * split_heads(value_embedding, self.heads)
-        keys, values = after(state.keys, keys), after(state.values, values)
-        y = softmax_attention(queries, keys, values.to(keys.dtype), causal=self.causal, reach=self.reach)
-        cache = KeyValueCache(kept(keys, self.reach), kept(values, self.reach), state.position + x.shape[1], tail)
+        keys, values = (
+            after(seen_before(past, state.position, start), new)
+            for past, new in ((state.keys, keys), (state.values, values))
+        )
+        if start is None:
+            mask = mask_of_each(state.position, t, keys.shape[2], self.reach)
+            y = F.scaled_dot_product_attention(queries, keys, values.to(keys.dtype), attn_mask=mask)
+        else:
+            y = softmax_attention(queries, keys, values.to(keys.dtype), causal=self.causal, reach=self.reach)
+        cache = KeyValueCache(kept(keys, self.reach), kept(values, self.reach), state.position + t, tail)
         return self.out(merge_heads(y)), cache
 
     @torch.no_grad()
     def attention_weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:
         """What every position takes of every other, in every head; all of it in memory."""
-        queries, keys, _, _ = self._project(x, self.initial_state(len(x)))
+        queries, keys, _, _ = self._project(x, self.initial_state(len(x)), 0)
         return softmax_attention(queries, keys, identity_values(keys), causal=self.causal, reach=self.reach)
 
-    def _project(self, x: Tensor, state: KeyValueCache) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries, keys and values (b, h, t, e), and the tail of the convolution."""
-        tail, position = state.tail, state.position
+    def _project(
+        self, x: Tensor, state: KeyValueCache, start: int | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values (b, h, t, e), and the tail of the convolution; `start` as of `positions_after`."""
+        tail = state.tail
         if self.convolution is None:
             projected = self.query_key_value(x)
         else:
             assert tail is not None
             filtered, tail = self.convolution(x, tail)
-            map_, width = self.query_key_value, x.shape[-1] * (1 + self.parts[1])
-            projected = torch.cat(
-                [
-                    linear_map(part, map_.weight[rows], None if map_.bias is None else map_.bias[rows])
-                    for part, rows in ((filtered, slice(width)), (x, slice(width, None)))
-                ],
-                dim=-1,
-            )
+            projected = self._project_apart(filtered, x)
         query, key, value = self.parts
-        positions = torch.arange(position, position + x.shape[1], device=x.device)
+        positions = positions_after(state.position, start, x.shape[1])
         angles = rotation(positions, self.head_width, x.dtype) if self.rotary else None
         parts, rotated = projected.shape[-1] // x.shape[-1], key + 1 if self.rotary else 0
         heads = heads_apart(projected, self.heads, parts, rotated=rotated, angles=angles)
@@ -165,3 +183,15 @@ class SoftmaxAttention(nn.Module):
         # A view, where a caller may fill the same memory again, which autograd would not allow.
         values = split_heads(x if torch.is_grad_enabled() else x.clone(), self.heads)
         return queries, keys, values, tail
+
+    def _project_apart(self, filtered: Tensor, x: Tensor) -> Tensor:
+        """Queries and keys of the filtered inputs, values of the inputs themselves, side by side."""
+        map_, width = self.query_key_value, x.shape[-1] * (1 + self.parts[1])
+        if not exactly(map_, Linear):
+            return torch.cat([map_(filtered)[..., :width], map_(x)[..., width:]], dim=-1)
+        bias = map_.bias
+        parts = [
+            linear_map(part, map_.weight[rows], None if bias is None else bias[rows])
+            for part, rows in ((filtered, slice(width)), (x, slice(width, None)))
+        ]
+        return torch.cat(parts, dim=-1)

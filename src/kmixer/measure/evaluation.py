@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kmixer.data.batches import consecutive_windows
-from kmixer.data.token_files import TokenSplit
+from kmixer.data.token_cache import TokenSplit
 from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
 from kmixer.runs.recipe import Protocol
@@ -34,7 +34,7 @@ class Evaluation:
     # exp(loss), and exp(loss times tokens a word), where a number holds them; words stand between white space.
     perplexity: float | None
     perplexity_per_word: float | None
-    bits_per_character: float
+    bits_per_character: float | None  # None of raw bytes
     bits_per_byte: float
     stretches: list[float] | None  # mean loss of the positions 1, 2, 3-4, 5-8, ... of a window; None of a stream
 
@@ -72,6 +72,7 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
     assert isinstance(sums, Tensor)
     loss = float(sums.sum()) / count
     bits = loss / math.log(2)
+    per_character = split.tokens_per_character
     return Evaluation(
         protocol=protocol,
         window=window if protocol == "windows" else None,
@@ -79,7 +80,7 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
         loss=loss,
         perplexity=_exponential(loss),
         perplexity_per_word=_exponential(loss * split.tokens_per_word),
-        bits_per_character=bits * split.tokens_per_character,
+        bits_per_character=None if per_character is None else bits * per_character,
         bits_per_byte=bits * split.tokens_per_byte,
         stretches=_stretches(sums * window / count) if protocol == "windows" else None,
     )

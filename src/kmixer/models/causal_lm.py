@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, NamedTuple
 
+import torch
 from jaxtyping import Int
 from pydantic import Discriminator, Tag
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from kmixer.models.heads import build_head
 from kmixer.models.k_stack import KStack, ModelConfig
 from kmixer.models.transformer import Transformer, TransformerConfig, build_norm
 from kmixer.ops.fused import dropout
-from kmixer.state import State
+from kmixer.state import State, check_state
 
 
 def kind_of(values: Any) -> str:
@@ -58,6 +59,7 @@ class CausalLM(nn.Module):
         )
         self.norm = build_norm(config)
         self.head = build_head(config.head, config.width, embedding_width, vocabulary_size)
+        self._initial: tuple[torch.dtype, torch.device, State] | None = None  # what states are compared with
 
     def roles(self) -> dict[str, Role]:
         return {f"from_embedding.{name}": EMBEDDING for name, _ in self.from_embedding.named_parameters()}
@@ -70,6 +72,18 @@ class CausalLM(nn.Module):
         """The state before the first token of `batch_size` sequences."""
         return self.stack.initial_state(batch_size)
 
+    def check_state(self, state: State, batch: int) -> None:
+        """Raises InputError, one line, for a state that this model did not return for a batch of this size."""
+        like = self.embedding.weight
+        if self._initial is not None and self._initial[:2] == (like.dtype, like.device):
+            try:
+                check_state(state, self._initial[2], batch)
+                return
+            except InputError:  # parts may have been exchanged since
+                pass
+        self._initial = (like.dtype, like.device, self.initial_state(0))
+        check_state(state, self._initial[2], batch)
+
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
@@ -81,10 +95,12 @@ class CausalLM(nn.Module):
         `model(tokens)` equals `model(tokens[:, :k])` followed by `model(tokens[:, k:], state)` for
         every k. With `targets`, the cross-entropy of each target takes the place of the logits.
 
-        Raises InputError past the window of a model whose base kernel has one.
+        Raises InputError past the window of a model whose base kernel has one, for tokens outside the vocabulary, and
+        for a state that is not of this model and batch.
         """
-        if tokens.ndim != 2:
-            raise InputError(f"tokens: got shape {tuple(tokens.shape)}; allowed: (batch, time)")
+        check_tokens(tokens, self.vocabulary_size)
+        if state is not None:
+            self.check_state(state, len(tokens))
         embedded = self.from_embedding(self.embedding(tokens))
         if self.training:
             embedded = dropout(embedded, self.config.dropout.embedding)
@@ -93,6 +109,23 @@ class CausalLM(nn.Module):
         if targets is None:
             return Output(state, logits=self.head(hidden, self.embedding.weight))
         return Output(state, losses=self.head.losses(hidden, targets, self.embedding.weight))
+
+
+def check_tokens(tokens: Tensor, vocabulary_size: int) -> None:
+    """Raises InputError, one line, for what is not (batch, time) numbers of tokens.
+
+    Their values are looked at on a CPU outside of torch.compile; on a GPU that would wait for the device, which has
+    an assertion of its own.
+    """
+    if tokens.ndim != 2:
+        raise InputError(f"tokens: got shape {tuple(tokens.shape)}; allowed: (batch, time)")
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"tokens: got {tokens.dtype}; allowed: torch.int64, the numbers that a tokenizer gives")
+    if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+        lowest, highest = (int(token) for token in torch.aminmax(tokens))
+        if lowest < 0 or highest >= vocabulary_size:
+            wrong = lowest if lowest < 0 else highest
+            raise InputError(f"tokens: got {wrong}; allowed: 0 to {vocabulary_size - 1}, this model's vocabulary")
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -9,11 +9,11 @@ a padded batch as it is.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from kmixer.config import Vocabulary
@@ -34,7 +34,7 @@ class SequenceClassifierConfig(BlocksConfig):
 
     kind: Literal["sequence-classifier"] = "sequence-classifier"
     vocabulary: Vocabulary  # v, with 0 for padding
-    length: Annotated[int, Field(ge=1, le=1 << 24)]  # positions that are learned
+    length: Vocabulary  # positions that are learned
     classes: Vocabulary
     rotary: bool = False
     causal: bool = True  # positions see those before them only, or all

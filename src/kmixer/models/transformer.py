@@ -43,7 +43,7 @@ class BlocksConfig(MixersConfig, LayersConfig):
     """
 
     blocks: Literal["plain", "nanochat"] = "plain"
-    mlp_multiplier: Annotated[float, Field(gt=0, le=1024)] = 4.0  # hidden width over d; made a multiple of 8
+    mlp_multiplier: Annotated[float, Field(gt=0, le=1024)] = 4.0  # hidden width over d, rounded to eights
     rotary: bool = True  # positions rotate the keys of attention
     windows: Annotated[str, Field(pattern="^[SL]+$")] = "L"  # of the layers in turn, repeated: short, or the whole past
     window: Positive | None = None  # positions that a short layer sees

@@ -83,8 +83,9 @@ def usable(
     """
     if kernels() is None:
         return False
-    if torch.compiler.is_compiling():
-        # To torch 2.11, what torch.compile traces is being exported too.
+    if operator or torch.compiler.is_compiling():
+        # Torch's dispatcher sees to what an operator of its own is given. To torch 2.11, what torch.compile traces is
+        # being exported too.
         exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         return operator and not exporting and all(x.device.type == "cpu" and x.dtype in dtypes for x in tensors)
     for x in tensors:

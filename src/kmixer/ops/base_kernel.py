@@ -24,6 +24,7 @@ from kmixer.errors import InputError
 from kmixer.ops.checks import check_tensors
 from kmixer.ops.decay.recurrence import decayed_linear_attention
 from kmixer.ops.gradients import first_order
+from kmixer.state import known_position, longest
 
 Kind = Literal["dense", "low_rank", "toeplitz", "conv"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -37,25 +38,34 @@ NATIVE_LANES = 16
 MIN_BLOCK = 32
 
 
+class DenseState(NamedTuple):
+    """State of a `dense` kernel: the inputs (b, p, d) of the positions (b,) seen so far, padded at their beginning."""
+
+    inputs: Tensor
+    position: Tensor
+
+
 class LowRankState(NamedTuple):
-    """State of a `low_rank` kernel: sums (b, R, d) of V_j x_j over the positions seen so far."""
+    """State of a `low_rank` kernel: sums (b, R, d) of V_j x_j over the positions (b,) seen so far."""
 
     sums: Tensor
-    position: int
+    position: Tensor
 
 
-# dense: the inputs seen so far (b, p, d). toeplitz, conv: the last inputs (b, lags - 1, d).
-State = Tensor | LowRankState
+# toeplitz, conv: the last inputs (b, lags - 1, d).
+State = Tensor | DenseState | LowRankState
 
 
 def initial_state(kind: Kind, weights: tuple[Tensor, ...], batch_size: int, width: int) -> State:
     """The state before the first position, for inputs (batch_size, t, width)."""
     weight = weights[0]
-    if kind == "low_rank":
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        return LowRankState(weight.new_zeros(batch_size, weight.shape[1], width, dtype=dtype), 0)
-    length = 0 if kind == "dense" else weight.shape[0] - 1
-    return weight.new_zeros(batch_size, length, width)
+    if kind in ("toeplitz", "conv"):
+        return weight.new_zeros(batch_size, weight.shape[0] - 1, width)
+    position = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+    if kind == "dense":
+        return DenseState(weight.new_zeros(batch_size, 0, width), position)
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return LowRankState(weight.new_zeros(batch_size, weight.shape[1], width, dtype=dtype), position)
 
 
 def base_kernel(
@@ -85,64 +95,86 @@ def base_kernel(
     """
     if kind not in KINDS:
         raise InputError(f"base kernel: got {kind!r}; allowed: {', '.join(KINDS)}")
-    kept = state.sums if isinstance(state, LowRankState) else state
+    kept = state if state is None or isinstance(state, Tensor) else state[0]
     check_tensors("base_kernel", x=x, **{f"weight {i}": weight for i, weight in enumerate(weights)}, state=kept)
+    start = 0 if state is None else None
     if state is None:
         state = initial_state(kind, weights, x.shape[0], x.shape[-1])
     if x.shape[1] == 0:
         return x, state
-    if kind == "low_rank":
-        assert isinstance(state, LowRankState)
-        return _low_rank(x, weights[0], weights[1], state)
-    assert isinstance(state, Tensor)
-    if kind == "dense":
-        return _dense(x, weights[0], state)
+    if isinstance(state, LowRankState):
+        return _low_rank(x, weights[0], weights[1], state, start)
+    if isinstance(state, DenseState):
+        return _dense(x, weights[0], state, start)
     return _filter(x, weights[0], state)
 
 
-def _check_window(kind: str, position: int, t: int, window: int) -> None:
-    if position + t > window:
+def _check_window(kind: str, position: Tensor, start: int | None, t: int, window: int) -> None:
+    """Raises InputError where a row would go on past the end. Under torch.compile torch's own check of an index does.
+
+    `start` is the position of all rows where it is known to be one.
+    """
+    if start is None and torch.compiler.is_compiling():
+        return
+    stop = t + (max(position.tolist(), default=0) if start is None else start)
+    if stop > window:
         raise InputError(
-            f"the {kind} base kernel ends at position {window} and {position + t} were asked for; "
+            f"the {kind} base kernel ends at position {window} and {stop} were asked for; "
             "give at most that many, or use a model with a toeplitz or conv base kernel, which stream"
         )
 
 
-def _dense(x: Tensor, kernel: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    position, t = seen.shape[1], x.shape[1]
+def _dense(x: Tensor, kernel: Tensor, state: DenseState, start: int | None) -> tuple[Tensor, DenseState]:
+    t, position = x.shape[1], state.position
     if kernel.shape[0] != kernel.shape[1]:
         raise InputError(f"the dense base kernel: got {tuple(kernel.shape)}; it is square")
-    _check_window("dense", position, t, kernel.shape[0])
+    start = known_position(position) if start is None else start
+    _check_window("dense", position, start, t, kernel.shape[0])
     if not torch.is_grad_enabled():
         x = x.clone()  # it is the state: a caller may fill the same memory again, which autograd would not allow
-    if (
-        position == 0
-        and _float32(x, kernel)
-        and x.shape[2] % NATIVE_LANES == 0
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        return _NativeDense.apply(x.contiguous(), kernel.contiguous()), x
-    stop = position + t
-    inputs = torch.cat([seen.to(x.dtype), x], dim=1) if position else x
-    weights = kernel[position:stop, :stop].tril(position)
+    if start == 0:
+        if _float32(x, kernel) and x.shape[2] % NATIVE_LANES == 0 and not torch.is_autocast_enabled("cpu"):
+            return _NativeDense.apply(x.contiguous(), kernel.contiguous()), DenseState(x, position + t)
+        inputs = x
+    else:
+        kept = state.inputs.shape[1]
+        seen = state.inputs[:, kept - (longest(position, kept) if start is None else start) :]
+        inputs = torch.cat([seen.to(x.dtype), x], dim=1)
+    if start is not None:
+        weights = kernel[start : start + t, : start + t].tril(start).expand(len(x), -1, -1)
+    else:
+        weights = _rows_of_each(kernel, position, t, inputs.shape[1])
     # One product a row: a matrix times a batch would be a product of transposed copies.
-    return torch.bmm(weights.expand(len(x), -1, -1), inputs), inputs
+    return torch.bmm(weights, inputs), DenseState(inputs, position + t)
 
 
-def _low_rank(x: Tensor, left: Tensor, right: Tensor, state: LowRankState) -> tuple[Tensor, LowRankState]:
+def _rows_of_each(kernel: Tensor, position: Tensor, t: int, s: int) -> Tensor:
+    """What the last t of s inputs take of all of them, where rows of the batch stand at other positions: (b, t, s)."""
+    row = _positions(position, t)[:, :, None]
+    column = (position[:, None] + torch.arange(t - s, t, device=position.device))[:, None, :]  # below 0: padding
+    weights = kernel[row, column.clamp(min=0)]
+    return torch.where((column >= 0) & (column <= row), weights, weights.new_zeros(()))
+
+
+def _positions(position: Tensor, t: int) -> Tensor:
+    """The next t positions of every row (b, t)."""
+    return position[:, None] + torch.arange(t, device=position.device)
+
+
+def _low_rank(
+    x: Tensor, left: Tensor, right: Tensor, state: LowRankState, start: int | None
+) -> tuple[Tensor, LowRankState]:
     b, t, _ = x.shape
     window, rank = left.shape
-    _check_window("low_rank", state.position, t, window)
-    part = slice(state.position, state.position + t)
+    _check_window("low_rank", state.position, start, t, window)
+    if start is None:
+        positions = _positions(state.position, t)
+        queries, keys = left[positions], right[positions]
+    else:
+        queries, keys = left[:t].expand(b, t, rank), right[:t].expand(b, t, rank)
     # sum_{j <= i} (U_i . V_j) x_j is linear attention whose queries and keys are the rows of U and V
     # and which forgets nothing.
-    y, sums = decayed_linear_attention(
-        left[part].expand(b, t, rank),
-        right[part].expand(b, t, rank),
-        x,
-        left.new_zeros(rank),
-        state=state.sums,
-    )
+    y, sums = decayed_linear_attention(queries, keys, x, left.new_zeros(rank), state=state.sums)
     return y, LowRankState(sums, state.position + t)
 
 

@@ -166,7 +166,7 @@ class MetricsLine(Record):
     """A line of metrics.jsonl: a training loss, or an evaluation with what was measured beside it."""
 
     step: Count
-    seconds: Annotated[float, Field(ge=0, le=1e12)]
+    seconds: Annotated[float, Field(ge=0, le=1e12)] | None = None
     train_loss: Number | None = None
     validation: Measured | None = None
     dynamics: Dynamics | None = None
@@ -175,8 +175,12 @@ class MetricsLine(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if (self.train_loss is None) == (self.validation is None):
+        if self.train_loss is not None and self.validation is not None:
             raise ValueError("a line holds one of train_loss and validation")
+        if self.train_loss is None and self.validation is None and self.dynamics is None:
+            raise ValueError("a line holds one of train_loss, validation and dynamics")
+        if self.validation is not None and self.seconds is None:
+            raise ValueError("validation without seconds")
         if (self.gradient_norms is None) != (self.update_norms is None):
             raise ValueError("gradient_norms without update_norms")
         return self
@@ -264,9 +268,8 @@ def _shapes(line: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The shapes of what a line measured, which no line of the same run may change."""
     for entry in (line.get("validation") or ())[:1]:
         yield "stretches", shape_of(entry.get("stretches"))
-    dynamics = line.get("dynamics")
-    if dynamics is not None:
-        yield "dynamics", _tree(dynamics)
+    for key, measure in (line.get("dynamics") or {}).items():
+        yield f"dynamics.{key}", _tree(measure)
     if line.get("gradient_norms") is not None:
         yield "gradient_norms", sorted(line["gradient_norms"])
 

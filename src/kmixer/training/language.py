@@ -50,20 +50,21 @@ class LanguageTask(Task):
         return [
             f"{recipe.data.corpus}: {len(dataset.train.tokens):,} training tokens, "
             f"{len(dataset.validation.tokens):,} validation tokens, vocabulary {recipe.tokenizer.vocabulary_size}",
+            *dataset.notes,
             f"{config.steps:,} steps of {config.batch_size} x {config.window} tokens",
         ]
 
     def check(self) -> None:
         config, recipe = self.recipe.training, self.recipe
-        for part, split, window, extra in (
-            ("training", self.dataset.train, config.window, 2),
-            ("validation", self.dataset.validation, recipe.evaluation_window, 1),
-            ("test", self.dataset.test, recipe.evaluation_window, 1),
+        for part, split, window in (
+            ("training", self.dataset.train, config.window),
+            ("validation", self.dataset.validation, recipe.evaluation_window),
+            ("test", self.dataset.test, recipe.evaluation_window),
         ):
-            if split is not None and len(split.tokens) < window + extra:
+            if split is not None and len(split.tokens) <= window:
                 raise InputError(
                     f"the {part} part of corpus {recipe.data.corpus} has {len(split.tokens)} tokens; "
-                    f"a window of {window} needs {window + extra} or more: give more text or a shorter window"
+                    f"a window of {window} needs {window + 1} or more: give more text or a shorter window"
                 )
 
     def build_model(self) -> CausalLM:

@@ -14,6 +14,7 @@ from kmixer.layers.base_kernel import Init
 from kmixer.layers.k_operators import DecayInit
 from kmixer.models.mixers.card import MixerCard, Place
 from kmixer.models.mixers.cost import kernel_operations, linear_operations
+from kmixer.ops.base_kernel import LowRankState
 from kmixer.ops.decay.recurrence import Backend
 
 
@@ -116,9 +117,8 @@ def _state_numbers(layer: K2Mixer, shared: BaseKernel | None = None) -> tuple[fl
     # A dense kernel keeps all of its inputs, and ends at its size.
     a_token = layer.width if kernel is not None and kernel.kind == "dense" else 0
     decay = layer.rank * layer.width
-    if state is None:
-        return a_token, decay
-    return a_token, decay + (state if isinstance(state, Tensor) else state.sums).numel()
+    kept = state.sums if isinstance(state, LowRankState) else state
+    return a_token, decay + (kept.numel() if isinstance(kept, Tensor) else 0)
 
 
 CARD = MixerCard(

@@ -1,0 +1,111 @@
+"""kmixer eval: the loss of a model on held-out text, or on any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from kmixer.cli.options import DataDir, Json, RunOrPackaged
+from kmixer.errors import InputError
+from kmixer.language_model import LanguageModel, load
+from kmixer.measure.evaluation import Evaluation
+from kmixer.measure.evaluation import evaluate as measure
+from kmixer.measure.texts import held_out, read_tokens, window_for
+from kmixer.models.model_folder import packaged_models
+from kmixer.runs.recipe import ClassificationRecipe, Protocol
+from kmixer.runs.run_folder import RunFolder
+
+# A perplexity a word of more digits than this tells nothing: the words are too few, or not words.
+LARGEST_PER_WORD = 1e6
+
+
+def evaluate(
+    run: RunOrPackaged,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="FILE", help="Measure on this text instead; - is standard input.")
+    ] = None,
+    corpus: Annotated[str | None, typer.Option(help="Where the run's own data is now, if it was moved.")] = None,
+    protocol: Annotated[
+        Literal["windows", "stream"], typer.Option(help="Windows with the state reset, or one stream.")
+    ] = "windows",
+    window: Annotated[int | None, typer.Option(help="Tokens a window; default: the recipe's, or 1024.")] = None,
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Measure the loss of a run on the validation part of its data, or of any model on a text, in float32.
+
+    A classifier's accuracy, too.
+
+    Example: kmixer eval runs/shakespeare-quick-seed42 --text other.txt
+    """
+    if window is not None and window < 1:
+        raise InputError(f"--window: got {window}; allowed: 1 or more")
+    if window is not None and protocol == "stream":
+        raise InputError("--window goes with --protocol windows; a stream has none")
+    if text is not None and corpus is not None:
+        raise InputError("--text measures on another text, --corpus says where the run's own is; give one of them")
+    if text is not None:
+        model = load(run)
+        _report(
+            text if text != "-" else "standard input",
+            model,
+            _of_text(RunFolder(run), model, text, protocol, window),
+            as_json,
+        )
+        return
+    folder = RunFolder(run)
+    if not folder.exists() and str(run) in packaged_models():
+        raise InputError(f"{run} has no data beside it; give a text: kmixer eval {run} --text FILE")
+    if isinstance(folder.read_recipe(), ClassificationRecipe):
+        _evaluate_classifier(run, corpus, as_json, data_dir)
+        return
+    model = load(run)
+    assert model.tokenizer is not None
+    recipe, split = held_out(folder, model.tokenizer, corpus, data_dir)
+    result = measure(model, split, protocol, window or recipe.evaluation_window)
+    _report(f"{recipe.data.corpus}, validation part", model, result, as_json)
+
+
+def _of_text(run: RunFolder, model: LanguageModel, source: str, protocol: Protocol, window: int | None) -> Evaluation:
+    assert model.tokenizer is not None
+    split = read_tokens(source, model.tokenizer)
+    return measure(model, split, protocol, window or window_for(run, model, split))
+
+
+def _report(what: str, model: LanguageModel, result: Evaluation, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    assert model.tokenizer is not None
+    where = f"windows of {result.window}, state reset" if result.window else "one stream, state carried"
+    print(f"{what}, {result.tokens:,} tokens, {where}")
+    print(f"cross-entropy       {result.loss:.4f} nats a token")
+    if result.perplexity is not None:
+        print(f"perplexity          {result.perplexity:.4f} a token ({model.tokenizer.to_json()['kind']})")
+    if result.bits_per_character is not None:
+        print(f"bits per character  {result.bits_per_character:.4f}")
+    print(f"bits per byte       {result.bits_per_byte:.4f}")
+    print(f"perplexity a word   {per_word(result.perplexity_per_word)}")
+
+
+def per_word(perplexity: float | None) -> str:
+    """A perplexity a word in four digits, or why it is left out."""
+    if perplexity is None or perplexity >= LARGEST_PER_WORD:
+        return "left out: over a million, so the text has few blanks or the model does not know its words"
+    return f"{float(f'{perplexity:.4g}'):,.10g}"
+
+
+def _evaluate_classifier(run: Path, data: str | None, as_json: bool, data_dir: Path | None) -> None:
+    from kmixer.training.tasks import open_classifier
+
+    task, model = open_classifier(run, data_dir, data)
+    (result,) = task.evaluate(model)
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    print(f"{task.recipe.dataset}, validation part, {result.examples:,} examples")
+    print(f"cross-entropy       {result.loss:.4f} nats")
+    print(f"accuracy            {result.accuracy:.4f}")

@@ -1,0 +1,131 @@
+"""kmixer generate: continue a prompt, from the command line, a file, standard input, or line after line."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from kmixer.cli.options import RunOrPackaged
+from kmixer.data.reading import lines_of, text_source
+from kmixer.errors import InputError
+from kmixer.generation.sampling import Sampling
+from kmixer.generation.streaming import generate_text, generate_tokens, until
+from kmixer.language_model import LanguageModel, load
+
+
+def generate(
+    run: RunOrPackaged,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Continue the text of a file; - is standard input.")
+    ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Continue every line that is typed; an empty line ends.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 400,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of total probability p.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the text repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text to stop before; may be given again.")] = None,
+) -> None:
+    """Continue a text with a run's model, printed as it is written.
+
+    Example: kmixer generate runs/shakespeare-quick-seed42 --prompt "**HAMLET**"
+    """
+    if (prompt is not None) + (prompt_file is not None) + interactive != 1:
+        raise InputError("give one of --prompt TEXT, --prompt-file FILE (- is standard input) and --interactive")
+    sampling = Sampling(temperature, top_k, top_p)
+    model = load(run)
+    assert model.tokenizer is not None
+    if interactive:
+        conversation = Conversation(model, sampling, max_new_tokens, seed, stop or ())
+        for line in _typed_lines():
+            _answer(conversation, line)
+        return
+    if prompt_file is not None:
+        with text_source(prompt_file, raw=False) as blocks:
+            prompt = "".join(map(str, blocks))
+    assert prompt is not None
+    pieces = generate_text(model, model.tokenizer, prompt, max_new_tokens, sampling, seed=seed, stop=stop or ())
+    first = next(pieces, "")  # wrong input shows before anything is printed
+    for piece in itertools.chain([prompt, first], pieces):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines from standard input, up to the first empty one."""
+    with text_source("-", raw=False) as blocks:
+        lines = lines_of(map(str, blocks))
+        while True:
+            if sys.stdin.isatty():
+                print("> ", end="", file=sys.stderr, flush=True)
+            line = next(lines, "").rstrip("\r\n")
+            if not line:
+                return
+            yield line
+
+
+def _answer(conversation: Conversation, line: str) -> None:
+    try:
+        for piece in conversation.continue_line(line):
+            print(piece, end="", flush=True)
+    except InputError as error:  # the next line may be better
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        print()
+
+
+class Conversation:
+    """A text that a user and a model write in turn, in lines, with the state carried."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        sampling: Sampling,
+        max_new_tokens: int,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> None:
+        assert model.tokenizer is not None
+        self._model, self._tokenizer = model, model.tokenizer
+        self._sampling, self._max_new_tokens, self._stop = sampling, max_new_tokens, [text for text in stop if text]
+        self._seed = seed
+        self._state: Any = None
+        self._break = "" if self._tokenizer.unknown("\n") else "\n"
+
+    def continue_line(self, line: str) -> Iterator[str]:
+        """What the model writes after this line, in pieces; both become part of what it has read.
+
+        Raises InputError for signs that the tokenizer does not know; the line then counts for nothing.
+        """
+        if unknown := self._tokenizer.unknown(line):
+            raise InputError(f"the tokenizer does not know {', '.join(map(repr, unknown))}")
+        given = line if self._state is None else self._break + line
+        tokens = torch.from_numpy(self._tokenizer.encode(given))[None]
+        if tokens.numel() == 0:
+            raise InputError(f"in {line!r} this tokenizer sees no token")
+        drawn: list[Tensor] = []
+        yield from until(self._pieces(tokens, drawn), self._stop)
+        with torch.no_grad():
+            self._state = self._model(
+                torch.cat([tokens, *(column[:, None] for column in drawn)], dim=1), self._state
+            ).state
+        if self._seed is not None:
+            self._seed += 1
+
+    def _pieces(self, tokens: Tensor, drawn: list[Tensor]) -> Iterator[str]:
+        decode = self._tokenizer.decoder()
+        columns = generate_tokens(
+            self._model, tokens, self._max_new_tokens, self._sampling, seed=self._seed, state=self._state
+        )
+        for column in columns:
+            drawn.append(column)
+            yield decode(int(column))

@@ -1,0 +1,83 @@
+"""Which parts a language model must be made of so that code may read its weights in the place of calling it.
+
+What works with the weights of a model (prepared decoding, an export) knows what a part computes by its type alone.
+The tables below list, for every such type, the parts it has and the types that each may be of, exactly: a model with
+anything else somewhere, a subclass, another norm or activation, a hook or a part more, runs by its modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from kmixer.layers import K0, K1, K2, BaseKernel, FeedForward, K2Mixer
+from kmixer.layers.exactly import exactly
+from kmixer.layers.k_operators import K1Mixer
+from kmixer.layers.linear import Linear
+from kmixer.layers.norms import RMSNorm
+from kmixer.models.causal_lm import CausalLM
+from kmixer.models.heads import AdaptiveHead, GeluHead, LinearHead, UntiedHead
+from kmixer.models.k_stack import KStack
+
+# Of a type: its parts by name, and the types that each may have. "*" is every member of a list.
+Parts = Mapping[type[nn.Module], Mapping[str, tuple[type[nn.Module], ...]]]
+
+_BLOCK = {"mixing_norm": (RMSNorm,), "feed_forward_norm": (RMSNorm,), "feed_forward": (FeedForward,)}
+
+# The parts of a language model around a K-stack, but for its head.
+K_STACK: Parts = {
+    CausalLM: {"embedding": (nn.Embedding,), "from_embedding": (Linear, nn.Identity), "norm": (RMSNorm,)},
+    KStack: {
+        "first": (K1,),
+        "blocks": (nn.ModuleList,),
+        "last": (K1,),
+        "read_out": (K0,),
+        "shared_kernel": (BaseKernel,),
+    },
+    nn.ModuleList: {"*": (K2,)},
+    K1: {**_BLOCK, "mixer": (K1Mixer,)},
+    K1Mixer: {"projection": (Linear,)},
+    K2: {**_BLOCK, "mixer": (K2Mixer,)},
+    K2Mixer: {"base_kernel": (BaseKernel,), "output_gate": (Linear,), "projection": (Linear,)},
+    BaseKernel: {"weights": (nn.ParameterList,)},
+    K0: {"norm": (RMSNorm,)},
+    FeedForward: {"up": (Linear,), "down": (Linear,)},
+    LinearHead: {"to_embedding": (Linear, nn.Identity)},
+    UntiedHead: {"to_logits": (Linear,)},
+    GeluHead: {"norm": (RMSNorm,), "up": (Linear,), "down": (Linear,)},
+    AdaptiveHead: {"softmax": (nn.AdaptiveLogSoftmaxWithLoss,)},
+}
+
+
+def unknown_part(model: CausalLM, heads: tuple[type[nn.Module], ...]) -> str | None:
+    """Name and type of the first part that is not exactly one of a K-stack language model; None where all are.
+
+    Args:
+        model: the language model. A subclass counts as the model where it keeps its `forward`: it is called by it.
+        heads: types of heads that the caller knows.
+    """
+    if type(model).forward is not CausalLM.forward or not exactly(model, type(model)):
+        return f"the model itself ({type(model).__name__})"
+    around: dict[str, tuple[type[nn.Module], ...]] = {**K_STACK[CausalLM], "stack": (KStack,), "head": heads}
+    return next(_unknown(model, "", around), None)
+
+
+def _unknown(module: nn.Module, path: str, parts: Mapping[str, tuple[type[nn.Module], ...]]) -> Iterator[str]:
+    for name, part in module._modules.items():  # named_children leaves out a part that stands in two places
+        inside = f"{path}.{name}" if path else name
+        allowed = parts.get(name) or parts.get("*") or ()
+        if part is None:
+            continue
+        if not exactly(part, *allowed):
+            yield f"{inside} ({_described(part, allowed)})"
+        elif type(part) is not nn.AdaptiveLogSoftmaxWithLoss:  # torch's own, which is called
+            yield from _unknown(part, inside, K_STACK.get(type(part), {}))
+    for name, parameter in module._parameters.items():
+        if parameter is not None and type(parameter) is not nn.Parameter:
+            yield f"{path}.{name} ({type(parameter).__name__})"
+
+
+def _described(part: nn.Module, allowed: tuple[type[nn.Module], ...]) -> str:
+    """Its type, and that it was changed where the type alone is one of the allowed."""
+    return f"{type(part).__name__}, with hooks or another forward" if type(part) in allowed else type(part).__name__

@@ -1,0 +1,182 @@
+"""Panels draw the numbers that runs recorded, and are left out where there is nothing to draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+from kmixer.analysis.figures import OVERVIEWS, PANELS, all_figures
+from kmixer.analysis.panels import attention, k2, levels, losses
+from kmixer.experiments.arms import Arm
+from tests.experiments.records import evaluation, make_record, results_of
+
+
+def curves(axes: Axes) -> list[list[float]]:
+    """The heights of every line."""
+    return [np.asarray(line.get_ydata(), dtype=float).tolist() for line in axes.lines]
+
+
+def images(axes: Axes) -> list[Any]:
+    arrays = (image.get_array() for image in axes.images)
+    return [array.tolist() for array in arrays if array is not None]
+
+
+@pytest.fixture
+def arm_of(tmp_path: Path) -> Any:
+    """An arm of one run with these dynamics at steps 0, 4, 8, ..."""
+
+    def make(*dynamics: dict[str, Any], name: str = "arm", seed: int = 1, **best: Any) -> Arm:
+        lines = [evaluation(4 * i, 4.0 - i, dynamics=measured) for i, measured in enumerate(dynamics)]
+        return Arm(name, [make_record(tmp_path / f"{name}-{seed}", lines, results_of(seed, 2.0, **best))])
+
+    return make
+
+
+def test_every_panel_has_its_own_name_and_a_caption() -> None:
+    panels = [*OVERVIEWS, *PANELS]
+    assert len({panel.name for panel in panels}) == len(panels) == 15
+    assert all(panel.caption.endswith(".") for panel in panels)
+
+
+def test_nothing_recorded_is_nothing_drawn(tmp_path: Path) -> None:
+    arm = Arm("arm", [make_record(tmp_path / "run", [evaluation(0, 4.0)])])
+    assert all_figures([arm]) == []
+
+
+def test_loss_curves_have_means_and_bands(tmp_path: Path) -> None:
+    arms = [
+        Arm(
+            name,
+            [
+                make_record(
+                    tmp_path / f"{name}{seed}",
+                    [evaluation(0, 9.0), evaluation(4, loss + seed), evaluation(8, loss)],
+                    results_of(seed, loss),
+                )
+                for seed in (1, 2)
+            ],
+        )
+        for name, loss in (("a", 2.0), ("b", 3.0))
+    ]
+    assert losses.LOSS_CURVES.applies(arms)
+    by_units, by_minutes = losses.LOSS_CURVES.draw(arms).axes
+    assert curves(by_units) == curves(by_minutes) == [[3.5, 2.0], [4.5, 3.0]]  # without the evaluation before training
+    assert by_units.lines[0].get_xdata().tolist() == [4 * 128, 8 * 128]
+    assert by_minutes.lines[0].get_xdata().tolist() == [4.0, 8.0]
+    band = by_units.collections[0].get_paths()[0].vertices
+    assert sorted(set(np.asarray(band)[:, 1].tolist())) == [2.0, 3.0, 4.0]
+    assert [text.get_text() for text in by_units.get_legend().get_texts()] == ["a", "b"]
+    (points,) = losses.FINAL_LOSSES.draw(arms).axes
+    assert curves(points)[0] == [0, 0] and points.lines[0].get_xdata().tolist() == [2.0, 2.0]
+    assert [text.get_text() for text in points.get_yticklabels()] == ["a", "b"]
+    assert not losses.FINAL_LOSSES.applies(arms[:1])
+
+
+def test_losses_inside_a_window(arm_of: Any) -> None:
+    arm = arm_of({}, loss_by_position=[4.0, 3.0, 2.0, 1.0])
+    assert losses.LOSS_BY_POSITION.applies([arm])
+    (axes,) = losses.LOSS_BY_POSITION.draw([arm]).axes
+    assert curves(axes) == [[4.0, 2.5, 1.0]]  # position 1, positions 2 and 3, position 4
+    assert not losses.LOSS_BY_POSITION.applies([arm_of({}, name="other")])
+
+
+def test_losses_of_stretches_over_training(tmp_path: Path) -> None:
+    lines = [evaluation(step, 3.0, stretches=[4.0 - step, 3.0 - step, 2.0]) for step in (0, 1, 2)]
+    arm = Arm("arm", [make_record(tmp_path / "run", lines)])
+    assert losses.POSITIONS_OVER_TRAINING.applies(arm)
+    (axes,) = losses.POSITIONS_OVER_TRAINING.draw(arm).axes
+    assert curves(axes) == [[3.0, 2.0], [2.0, 1.0], [2.0, 2.0]]
+    assert [line.get_label() for line in axes.lines] == ["position 1", "position 2", "positions 3-4"]
+    short = Arm("short", [make_record(tmp_path / "short", lines[:2])])
+    assert not losses.POSITIONS_OVER_TRAINING.applies(short)
+
+
+def test_norms_by_group(tmp_path: Path) -> None:
+    norms = [
+        {"gradient_norms": {"core": 1.0 + step, "bias": 2.0}, "update_norms": {"core": 0.1, "bias": 0.2 + step}}
+        for step in (0, 1)
+    ]
+    lines = [evaluation(0, 3.0), *(evaluation(step + 1, 3.0, **norms[step]) for step in (0, 1))]
+    arm = Arm("arm", [make_record(tmp_path / "run", lines)])
+    assert losses.NORMS.applies(arm)
+    gradients, updates = losses.NORMS.draw(arm).axes
+    assert curves(gradients) == [[1.0, 2.0], [2.0, 2.0]]
+    assert curves(updates) == [[0.1, 0.1], [0.2, 1.2]]
+    assert not losses.NORMS.applies(Arm("short", [make_record(tmp_path / "short", lines[:2])]))
+
+
+def test_decays_are_drawn_as_windows_of_the_first_and_the_last(arm_of: Any) -> None:
+    arm = arm_of({"decay": [[0.5, 0.9]]}, {"decay": [[0.7, 0.7]]}, {"decay": [[0.75, 1.0]]})
+    (axes,) = k2.DECAYS.draw(arm).axes
+    assert curves(axes) == [pytest.approx([2.0, 10.0]), pytest.approx([4.0, 1e7])]
+    assert not k2.DECAYS.applies(arm_of({"alpha": [[1.0]]}, name="other"))
+
+
+def test_base_kernels_and_their_shares(arm_of: Any) -> None:
+    arm = arm_of(
+        {"base_share": [0.1, 0.2], "gate": [0.5, 0.5], "base_kernel": [[0.5, 0.25]]},
+        {"base_share": [0.3, 0.4], "gate": [0.6, 0.7], "base_kernel": [[1.0, -1.0]]},
+    )
+    shares, gates = k2.BASE_SHARES.draw(arm).axes
+    assert curves(shares) == [[0.1, 0.3], [0.2, 0.4]]
+    assert curves(gates) == [[0.5, 0.6], [0.5, 0.7]]
+    (kernel,) = k2.BASE_KERNELS.draw(arm).axes
+    assert curves(kernel)[:2] == [[0.5, 0.25], [1.0, -1.0]]
+    none = arm_of({"base_kernel": [], "base_share": [0.1]}, name="none")
+    assert not k2.BASE_KERNELS.applies(none)
+    assert not k2.BASE_SHARES.applies(none)  # one evaluation makes no curve
+    assert not k2.BASE_KERNEL_MATRIX.applies(arm)  # the same at every position, and no weights are kept
+
+
+def test_refinement_of_the_arms_that_have_it(arm_of: Any) -> None:
+    plain = arm_of({"decay": [[0.5]]}, name="plain")
+    refined = arm_of({"eta": 0.1, "residuals": [1.0]}, {"eta": 0.3, "residuals": [0.5, 0.25]}, name="refined")
+    left, right = k2.REFINEMENT.draw([plain, refined]).axes
+    assert curves(left) == [[0.1, 0.3]]
+    assert curves(right) == [[0.5, 0.25]]
+    assert not k2.REFINEMENT.applies([plain])
+
+
+def test_bandwidths_and_locality(arm_of: Any) -> None:
+    locality = {"effective_keys": [[2.0, 3.0], [4.0, 5.0]], "distance": [[1.0, 1.5], [2.0, 2.5]]}
+    arm = arm_of({"sigma": [[1.0, 2.0]], "locality": {}}, {"sigma": [[3.0, 5.0]], "locality": locality})
+    left, right, *_ = attention.BANDWIDTHS.draw(arm).axes
+    assert images(left) == [[[3.0, 5.0]]]
+    assert curves(right) == [[1.0, 3.0], [2.0, 5.0]]
+    shown = [drawn for axes in attention.LOCALITY.draw(arm).axes for drawn in images(axes)]
+    assert [locality["effective_keys"], locality["distance"]] == shown[:2]
+    assert not attention.BANDWIDTHS.applies(arm_of({"sigma": [[1.0]]}, name="once"))
+
+
+def test_the_class_token_shows_images_and_what_it_holds(arm_of: Any) -> None:
+    token = {"images": [[[[0.0, 1.0], [2.0, 3.0]]]], "rollout": [[0.1, 0.2, 0.3, 0.4]]}
+    above, below = attention.CLASS_TOKEN.draw(arm_of({}, class_token=token)).axes
+    assert images(above) == [[[0.0, 1.0], [2.0, 3.0]]]
+    assert images(below) == [[[0.1, 0.2], [0.3, 0.4]]]
+    assert not attention.CLASS_TOKEN.applies(arm_of({}, name="other"))
+
+
+def test_levels_and_their_approximation(arm_of: Any) -> None:
+    last = {"reciprocity": [[0.2, 0.4], [0.6, 0.8]], "fit_error": [[], [0.5, 0.7]], "remainder": [[0.4], [0.0]]}
+    first = {"level_weights": [[[0.5, 0.5], [0.7, 0.3]]], "levels": [last]}
+    arm = arm_of(first, {"level_weights": [[[1.0, 0.0], [0.8, 0.2]]], "levels": [last]})
+    weights, shares = levels.LEVEL_WEIGHTS.draw(arm).axes
+    assert curves(weights) == [pytest.approx([0.6, 0.9]), pytest.approx([0.4, 0.1])]
+    assert curves(shares) == [pytest.approx([0.3, 0.7])]
+    errors, remainders = levels.LEVEL_APPROXIMATION.draw(arm).axes
+    assert curves(errors) == [pytest.approx([0.6])]
+    assert curves(remainders) == [[0.4, 0.0]]
+    one_level = arm_of({"levels": [{"remainder": [[0.0]]}]}, name="one")
+    assert not levels.LEVEL_APPROXIMATION.applies(one_level)
+    assert not levels.LEVEL_WEIGHTS.applies(one_level)
+
+
+def test_figures_of_several_arms_are_named_after_them(arm_of: Any) -> None:
+    arms = [arm_of({"decay": [[0.5]]}, name=name) for name in ("rank=2", "a b/c")]
+    drawn = {figure.name: figure.caption for figure in all_figures(arms)}
+    assert drawn["decays-rank=2"] == drawn["decays-a-b-c"] == k2.DECAYS.caption
+    assert [figure.name for figure in all_figures(arms[:1])] == ["decays"]
