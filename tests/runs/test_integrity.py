@@ -12,7 +12,7 @@ import torch
 
 import kmixer
 from kmixer.cli.analysis import analyze
-from kmixer.cli.model import evaluate
+from kmixer.cli.evaluate import evaluate
 from kmixer.errors import InputError
 from kmixer.files import write_json
 from kmixer.runs.check import check_run
