@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -17,6 +17,7 @@ from kmixer.errors import InputError
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import generate_text, generate_tokens, until
 from kmixer.language_model import LanguageModel, load
+from kmixer.state import State
 
 
 def generate(
@@ -98,7 +99,7 @@ class Conversation:
         self._model, self._tokenizer = model, model.tokenizer
         self._sampling, self._max_new_tokens, self._stop = sampling, max_new_tokens, [text for text in stop if text]
         self._seed = seed
-        self._state: Any = None
+        self._state: State = None
         self._break = "" if self._tokenizer.unknown("\n") else "\n"
 
     def continue_line(self, line: str) -> Iterator[str]:
@@ -126,6 +127,9 @@ class Conversation:
         columns = generate_tokens(
             self._model, tokens, self._max_new_tokens, self._sampling, seed=self._seed, state=self._state
         )
+        for token in tokens[0].tolist():  # the continuation is decoded as what follows the line
+            decode(token)
         for column in columns:
             drawn.append(column)
             yield decode(int(column))
+        yield decode.end()
