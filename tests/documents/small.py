@@ -35,7 +35,8 @@ def _bounded(values: dict[str, Any]) -> dict[str, Any]:
     model["layers"] = min(model["layers"], LAYERS)
     if values.get("task", "language") == "language":
         model["width"] = min(model["width"], WIDTH)
-        model["heads"] = min(model.get("heads", 1), 2)
+        if "heads" in model:
+            model["heads"] = min(model["heads"], 2)
         if model.get("base_kernel", {}).get("kind") in ("dense", "low_rank"):
             model["base_kernel"] = {**model["base_kernel"], "size": max(WINDOW, model["base_kernel"]["size"])}
         values["evaluation"] = {**values.get("evaluation", {}), "window": WINDOW}
