@@ -21,7 +21,6 @@ from kmixer.files import (
     read_bytes,
     read_json,
     read_json_lines,
-    read_json_object,
     read_text,
     read_toml,
     user_cache,
@@ -115,9 +114,6 @@ def test_documents_come_back(value: Any) -> None:
 
 @pytest.mark.parametrize("text", ["[]", "5", "null", '"text"'])
 def test_another_shape_is_named(text: str, tmp_path: Path) -> None:
-    (tmp_path / "file.json").write_text(text)
-    with pytest.raises(InputError, match=r"file\.json holds .*, not a JSON object; restore it from a copy"):
-        read_json_object(tmp_path / "file.json")
     (tmp_path / "file.jsonl").write_text('{"step": 1}\n' + text + "\n")
     with pytest.raises(InputError, match=r"file\.jsonl, line 2: holds .*, not a JSON object"):
         read_json_lines(tmp_path / "file.jsonl")

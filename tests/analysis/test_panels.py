@@ -134,7 +134,7 @@ def test_base_kernels_and_their_shares(arm_of: Any) -> None:
 
 def test_refinement_of_the_arms_that_have_it(arm_of: Any) -> None:
     plain = arm_of({"decay": [[0.5]]}, name="plain")
-    refined = arm_of({"eta": 0.1, "residuals": [1.0]}, {"eta": 0.3, "residuals": [0.5, 0.25]}, name="refined")
+    refined = arm_of({"eta": 0.1, "residuals": [1.0, 0.5]}, {"eta": 0.3, "residuals": [0.5, 0.25]}, name="refined")
     left, right = k2.REFINEMENT.draw([plain, refined]).axes
     assert curves(left) == [[0.1, 0.3]]
     assert curves(right) == [[0.5, 0.25]]
@@ -143,7 +143,8 @@ def test_refinement_of_the_arms_that_have_it(arm_of: Any) -> None:
 
 def test_bandwidths_and_locality(arm_of: Any) -> None:
     locality = {"effective_keys": [[2.0, 3.0], [4.0, 5.0]], "distance": [[1.0, 1.5], [2.0, 2.5]]}
-    arm = arm_of({"sigma": [[1.0, 2.0]], "locality": {}}, {"sigma": [[3.0, 5.0]], "locality": locality})
+    earlier = {"effective_keys": [[9.0, 9.0], [9.0, 9.0]], "distance": [[9.0, 9.0], [9.0, 9.0]]}
+    arm = arm_of({"sigma": [[1.0, 2.0]], "locality": earlier}, {"sigma": [[3.0, 5.0]], "locality": locality})
     left, right, *_ = attention.BANDWIDTHS.draw(arm).axes
     assert images(left) == [[[3.0, 5.0]]]
     assert curves(right) == [[1.0, 3.0], [2.0, 5.0]]
@@ -162,6 +163,7 @@ def test_the_class_token_shows_images_and_what_it_holds(arm_of: Any) -> None:
 
 def test_levels_and_their_approximation(arm_of: Any) -> None:
     last = {"reciprocity": [[0.2, 0.4], [0.6, 0.8]], "fit_error": [[], [0.5, 0.7]], "remainder": [[0.4], [0.0]]}
+    last |= {"smallest_eigenvalue": [[0.0, 0.0], [0.0, 0.0]], "kurtosis": [[], [0.0, 0.0]]}
     first = {"level_weights": [[[0.5, 0.5], [0.7, 0.3]]], "levels": [last]}
     arm = arm_of(first, {"level_weights": [[[1.0, 0.0], [0.8, 0.2]]], "levels": [last]})
     weights, shares = levels.LEVEL_WEIGHTS.draw(arm).axes
@@ -170,7 +172,8 @@ def test_levels_and_their_approximation(arm_of: Any) -> None:
     errors, remainders = levels.LEVEL_APPROXIMATION.draw(arm).axes
     assert curves(errors) == [pytest.approx([0.6])]
     assert curves(remainders) == [[0.4, 0.0]]
-    one_level = arm_of({"levels": [{"remainder": [[0.0]]}]}, name="one")
+    measured = {name: [[0.0]] for name in last}
+    one_level = arm_of({"level_weights": [[[1.0]]], "levels": [measured]}, name="one")
     assert not levels.LEVEL_APPROXIMATION.applies(one_level)
     assert not levels.LEVEL_WEIGHTS.applies(one_level)
 

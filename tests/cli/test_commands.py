@@ -104,10 +104,10 @@ def test_every_command_has_help_with_an_example(kmixer_command: Run, command: st
     assert f"Example: kmixer {command}" in answer.out
 
 
-def author_checkpoint(
+def koneko_checkpoint(
     path: Path, *, copy_gate: float = -2.1972, width: int = 8, layers: int = 2, vocabulary: int = 65
 ) -> None:
-    """A file with the layout of the author's checkpoints, as torch.compile and its optimiser leave it."""
+    """A file with the layout of Koneko's checkpoints, as torch.compile and its optimiser leave it."""
     torch.manual_seed(0)
     r, v, d = 3, vocabulary, width
 
@@ -168,18 +168,16 @@ def corpus_of_65_characters(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_authors_checkpoints_become_runs(
-    kmixer_command: Run, corpus_of_65_characters: Path, tmp_path: Path
-) -> None:
+def test_konekos_checkpoints_become_runs(kmixer_command: Run, corpus_of_65_characters: Path, tmp_path: Path) -> None:
     import kmixer
 
-    author_checkpoint(tmp_path / "author.pt")
+    koneko_checkpoint(tmp_path / "koneko.pt")
     options = [*CONVERT, "--set", f"data.corpus={corpus_of_65_characters}"]
-    answer = kmixer_command("convert", tmp_path / "author.pt", *options, "--out", tmp_path / "run")
+    answer = kmixer_command("convert", tmp_path / "koneko.pt", *options, "--out", tmp_path / "run")
     assert answer.code == 0, answer
     assert "decay range [0.05, 1.0], alpha cap 1.0, window 2048, tokenizer char (65 tokens)" in answer.out
     model = kmixer.load(tmp_path / "run")
-    theirs = torch.load(tmp_path / "author.pt", weights_only=False)["model"]
+    theirs = torch.load(tmp_path / "koneko.pt", weights_only=False)["model"]
     assert torch.equal(model.stack.blocks[1].mixer.query, theirs["_orig_mod.k_stack.layers.2.u"])
     assert torch.equal(
         model.stack.last.mixer.projection.weight, theirs["_orig_mod.k_stack.layers.3.feature_mix.weight"]
@@ -194,9 +192,9 @@ def test_the_authors_checkpoints_become_runs(
 
 def test_a_converted_byte_model_is_measured_on_any_text(kmixer_command: Run, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("any text at all. " * 300)
-    author_checkpoint(tmp_path / "author.pt", vocabulary=256)
+    koneko_checkpoint(tmp_path / "koneko.pt", vocabulary=256)
     options = [*CONVERT[:8], "--set", f"data.corpus={tmp_path / 'corpus.txt'}"]
-    answer = kmixer_command("convert", tmp_path / "author.pt", *options, "--out", tmp_path / "run")
+    answer = kmixer_command("convert", tmp_path / "koneko.pt", *options, "--out", tmp_path / "run")
     assert answer.code == 0, answer
     assert "tokenizer byte (256 tokens)" in answer.out
     assert kmixer_command("eval", tmp_path / "run", "--window", 64).code == 0
@@ -206,12 +204,12 @@ def test_checkpoints_that_do_not_fit_are_named(
     kmixer_command: Run, corpus_of_65_characters: Path, tmp_path: Path
 ) -> None:
     options = [*CONVERT, "--set", f"data.corpus={corpus_of_65_characters}", "--out", tmp_path / "run"]
-    file = tmp_path / "author.pt"
-    author_checkpoint(file, copy_gate=0.3)
+    file = tmp_path / "koneko.pt"
+    koneko_checkpoint(file, copy_gate=0.3)
     assert "its copy branch (ROSA) was trained" in kmixer_command("convert", file, *options).error()
-    author_checkpoint(file, width=16)
+    koneko_checkpoint(file, width=16)
     assert "has shape (65, 16); this model needs (65, 8)" in kmixer_command("convert", file, *options).error()
-    author_checkpoint(file, layers=3)
+    koneko_checkpoint(file, layers=3)
     assert "check the recipe's model.layers" in kmixer_command("convert", file, *options).error()
     assert not (tmp_path / "run").exists()
 
@@ -225,12 +223,12 @@ class Trap:
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(kmixer_command: Run, tmp_path: Path) -> None:
-    torch.save({"model": {}, "step": 1, "best_ppl": Trap(tmp_path / "sprung")}, tmp_path / "author.pt")
-    answer = kmixer_command("convert", tmp_path / "author.pt", *CONVERT, "--out", tmp_path / "run")
+    torch.save({"model": {}, "step": 1, "best_ppl": Trap(tmp_path / "sprung")}, tmp_path / "koneko.pt")
+    answer = kmixer_command("convert", tmp_path / "koneko.pt", *CONVERT, "--out", tmp_path / "run")
     assert "holds more than tensors" in answer.error()
     assert not (tmp_path / "sprung").exists()
-    (tmp_path / "author.pt").write_bytes(b"no checkpoint")
-    assert "author.pt" in kmixer_command("convert", tmp_path / "author.pt", *CONVERT, "--out", tmp_path / "run").error()
+    (tmp_path / "koneko.pt").write_bytes(b"no checkpoint")
+    assert "koneko.pt" in kmixer_command("convert", tmp_path / "koneko.pt", *CONVERT, "--out", tmp_path / "run").error()
     assert "is missing" in kmixer_command("convert", tmp_path / "none.pt", *CONVERT, "--out", tmp_path / "run").error()
     assert not (tmp_path / "run").exists()
 

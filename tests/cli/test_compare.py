@@ -67,7 +67,7 @@ def test_a_perplexity_too_large_for_a_number_is_left_out(
     measured = kmixer_command("eval", tmp_path / "run", "--json")
     assert json.loads(measured.out)["loss"] > 710
     assert '"perplexity": null' in measured.out
-    assert "\nperplexity" not in kmixer_command("eval", tmp_path / "run").out
+    assert "\nperplexity  " not in kmixer_command("eval", tmp_path / "run").out  # beside that a word
 
     results["best"]["validation"][0] |= {"loss": 1e6, "perplexity": None}
     RunFolder(tmp_path / "run").write_results(results)

@@ -10,6 +10,18 @@ from kmixer.runs.recipe import LanguageRecipe, load_recipe
 from kmixer.runs.run_folder import ENVIRONMENT, RESULTS, RunFolder
 from tests.conftest import tiny_recipe_values
 
+ENVIRONMENT_VALUES = {
+    "kmixer": "0.1.0",
+    "commit": None,
+    "python": "3.11",
+    "packages": {"torch": "2"},
+    "platform": "Linux",
+    "device": "cpu",
+    "threads": 1,
+    "command": ["kmixer", "train"],
+    "corpus_sha256": "0" * 64,
+}
+
 
 def evaluation(step: int, loss: float, **more: Any) -> dict[str, Any]:
     """A line of metrics.jsonl; `stretches` go into the measurement, the rest beside it."""
@@ -43,7 +55,7 @@ def make_record(
     run.write_recipe(
         LanguageRecipe.parse(tiny_recipe_values("any.txt"), source="test") if recipe is None else load_recipe(recipe)
     )
-    write_json(folder / ENVIRONMENT, {"corpus_sha256": "0" * 64, "device": "cpu", "threads": 1, "commit": "None"})
+    write_json(folder / ENVIRONMENT, ENVIRONMENT_VALUES)
     for line in lines:
         run.append_metrics(line)
     if results is not None:

@@ -9,17 +9,17 @@ import pytest
 
 from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm, arms_of, read_arms
-from kmixer.runs.metrics import read_evaluations
-from kmixer.runs.results import read_results
+from kmixer.runs.results import evaluations_of, results_of
 from kmixer.runs.run_folder import DIVERGED, METRICS, RESULTS, RunFolder
-from tests.experiments.records import evaluation, make_record, results_of
+from tests.experiments.records import evaluation, make_record
+from tests.experiments.records import results_of as results_values
 
 
 @pytest.fixture
 def arm(tmp_path: Path) -> Arm:
     """Two runs that have ended, one that goes on, one that diverged, one that has not begun."""
     ended = [
-        make_record(tmp_path / str(seed), [evaluation(0, 5.0), evaluation(8, loss)], results_of(seed, loss))
+        make_record(tmp_path / str(seed), [evaluation(0, 5.0), evaluation(8, loss)], results_values(seed, loss))
         for seed, loss in ((1, 2.0), (2, 3.0))
     ]
     going = make_record(tmp_path / "3", [evaluation(0, 9.0)])
@@ -38,13 +38,13 @@ def test_runs_are_counted_by_how_they_stand(arm: Arm) -> None:
 
 
 def test_a_protocol_chooses_its_measurement(arm: Arm) -> None:
-    (measured,) = results_of(1, 2.0)["best"]["validation"]
+    (measured,) = results_values(1, 2.0)["best"]["validation"]
     more = [
         measured,
         measured | {"window": 64, "loss": 1.5},
         measured | {"protocol": "stream", "window": None, "loss": 1.0},
     ]
-    (arm.runs[0].path / RESULTS).write_text(json.dumps(results_of(1, 2.0, validation=more)))
+    (arm.runs[0].path / RESULTS).write_text(json.dumps(results_values(1, 2.0, validation=more)))
     for protocol, expected in ((None, {1: 2.0, 2: 3.0}), (32, {1: 2.0, 2: 3.0}), (64, {1: 1.5}), ("stream", {1: 1.0})):
         assert arm.figures("loss", "best", "validation", protocol) == expected
 
@@ -63,7 +63,7 @@ def test_nothing_is_read_before_it_is_asked_for(arm: Arm) -> None:
         (run.path / METRICS).write_text("not JSON\n")
     fresh = Arm("arm", arm.runs)
     assert len(fresh.results) == 2
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match="is not valid JSON"):
         fresh.losses()
 
 
@@ -72,7 +72,7 @@ def test_a_file_that_holds_no_results_is_one_line(tmp_path: Path, content: str) 
     run = make_record(tmp_path / "run", [evaluation(0, 5.0)])
     (run.path / RESULTS).write_text(content)
     with pytest.raises(InputError, match=r"run/results.json"):
-        read_results(run)
+        results_of(run)
 
 
 @pytest.mark.parametrize(
@@ -86,20 +86,24 @@ def test_a_file_that_holds_no_results_is_one_line(tmp_path: Path, content: str) 
     ],
 )
 def test_results_of_another_shape_name_the_key(tmp_path: Path, changed: dict[str, object], said: str) -> None:
-    run = make_record(tmp_path / "run", [], results_of(1, 2.0) | changed)
+    run = make_record(tmp_path / "run", [], results_values(1, 2.0) | changed)
     with pytest.raises(InputError, match=said):
-        read_results(run)
+        results_of(run)
 
 
 def test_results_say_what_was_counted(tmp_path: Path) -> None:
-    values = results_of(1, 2.0)
-    values["sequences"] = values.pop("tokens")
-    results = read_results(make_record(tmp_path / "a", [], values))
+    values = results_values(1, 2.0)
+    results = results_of(make_record(tmp_path / "a", [], values))
+    assert results is not None
+    assert (results.unit, results.units) == ("tokens", 1024)
+    measured = {"step": 8, "validation": [{"protocol": "examples", "loss": 2.0, "accuracy": 0.5}]}
+    values |= {"sequences": values.pop("tokens"), "best": measured, "last": measured}
+    results = results_of(make_record(tmp_path / "b", [], values))
     assert results is not None
     assert (results.unit, results.units) == ("sequences", 1024)
     del values["sequences"]
-    with pytest.raises(InputError, match="tokens or images or sequences is missing"):
-        read_results(make_record(tmp_path / "b", [], values))
+    with pytest.raises(InputError, match="it counts not one of tokens, images and sequences"):
+        results_of(make_record(tmp_path / "c", [], values))
 
 
 @pytest.mark.parametrize("line", [[], 5, {"validation": []}, {"step": 1, "seconds": 1.0, "validation": [5]}])
@@ -107,8 +111,8 @@ def test_a_line_that_is_no_evaluation_is_one_line(tmp_path: Path, line: object) 
     run = make_record(tmp_path / "run", [evaluation(0, 5.0)])
     with run.metrics.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    with pytest.raises(InputError, match=r"metrics.jsonl, line 2: "):
-        read_evaluations(run)
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 2"):
+        evaluations_of(run)
 
 
 def test_an_arm_without_a_run_that_ended_is_refused_where_figures_are_needed(tmp_path: Path) -> None:

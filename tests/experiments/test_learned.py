@@ -31,8 +31,16 @@ def test_means_over_layers_then_over_seeds(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("decay", [5, [0.5], [["a"]], {"a": [1.0]}, None])
+@pytest.mark.parametrize("decay", [5, [0.5], [["a"]], {"a": [1.0]}])
 def test_a_measure_of_another_shape_is_one_line(tmp_path: Path, decay: object) -> None:
     run = make_record(tmp_path / "run", [evaluation(3, 4.0, dynamics={"decay": decay})], results_of(1, 3.0))
-    with pytest.raises(InputError, match=r"metrics.jsonl, step 3: dynamics.decay is no list\[list\[float\]\]"):
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 1 holds no line of metrics \(dynamics.decay"):
         learned_table([Arm("a", [run])])
+
+
+@pytest.mark.parametrize("recorded", [5, [0.5], [["a"]], {"a": [1.0]}, None])
+def test_a_measure_of_a_mixer_of_others_has_the_shape_that_is_asked_for(tmp_path: Path, recorded: object) -> None:
+    lines = [evaluation(3, 4.0, dynamics={"reach": recorded})]
+    arm = Arm("a", [make_record(tmp_path / "run", lines, results_of(1, 3.0))])
+    with pytest.raises(InputError, match=r"metrics.jsonl, step 3: dynamics.reach is no list\[list\[float\]\]"):
+        arm.recorded("reach", list[list[float]])

@@ -13,7 +13,7 @@ import torch
 
 from kmixer.errors import InputError
 from kmixer.interop.koneko import read_checkpoint, translate
-from tests.cli.test_commands import author_checkpoint
+from tests.cli.test_commands import koneko_checkpoint
 
 
 class Reduced:
@@ -32,7 +32,7 @@ def checkpoint(model: Any, **entries: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    author_checkpoint(tmp_path / "koneko.pt")
+    koneko_checkpoint(tmp_path / "koneko.pt")
     return tmp_path / "koneko.pt"
 
 

@@ -15,7 +15,8 @@ from torch.nn.utils import parametrize
 
 from kmixer.layers import K0, K1, K2, BaseKernel, FeedForward, K2Mixer, SoftmaxAttention, SquaredReluFeedForward
 from kmixer.layers import block as block_file
-from kmixer.layers.block import Block, BlockState, exactly
+from kmixer.layers.block import Block, BlockState
+from kmixer.layers.exactly import exactly
 from kmixer.layers.linear import Linear, linear
 from kmixer.layers.norms import RMSNorm, UnweightedRMSNorm
 from tests.models.laws import assert_a_split_gives_the_whole, of_layer, one_at_a_time

@@ -114,14 +114,14 @@ def test_every_parameter_gets_a_gradient(kernel: str) -> None:
 @pytest.mark.parametrize(
     ("rank", "bounds", "init", "expected"),
     [
-        # Measured on the author's code: spec of families (a), (b) and (c).
+        # Measured on Koneko's code, families (a), (b) and (c).
         (32, (0.85, 1.0), "fraction", [0.9925, 0.99925]),
         (32, (0.15, 1.0), "linear", [0.95, 0.995]),
         (32, (0.15, 0.995), "linear", [0.95, 0.9949]),
         (4, (0.05, 1.0), "time_constant", [0.05, 0.99034, 0.99990, 0.999999]),
     ],
 )
-def test_decays_start_where_the_author_starts_them(
+def test_decays_start_where_koneko_starts_them(
     rank: int, bounds: tuple[float, float], init: Any, expected: list[float]
 ) -> None:
     decay = K2(4, rank, decay_range=bounds, decay_init=init).double().mixer.decay().detach()

@@ -180,7 +180,7 @@ def test_published_numbers_of_parameters(recipe: str, settings: list[str], count
     assert sum(count_parameters(model).values()) == count
 
 
-def test_initial_weights_are_the_authors() -> None:
+def test_initial_weights_are_konekos() -> None:
     loaded = load_recipe(V2)
     model = CausalLM(loaded.model, loaded.tokenizer.vocabulary_size)
     for name, parameter in model.named_parameters():

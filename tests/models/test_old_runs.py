@@ -16,13 +16,16 @@ from torch import Tensor
 
 import kmixer
 from kmixer import native
+from kmixer.data.batches import random_windows
 from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.model_folder import load_classifier, load_weights, save_weights
 from kmixer.models.vision import VisionTransformer
 from kmixer.models.weight_names import FORMAT, current_names
-from kmixer.runs.run_folder import RunFolder
+from kmixer.runs.archive import pack, unpack
+from kmixer.runs.run_folder import CHECKPOINT, RunFolder
 from kmixer.tensor_files import load_tensors, save_tensors
+from kmixer.training import language
 from kmixer.training.loop import train
 
 OLD = Path(__file__).parent / "old_runs"
@@ -99,6 +102,8 @@ def test_an_old_checkpoint_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run = RunFolder(shutil.copytree(OLD / "k-stack", tmp_path / "run"))
     monkeypatch.chdir(OLD)  # where its corpus is
     assert load_tensors(run.checkpoint)[1]["step"] == 6
+    # The old code drew no window that reached the last token, and so other windows from the same seed.
+    monkeypatch.setattr(language, "random_windows", lambda tokens, *drawn: random_windows(tokens[:-1], *drawn))
     result = train(run.read_recipe(), run.path, resume=True)
     assert (result.finished, result.step) == (True, 12)
     # The old code came to 3.1957 from here, in the same twelve steps.
@@ -106,6 +111,13 @@ def test_an_old_checkpoint_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tensors, metadata = load_tensors(run.checkpoint)
     assert metadata["format"] == FORMAT
     assert "optimizer/stack.blocks.0.mixer.query/momentum_buffer" in tensors, sorted(tensors)
+
+
+def test_an_old_run_is_packed_and_unpacked(tmp_path: Path) -> None:
+    run = shutil.copytree(OLD / "k-stack", tmp_path / "run")
+    pack(run, tmp_path / "run.tar.gz")
+    unpack(tmp_path / "run.tar.gz", tmp_path / "again")
+    assert (tmp_path / "again" / CHECKPOINT).read_bytes() == (run / CHECKPOINT).read_bytes()
 
 
 def test_a_checkpoint_of_a_format_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def config(**values: Any) -> TrainingConfig:
     return TrainingConfig.parse(base | values, source="test")
 
 
-def test_the_schedule_is_the_authors() -> None:
+def test_the_schedule_is_konekos() -> None:
     """Step k uses lambda(k - 1): max(s, 1) / warmup, then a cosine from 1 to the floor."""
     schedule = config()
     factors = [learning_rate_factor(step, schedule) for step in range(1, 101)]

@@ -6,8 +6,6 @@ settings that a configuration has by default.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kmixer.bench.measure import peak_resident_bytes, time_in_turn
+from kmixer.bench.measure import peak_of, peak_resident_bytes, time_in_turn
 from kmixer.bench.operators import Operator, Way, operator_of
 from kmixer.errors import InputError
 from kmixer.layers.rotary import check_heads
@@ -162,16 +160,11 @@ def _blocks(mixers: list[str], shape: Shape, repeats: int) -> list[dict[str, Any
 def add_peaks(name: str, rows: list[dict[str, Any]], heads: int) -> None:
     """Give the rows of a mixer's own operator "peak_bytes", which a fresh process adds to its peak for one step."""
     operator = operator_of(name)
+    program = "from kmixer.bench.mixer import print_peak; import sys; print_peak(*sys.argv[1:])"
     for row in rows:
         if operator is not None and row["what"] in operator.ways:
             sizes = [row["t"], row["width"], heads, row["b"], int(row["causal"]), row["window"] or 0]
-            row["peak_bytes"] = _peak([name, row["what"], *sizes])
-
-
-def _peak(arguments: list[Any]) -> int:
-    program = "from kmixer.bench.mixer import print_peak; import sys; print_peak(*sys.argv[1:])"
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            row["peak_bytes"] = peak_of(program, name, row["what"], *map(str, sizes))
 
 
 def print_peak(name: str, what: str, *numbers: str) -> None:

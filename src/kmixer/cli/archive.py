@@ -15,16 +15,16 @@ from kmixer.runs.recipe import load_language_recipe
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="A checkpoint of the K-Operators author (.pt).")],
+    file: Annotated[Path, typer.Argument(help="A checkpoint of Koneko's code (.pt).")],
     recipe: Annotated[str, typer.Option(help="The recipe that describes it.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     settings: Settings = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run that is in the run folder.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Turn one of the author's later checkpoints (short base kernel, copy branch off) into a run folder.
+    """Turn one of Koneko's later checkpoints (short base kernel, copy branch off) into a run folder.
 
-    Example: kmixer convert char.pt --recipe k-operators-local-shakespeare --out runs/author
+    Example: kmixer convert char.pt --recipe k-operators-local-shakespeare --out runs/koneko
     """
     for line in convert_checkpoint(file, load_language_recipe(recipe, settings), out, force=force, data_dir=data_dir):
         print(line)

@@ -28,7 +28,7 @@ from kmixer.experiments.sweep import (
 from kmixer.experiments.tables import describe, describe_reach, markdown_table, table, text_table
 from kmixer.experiments.workers import log_of, run_sweep
 from kmixer.runs.recipe import load_recipe
-from kmixer.runs.results import Protocol
+from kmixer.runs.records import Protocol
 
 
 def sweep(

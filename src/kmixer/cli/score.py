@@ -11,7 +11,7 @@ import typer
 from kmixer.cli.options import RunOrPackaged
 from kmixer.data.reading import Block, text_source
 from kmixer.data.tokenizers import ByteTokenizer
-from kmixer.errors import InputError
+from kmixer.errors import InputError, one_line
 from kmixer.language_model import LanguageModel, load
 from kmixer.measure.score import Line, ScoredToken, Summary, score_lines, score_tokens
 
@@ -77,14 +77,9 @@ def _summarise(model: LanguageModel, blocks: Iterator[Block], top: int, window: 
 
 
 def _line(line: Line) -> str:
-    return f"{line.number:8}  {line.bits_per_byte:13.3f}  {line.nats:9.2f}  {printable(line.text[:SHOWN_CHARACTERS])}"
+    return f"{line.number:8}  {line.bits_per_byte:13.3f}  {line.nats:9.2f}  {one_line(line.text[:SHOWN_CHARACTERS])}"
 
 
 def _token(token: ScoredToken) -> str:
     nats = "-" if token.nats is None else f"{token.nats:.3f}"
     return f"{token.line:8}  {nats:>9}  {token.text!r}"
-
-
-def printable(text: str) -> str:
-    """A text in which a terminal finds nothing to obey."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

@@ -17,9 +17,9 @@ from kmixer.errors import InputError
 from kmixer.experiments.sweep import runs_by_arm
 from kmixer.files import is_there
 from kmixer.models.model_folder import WEIGHTS
-from kmixer.runs.metrics import EvaluationLine, read_evaluations
 from kmixer.runs.recipe import AnyRecipe, ImageRecipe, LanguageRecipe
-from kmixer.runs.results import Figure, Measurement, Part, Protocol, RunResults, Unit, Weights, read_results
+from kmixer.runs.records import EvaluationLine, Figure, Measurement, Part, Protocol, Results, Unit, Weights
+from kmixer.runs.results import evaluations_of, results_of
 from kmixer.runs.run_folder import RESULTS, RunFolder
 
 Shape = TypeVar("Shape")
@@ -49,8 +49,8 @@ class Arm:
         return [run for run in self.runs if run.exists()]
 
     @cached_property
-    def _results(self) -> list[tuple[RunFolder, RunResults]]:
-        return [(run, results) for run in self.begun if (results := read_results(run)) is not None]
+    def _results(self) -> list[tuple[RunFolder, Results]]:
+        return [(run, results) for run in self.begun if (results := results_of(run)) is not None]
 
     @property
     def ended(self) -> list[RunFolder]:
@@ -58,7 +58,7 @@ class Arm:
         return [run for run, _ in self._results]
 
     @cached_property
-    def results(self) -> dict[int, RunResults]:
+    def results(self) -> dict[int, Results]:
         """results.json of the runs that have ended, by seed."""
         return {results.seed: results for _, results in self._results}
 
@@ -119,7 +119,7 @@ class Arm:
         """The evaluations of a run so far; by default of the first that has begun."""
         run = run or self.begun[0]
         if run.path not in self._evaluations:
-            self._evaluations[run.path] = read_evaluations(run)
+            self._evaluations[run.path] = evaluations_of(run)
         return self._evaluations[run.path]
 
     def recorded(self, measure: str, shape: type[Shape], run: RunFolder | None = None) -> list[tuple[int, Shape]]:
@@ -130,9 +130,10 @@ class Arm:
         adapter = TypeAdapter(shape)
         recorded = []
         for line in self.evaluations(run):
-            if measure in line.dynamics:
+            measures = line.measures
+            if measure in measures:
                 try:
-                    recorded.append((line.step, adapter.validate_python(line.dynamics[measure], strict=True)))
+                    recorded.append((line.step, adapter.validate_python(measures[measure], strict=True)))
                 except ValidationError:
                     raise InputError(
                         f"{(run or self.begun[0]).metrics}, step {line.step}: dynamics.{measure} is no {shape}; "

@@ -9,7 +9,7 @@ from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm
 from kmixer.experiments.rows import ComparedArm, Metric
 from kmixer.experiments.statistics import paired_difference, summarize
-from kmixer.runs.results import Figure, Part, Protocol
+from kmixer.runs.records import Figure, Part, Protocol
 
 # What is summarised over the seeds, of what was measured.
 FIGURES: tuple[Figure, ...] = ("loss", "perplexity", "bits_per_byte", "accuracy")

@@ -1,6 +1,6 @@
 """The denoising benchmark: one block of each mixer on the motif-and-copy task, several seeds.
 
-All are causal, though the task is to fill in: the author's choice, kept. A convolution of 7 taps is
+All are causal, though the task is to fill in: Koneko's choice, kept. A convolution of 7 taps is
 blind to a motif of 8 tokens or more; one of 17 sees every whole period.
 """
 
@@ -28,7 +28,7 @@ VALIDATION_SEED = 1 << 20
 
 @dataclass(frozen=True)
 class Budget:
-    """The author's: 500 steps of 32 of 4,096 sequences, AdamW at 0.003 with weight decay 0.01, clipped at 1."""
+    """Koneko's: 500 steps of 32 of 4,096 sequences, AdamW at 0.003 with weight decay 0.01, clipped at 1."""
 
     steps: int = 500
     batch_size: int = 32
@@ -69,8 +69,8 @@ def _block(mixer: nn.Module) -> Block:
     return Block(RMSNorm(WIDTH), mixer, RMSNorm(WIDTH), FeedForward(WIDTH))
 
 
-def _author_k2(length: int | None) -> Block:
-    """K2 as the author's benchmark has it (family b); without a base kernel for a length of None."""
+def _koneko_k2(length: int | None) -> Block:
+    """K2 as Koneko's benchmark has it (family b); without a base kernel for a length of None."""
     kernel = None if length is None else BaseKernel("dense", length, init="uniform")
     return K2(
         WIDTH,
@@ -86,8 +86,8 @@ def _author_k2(length: int | None) -> Block:
 
 # A block for sequences of a length, by name.
 BLOCKS: dict[str, Callable[[int], Block]] = {
-    "K2": _author_k2,
-    "K2 without base kernel": lambda length: _author_k2(None),
+    "K2": _koneko_k2,
+    "K2 without base kernel": lambda length: _koneko_k2(None),
     "convolution, 7 taps": lambda length: _block(CausalConvolution(WIDTH, 7)),
     "convolution, 17 taps": lambda length: _block(CausalConvolution(WIDTH, 17)),
     "softmax attention": lambda length: _block(SoftmaxAttention(WIDTH, 4)),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kmixer.runs.results import Figure, Part, Record, Unit
+from kmixer.runs.records import Figure, Part, Record, Unit
 
 Metric = Literal["loss", "bits_per_byte", "accuracy"]
 Interval = Annotated[tuple[float, float], Field(strict=False)]  # JSON has lists

@@ -25,7 +25,7 @@ from kmixer.experiments.tables import (
     table,
     with_deviation,
 )
-from kmixer.runs.results import Part
+from kmixer.runs.records import Part
 from kmixer.runs.run_folder import RunFolder
 
 

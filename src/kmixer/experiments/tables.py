@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kmixer.experiments.compare import Reach
 from kmixer.experiments.rows import ComparedArm, DenoisedMixer, Metric
-from kmixer.runs.results import Figure
+from kmixer.runs.records import Figure
 
 # Of the columns between arm and cost, by metric: heading, figure of the row, digits.
 FIGURES: dict[Metric, tuple[tuple[str, Figure, int], ...]] = {

@@ -14,7 +14,7 @@ from kmixer.ops.base_kernel import KINDS, Kind, State, base_kernel, initial_stat
 
 Init = Literal["exponential", "uniform"]
 
-# Rate of the exponential initialisation, per position of lag (the author's value).
+# Rate of the exponential initialisation, per position of lag (Koneko's value).
 INITIAL_RATE = 0.15
 
 
@@ -31,7 +31,7 @@ class BaseKernel(nn.Module):
     Shapes: x (b, t, d) to y (b, t, d), and the state of `kmixer.ops.base_kernel`.
     Raises InputError for another kind or init, a size below 1, and positions past the end of one that ends.
 
-    Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; the author's later code for "conv".
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; Koneko's later code for "conv".
     """
 
     def __init__(self, kind: Kind, size: int, *, rank: int = 2, init: Init = "exponential") -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kmixer.layers.exactly import exactly as exactly
+from kmixer.layers.exactly import exactly
 from kmixer.layers.feed_forward import FeedForward, SquaredReluFeedForward
 from kmixer.layers.linear import Linear
 from kmixer.layers.norms import NORM_EPS, RMSNorm, UnweightedRMSNorm

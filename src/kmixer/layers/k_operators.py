@@ -135,15 +135,15 @@ class K2Mixer(nn.Module):
         alpha_cap: upper end of alpha.
         alpha_per_channel: one alpha for each of the r channels instead of one for the layer.
         output_gate: multiply what was mixed by SiLU(G x), G (d, d); the preprints have none.
-        copy_gate: hold the gate of the author's copy branch, unused and frozen, so that a model
-            has all parameters of the author's.
+        copy_gate: hold the gate of Koneko's copy branch, unused and frozen, so that a model
+            has all parameters of Koneko's.
         backend: of `decayed_linear_attention`.
 
     Shapes: x (b, t, d) to (b, t, d), and a `K2State`.
     Raises InputError for a rank below 1, a decay_range or decay_init that is not allowed, and a shared kernel that is
     missing or not asked for.
 
-    Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K2, and the author's later code; the output gate is ours.
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K2, and Koneko's later code; the output gate is ours.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class K2Mixer(nn.Module):
         self.alpha_logit = nn.Parameter(torch.zeros(rank) if alpha_per_channel else torch.zeros(()))
         self.base_kernel = None if base_kernel == "shared" else base_kernel
         self.gate_logit = None if base_kernel is None else nn.Parameter(torch.tensor(float(gate_init)))
-        # sigmoid(-2.1972) = 0.1, where the author's copy branch starts.
+        # sigmoid(-2.1972) = 0.1, where Koneko's copy branch starts.
         self.copy_gate_logit = nn.Parameter(torch.tensor(-2.1972), requires_grad=False) if copy_gate else None
         self.output_gate = linear(width, width, bias=False) if output_gate else None
         self.projection = linear(width, width)

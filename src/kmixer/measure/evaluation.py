@@ -16,6 +16,7 @@ from kmixer.data.token_cache import TokenSplit
 from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
 from kmixer.runs.recipe import Protocol
+from kmixer.state import State
 
 # Tokens of one forward pass: enough to keep the matrix products busy, little enough for any memory.
 TOKENS_PER_BATCH = 16384
@@ -138,7 +139,7 @@ def stream_losses(model: CausalLM, tokens: Tensor, chunk: int = STREAM_CHUNK) ->
         yield losses
 
 
-def _losses(model: CausalLM, x: Tensor, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+def _losses(model: CausalLM, x: Tensor, y: Tensor, state: State) -> tuple[Tensor, State]:
     output = model(x, state, y)
     assert output.losses is not None
     return output.losses, output.state

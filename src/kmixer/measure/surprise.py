@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor
 from kmixer.data.tokenizers import Tokens
 from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
+from kmixer.state import State
 
 CHUNK = 4096  # tokens of one forward pass
 CONTEXT = 2048  # positions after which a state that grows with the text begins anew
@@ -41,7 +40,7 @@ class Surprise:
         if window is not None and end is not None and window > end:
             raise InputError(f"window {window}: {model.config.limited_by} ends at position {end}")
         self._limit = window or end or (CONTEXT if model.config.state_grows else None)
-        self._state: Any = model.initial_state(1)
+        self._state: State = model.initial_state(1)
         self._position = 0  # of the state
         self._seen = torch.zeros(0, dtype=torch.int64)  # the last half of what a limited state has seen
         self._last: Tensor | None = None  # the token (1,) before the next

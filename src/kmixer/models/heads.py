@@ -32,7 +32,7 @@ class HeadConfig(StrictConfig):
 
     kind: Literal["linear", "untied", "gelu", "adaptive"] = "linear"  # linear: tied to the embedding
     multiplier: Multiplier | None = None  # gelu: hidden width over d
-    cutoffs: list[Positive] | None = None  # adaptive: ends of the frequency bands; None takes the author's rule
+    cutoffs: list[Positive] | None = None  # adaptive: ends of the frequency bands; None takes Koneko's rule
     dropout: Probability = 0.0  # gelu: on the hidden units; adaptive: on the input
     soft_cap: Annotated[float, Field(gt=0)] | None = None  # linear, untied: logits become cap tanh(logits / cap)
 
@@ -181,7 +181,7 @@ def build_head(config: HeadConfig, width: int, embedding_width: int, vocabulary_
 
 
 def default_cutoffs(vocabulary_size: int) -> list[int]:
-    """The author's rule for the frequency bands of the adaptive head."""
+    """Koneko's rule for the frequency bands of the adaptive head."""
     v = vocabulary_size
     if v < 1024:
         raise InputError(f"model.head.kind: 'adaptive' needs a vocabulary of 1024 or more and this one has {v}")

@@ -38,7 +38,7 @@ class ModelConfig(StackConfig):
     decay: DecayConfig = DecayConfig()
     refinement: RefinementConfig | None = None  # None has no eta
     output_gate: bool = False  # a gate on what every K2 mixes, by SiLU of a linear map
-    copy_gate: bool = False  # hold the unused gate of the author's copy branch in every K2
+    copy_gate: bool = False  # hold the unused gate of Koneko's copy branch in every K2
 
     @property
     def max_positions(self) -> int | None:

@@ -7,7 +7,7 @@
 * `toeplitz`  K[i, j] = w[i - j] with W learned lags. Streams for ever.
 * `conv`      the same with a short filter. Streams for ever.
 
-Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; the author's later code for `conv`.
+Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; Koneko's later code for `conv`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def base_kernel(
         InputError: an unknown kind, tensors on several devices or of a dtype that is not a real float, `dense` and
             `low_rank` past position W, a dense kernel that is not square, or a state of another filter.
 
-    Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; the author's later code for `conv`.
+    Source: Koneko 2026 (Zenodo 19004569 and 19136398), base kernel; Koneko's later code for `conv`.
     """
     if kind not in KINDS:
         raise InputError(f"base kernel: got {kind!r}; allowed: {', '.join(KINDS)}")

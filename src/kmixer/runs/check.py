@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
 import torch
 from torch import nn
 
 from kmixer.errors import InputError, shown_name
-from kmixer.files import LINES_BYTES, is_there, read_bytes
+from kmixer.files import is_there
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.classifiers import build_classifier
 from kmixer.models.model_folder import (
@@ -23,6 +20,8 @@ from kmixer.models.model_folder import (
 )
 from kmixer.models.sequence_classifier import SequenceClassifierConfig
 from kmixer.models.vision import VisionConfig
+from kmixer.models.weight_names import current_names
+from kmixer.runs import integrity
 from kmixer.runs.recipe import AnyRecipe, ClassificationRecipe, LanguageRecipe
 from kmixer.runs.records import check_diverged
 from kmixer.runs.run_folder import DIVERGED, ENVIRONMENT, RECIPE, RunFolder
@@ -81,13 +80,9 @@ def _check_results(run: RunFolder, recipe: AnyRecipe) -> None:
 
 def _check_checkpoint(run: RunFolder, expected: dict[str, torch.Size]) -> None:
     tensors, metadata = load_tensors(run.checkpoint)
-    found = {name.removeprefix("model/"): tensor.shape for name, tensor in tensors.items() if name.startswith("model/")}
-    for name in sorted(expected.keys() | found.keys()):
-        if found.get(name) != expected.get(name):
+    weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
+    weights = current_names(weights, metadata.get("format", 1), str(run.checkpoint))
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights or weights[name].shape != expected.get(name):
             raise InputError(f"{run.checkpoint}: tensor {shown_name(name)} does not fit the run's model")
-    mark: Any = metadata.get("metrics")
-    if not isinstance(mark, dict) or not isinstance(mark.get("bytes"), int) or mark["bytes"] < 0:
-        raise InputError(f"{run.checkpoint} is not a checkpoint of a run: it does not know the metrics of its time")
-    content = read_bytes(run.metrics, LINES_BYTES)[: mark["bytes"]] if is_there(run.metrics) else b""
-    if len(content) < mark["bytes"] or hashlib.sha256(content).hexdigest() != mark.get("sha256"):
-        raise InputError(f"{run.metrics} was shortened or edited since the last checkpoint; restore it from a copy")
+    integrity.check_metrics(run.path)

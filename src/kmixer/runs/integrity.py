@@ -55,7 +55,7 @@ def read_results(run: Path) -> dict[str, Any]:
         return results
     whole = {key: value for key, value in results.items() if key != OWN_DIGEST}
     if results.get(OWN_DIGEST) != _digest_of(whole) or not isinstance(results.get(FILE_DIGESTS), dict):
-        raise _changed(run, RESULTS)
+        raise changed(run, RESULTS)
     return results
 
 
@@ -70,32 +70,33 @@ def check_files(run: Path, *names: str) -> None:
     known = identity(run)
     carried = {name: claim for name, claim in claims.items() if claim is not None}
     if carried and known not in carried.values():
-        raise _changed(run, RECIPE)
+        raise changed(run, RECIPE)
     for name, claim in claims.items():
         # Where the environment does not carry it, the run began before files did.
         if claim != known and (claim is not None or claims.get(ENVIRONMENT) is not None):
-            raise _changed(run, name)
+            raise changed(run, name)
     for name, digest in results.get(FILE_DIGESTS, {}).items():
         if name not in names:
             continue
         if (run / name).is_file():
             if _digest(run, name) != digest:
-                raise _changed(run, name)
+                raise changed(run, name)
         elif name not in TENSOR_FILES:  # records of runs are kept without these
             raise InputError(f"{run / name} is missing; restore it from a copy")
     if METRICS in names and not results and (run / CHECKPOINT).is_file():
-        _check_metrics(run)
+        check_metrics(run)
 
 
-def _check_metrics(run: Path) -> None:
-    """Metrics begin with what they were at the last checkpoint: more may have come since."""
+def check_metrics(run: Path) -> None:
+    """Raises InputError where metrics do not begin with what they were at the last checkpoint: more may come since."""
     mark = _read_checkpoint(run)["metrics"]  # before the metrics: a run that goes on may write both meanwhile
     content = read_bytes(run / METRICS, LINES_BYTES) if (run / METRICS).is_file() else b""
     if mark_of(content[: mark["bytes"]]) != mark:
-        raise _changed(run, METRICS)
+        raise changed(run, METRICS)
 
 
-def _changed(run: Path, name: str) -> InputError:
+def changed(run: Path, name: str) -> InputError:
+    """The error of a file that is not what the run wrote."""
     if name == METRICS:
         return InputError(f"{run / name} was shortened or edited since the last checkpoint; restore it from a copy")
     if name == RECIPE:

@@ -1,7 +1,7 @@
-"""Shapes of the small JSON files of a run: what must be in them before any of it is used.
+"""Shapes of the small JSON files of a run: what must be in them before any of it is used, said once.
 
-They are read as plain values, as they were written; a file of another shape is one line that names the key. Keys that
-are not listed here are kept: newer versions may write more.
+The functions here give plain values, as they were written; a file of another shape is one line that names the key. Keys
+that are not listed here are kept in these: newer versions may write more. `kmixer.runs.results` gives the records.
 """
 
 from __future__ import annotations
@@ -17,9 +17,18 @@ from kmixer.config import StrictConfig
 from kmixer.errors import InputError
 from kmixer.files import read_json, read_json_lines
 
+Unit = Literal["tokens", "images", "sequences"]
+UNITS: tuple[Unit, ...] = ("tokens", "images", "sequences")
+Part = Literal["validation", "test"]
+Weights = Literal["best", "last"]
+# A window length, or "stream"; None is what the recipe chooses its weights by.
+Protocol = int | Literal["stream"] | None
+Figure = Literal["loss", "perplexity", "perplexity_per_word", "bits_per_byte", "accuracy"]
+
 # Any measured number; what is larger is no measurement, and axes of figures overflow on it.
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
 # exp of a loss may be as large as a float64, and is left out (None) beyond.
 Perplexity = Annotated[float, Field(ge=0)] | None
 PerHead = Annotated[list[Annotated[list[Number], Field(min_length=1)]], Field(min_length=1)]
@@ -28,22 +37,23 @@ PerLevel = Annotated[list[PerHead], Field(min_length=1)]
 
 
 class Record(StrictConfig):
-    """Base of the records: keys that are not listed are kept as they are."""
+    """Base of the records: what is read has its type, what a later version added is passed over."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="ignore")
 
 
-class MeasuredPart(Record):
-    """One evaluation of a held-out part."""
+class Measurement(Record):
+    """One evaluation of some weights on one held-out part."""
 
     protocol: Literal["windows", "stream", "examples"]
-    loss: Number
-    window: Annotated[int, Field(ge=1, le=10**15)] | None = None
-    accuracy: Number | None = None
+    loss: Number  # nats per token or per example
+    window: Annotated[int, Field(ge=1, le=10**15)] | None = None  # tokens, of windows
+    accuracy: Number | None = None  # part of the examples
     bits_per_byte: Number | None = None
     bits_per_character: Number | None = None
     perplexity: Perplexity = None
     perplexity_per_word: Perplexity = None
+    # Mean loss of the positions 1, 2, 3-4, 5-8, ... of a window.
     stretches: Annotated[list[Number], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -56,15 +66,31 @@ class MeasuredPart(Record):
             raise ValueError(f"protocol {self.protocol!r} with bits_per_byte {self.bits_per_byte}")
         return self
 
+    def is_of(self, protocol: Protocol) -> bool:
+        """Whether it was made by this protocol; None is any."""
+        if protocol is None:
+            return True
+        return self.protocol == "stream" if protocol == "stream" else self.window == protocol
 
-Measured = Annotated[list[MeasuredPart], Field(min_length=1)]
+    def figure(self, name: Figure) -> float | None:
+        """A figure by its name; None where it was not measured."""
+        value: float | None = getattr(self, name)
+        return value
+
+    def has(self, name: Figure) -> bool:
+        """Whether this kind of evaluation measures a figure, be it too large for a number."""
+        return name in self.model_fields_set
+
+
+# The first chooses the weights.
+Measured = Annotated[list[Measurement], Field(min_length=1)]
 
 
 class ClassToken(Record):
-    """Pictures (n, channels, height, width) and what the class token holds of their patches (n, patches)."""
+    """A few validation images, and what the class token holds of each patch after all layers."""
 
-    images: Annotated[list[list[list[list[Number]]]], Field(min_length=1)]
-    rollout: Annotated[list[list[Number]], Field(min_length=1)]
+    images: Annotated[list[list[list[list[Number]]]], Field(min_length=1)]  # (n, channels, height, width)
+    rollout: Annotated[list[list[Number]], Field(min_length=1)]  # (n, patches)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -79,13 +105,17 @@ class ClassToken(Record):
 
 
 class MeasuredWeights(Record):
-    """What a set of weights gave on every held-out part."""
+    """What one set of weights gave on every held-out part."""
 
     step: Count
     validation: Measured
     test: Measured | None = None
+    # Nats per token at each position of a validation window.
     loss_by_position: Annotated[list[Number], Field(min_length=1)] | None = None
     class_token: ClassToken | None = None
+
+    def measurements(self, part: Part) -> list[Measurement]:
+        return self.validation if part == "validation" else self.test or []
 
 
 class Results(Record):
@@ -95,8 +125,9 @@ class Results(Record):
     seed: Annotated[int, Field(ge=0, le=1 << 64)]
     parameters: Count
     steps: Count
-    flops: Annotated[float, Field(ge=0, le=1e36)]
-    seconds: Annotated[float, Field(ge=0, le=1e12)]
+    flops: Annotated[float, Field(ge=0, le=1e36)]  # of training
+    seconds: Seconds  # of training and evaluation
+    # Trained, one of these.
     tokens: Annotated[int, Field(ge=0, le=10**20)] | None = None
     images: Count | None = None
     sequences: Count | None = None
@@ -105,15 +136,28 @@ class Results(Record):
 
     @model_validator(mode="after")
     def _counts(self) -> Self:
-        if sum(count is not None for count in (self.tokens, self.images, self.sequences)) != 1:
+        if sum(getattr(self, unit) is not None for unit in UNITS) != 1:
             raise ValueError("it counts not one of tokens, images and sequences")
         kind = {measured.protocol == "examples" for part in (self.best, self.last) for measured in part.validation}
         if kind != {self.tokens is None}:
             raise ValueError("its evaluations are not of what it counts")
         return self
 
+    @property
+    def unit(self) -> Unit:
+        """What training counts."""
+        return next(unit for unit in UNITS if getattr(self, unit) is not None)
 
-class Levels(Record):
+    @property
+    def units(self) -> int:
+        """How many it was trained on."""
+        return int(getattr(self, self.unit))
+
+    def weights(self, which: Weights) -> MeasuredWeights:
+        return self.best if which == "best" else self.last
+
+
+class Levels(Record, extra="allow"):
     """What was measured on one hierarchical layer, a list a level."""
 
     reciprocity: PerHead
@@ -123,7 +167,7 @@ class Levels(Record):
     remainder: PerHead
 
 
-class Locality(Record):
+class Locality(Record, extra="allow"):
     """Where the heads of the attention layers look."""
 
     effective_keys: PerHead
@@ -131,8 +175,8 @@ class Locality(Record):
     self_weight: PerHead | None = None
 
 
-class Dynamics(Record):
-    """What an evaluation recorded of a model; see `kmixer.measure.dynamics`."""
+class Dynamics(Record, extra="allow"):
+    """What an evaluation recorded of a model, see `kmixer.measure.dynamics`; mixers of others may record more."""
 
     gate: list[Number] | None = None
     base_share: list[Number] | None = None
@@ -166,11 +210,11 @@ class MetricsLine(Record):
     """A line of metrics.jsonl: a training loss, or an evaluation with what was measured beside it."""
 
     step: Count
-    seconds: Annotated[float, Field(ge=0, le=1e12)] | None = None
+    seconds: Seconds | None = None  # of training and evaluation until then
     train_loss: Number | None = None
     validation: Measured | None = None
     dynamics: Dynamics | None = None
-    gradient_norms: dict[str, Number] | None = None
+    gradient_norms: dict[str, Number] | None = None  # by group of parameters, before clipping
     update_norms: dict[str, Number] | None = None
 
     @model_validator(mode="after")
@@ -184,6 +228,23 @@ class MetricsLine(Record):
         if (self.gradient_norms is None) != (self.update_norms is None):
             raise ValueError("gradient_norms without update_norms")
         return self
+
+
+class EvaluationLine(MetricsLine):
+    """A line that training wrote at an evaluation."""
+
+    seconds: Seconds
+    validation: Measured
+
+    @property
+    def loss(self) -> float:
+        """Nats per token or per example, by the protocol that chooses the weights."""
+        return self.validation[0].loss
+
+    @property
+    def measures(self) -> dict[str, Any]:
+        """What was measured of the model's mixers, by name; whoever reads one says its shape, see `Arm.recorded`."""
+        return {} if self.dynamics is None else self.dynamics.model_dump(exclude_unset=True)
 
 
 class Session(Record):
@@ -231,16 +292,16 @@ def shape_of(value: Any) -> Any:
 
 def read_results(path: Path) -> dict[str, Any]:
     """results.json of a run. Raises InputError, one line, where it is something else."""
-    found: dict[str, Any] = read_json(path)
-    _check(Results, found, path, "no results of a run")
-    return found
+    values: dict[str, Any] = read_json(path)
+    _check(Results, values, path, "no results of a run")
+    return values
 
 
 def read_environment(path: Path) -> dict[str, Any]:
     """environment.json of a run. Raises InputError, one line, where it is something else."""
-    found: dict[str, Any] = read_json(path)
-    _check(Environment, found, path, "no environment of a run")
-    return found
+    values: dict[str, Any] = read_json(path)
+    _check(Environment, values, path, "no environment of a run")
+    return values
 
 
 def check_diverged(path: Path) -> None:
@@ -282,9 +343,9 @@ def _tree(value: Any) -> Any:
     return shape_of(value)
 
 
-def _check(record: type[Record], found: Any, source: Path | str, what: str) -> None:
+def _check(record: type[Record], values: Any, source: Path | str, what: str) -> None:
     try:
-        record.parse(found, source="")
+        record.parse(values, source="")
     except InputError as error:
         problem = str(error).removeprefix(": ")
         raise InputError(f"{source} holds {what} ({problem}); restore it from a copy") from None

@@ -225,9 +225,7 @@ class RunFolder:
         content = read_bytes(self.metrics, LINES_BYTES) if is_there(self.metrics) else b""
         kept = content[: mark["bytes"]]
         if integrity.mark_of(kept) != mark:
-            raise InputError(
-                f"{self.metrics} was shortened or edited since the last checkpoint; restore it from a copy"
-            )
+            raise integrity.changed(self.path, METRICS)
         if len(content) > len(kept):
             write_text(self.metrics, kept.decode())
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from kmixer.analysis.panels.drawing import HEIGHT, WIDTH, ArmPanel, add_legend, begin_figure, number_heads
 from kmixer.experiments.arms import Arm
-from kmixer.runs.results import ClassToken
+from kmixer.runs.records import ClassToken
 
 Heads = list[list[float]]  # a number for each head of each layer
 

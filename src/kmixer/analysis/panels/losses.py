@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from kmixer.analysis.panels.drawing import ArmPanel, OverviewPanel, add_legend, begin_figure
 from kmixer.experiments.arms import Arm, Curve
-from kmixer.runs.metrics import EvaluationLine
+from kmixer.runs.records import EvaluationLine
 
 
 def _curves(arms: list[Arm]) -> list[tuple[str, Curve]]:

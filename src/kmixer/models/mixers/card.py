@@ -37,7 +37,7 @@ class MixerCard(Generic[Settings, Layer]):
     """A mixer: y (b, t, d), state = layer(x (b, t, d), state), x normalised; the block around it adds the residual.
 
     Its layer says the roles of its parameters (`kmixer.layers.roles`) and offers what can be measured of it
-    (`kmixer.measure.protocols`). A configuration chooses it by its name and holds its settings under the same name.
+    (`kmixer.layers.measured`). A configuration chooses it by its name and holds its settings under the same name.
     """
 
     name: str

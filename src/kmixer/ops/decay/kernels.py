@@ -1,4 +1,4 @@
-"""Triton kernels of decayed linear attention; `decay_triton` launches them and says how they fit together.
+"""Triton kernels of decayed linear attention; `launch` launches them and says how they fit together.
 
 A program owns a row of the batch, a segment of LENGTH positions and a tile of D columns of d, and walks
 through the segment in chunks of CHUNK positions with the (RANK, D) state in registers; RANK is r padded to

@@ -6,9 +6,9 @@
 * `recurrent` runs these two lines as they stand. It is the definition.
 * `mask` weights every pair of positions, as in the K-Operators preprints: quadratic in t, and the
   only backend that holds a (b, t, r, d) tensor. Kept as a baseline.
-* `block` works on chunks of positions with matrix products, and carries the state between chunks (`decay_block`).
-* `native` runs the recurrence compiled, its state in the processor's cache; float32, on a CPU (`decay_native`).
-* `triton` does the same in kernels for a GPU (`decay_triton`); triton is imported when it is used.
+* `block` works on chunks of positions with matrix products, and carries the state between chunks (block.py).
+* `native` runs the recurrence compiled, its state in the processor's cache; float32, on a CPU (native.py).
+* `triton` does the same in kernels for a GPU (launch.py); triton is imported when it is used.
 
 Source: Koneko 2026 (Zenodo 19136398), decay path; the chunked form uses that g does not depend on t.
 """
