@@ -144,6 +144,30 @@ def test_names_reach_the_terminal_quoted_and_cut(name: str, tmp_path: Path) -> N
         assert not any(character < " " for character in str(raised.value))
 
 
+def repickled(path: Path, pickled: bytes) -> Path:
+    """A checkpoint with these bytes in the place of its pickle."""
+    torch.save(checkpoint({}), path.with_suffix(".whole"))
+    with zipfile.ZipFile(path.with_suffix(".whole")) as whole, zipfile.ZipFile(path, "w") as target:
+        for entry in whole.infolist():
+            target.writestr(entry, pickled if entry.filename.endswith("data.pkl") else whole.read(entry))
+    return path
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02c" + b"A" * 200_000 + b"\nname\n.",
+        b"\x80\x02X" + (200_000).to_bytes(4, "little") + b"A" * 200_000 + b")R.",
+        b"\x80\x02" + b"]" * 5_000_000 + b".",
+    ],
+)
+def test_a_text_too_long_for_torch_is_refused_before_torch_reads_it(pickled: bytes, tmp_path: Path) -> None:
+    """torch would search its own message for minutes: the time grows with the square of the text."""
+    with pytest.raises(InputError, match=r"; allowed: [\d,]+") as raised:
+        read_checkpoint(repickled(tmp_path / "x.pt", pickled))
+    assert len(str(raised.value)) < 700
+
+
 def test_compressed_archives_are_refused(file: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(file) as source, zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as target:
         for entry in source.infolist():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import pickletools
 import re
 import zipfile
 import zlib
@@ -189,6 +190,9 @@ NUMPY_NAMES = (
     "numpy._core.multiarray._reconstruct",
 )
 CHECKPOINT_BYTES = 1 << 34
+# The author's have 57 KB, and texts of 2,496 letters. torch searches its messages in time quadratic in texts in them.
+PICKLE_BYTES = 1 << 22
+TEXT_CHARACTERS = 10_000
 MAX_STEP = 10**15
 # A tied head stores its tensor once and names it twice.
 TIMES_STORED = 2
@@ -260,7 +264,11 @@ def _check_archive(opened: BufferedReader, file: Path) -> int:
             if len({each.filename for each in entries}) < len(entries):
                 raise InputError(f"{file} is damaged: two of its parts have one name; restore it from a copy")
             damaged = archive.testzip()
-    # zipfile raises all of these on damage: of a header, a flag, a method, a name.
+            if damaged is None:
+                for each in entries:
+                    if each.filename.endswith("data.pkl"):
+                        _check_texts(archive, each, file)
+    # zipfile raises all of these on damage: of a header, a flag, a method, a name; pickletools a ValueError.
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
@@ -269,6 +277,15 @@ def _check_archive(opened: BufferedReader, file: Path) -> int:
         raise InputError(f"{file} is damaged (the checksum of {shown_name(damaged)} differs); restore it from a copy")
     opened.seek(0)
     return size
+
+
+def _check_texts(archive: zipfile.ZipFile, pickled: zipfile.ZipInfo, file: Path) -> None:
+    """Raises InputError for a pickle or a text in it that is too long, and ValueError for what is no pickle."""
+    if pickled.file_size > PICKLE_BYTES:
+        raise InputError(f"{file}: its list of tensors has {pickled.file_size:,} bytes; allowed: {PICKLE_BYTES:,}")
+    for _, text, _ in pickletools.genops(archive.read(pickled)):
+        if isinstance(text, str) and len(text) > TEXT_CHARACTERS:
+            raise InputError(f"{file}: got the text {shown(text)}; allowed: {TEXT_CHARACTERS:,} characters")
 
 
 def _check_tensor(tensor: Tensor, what: str) -> None:
