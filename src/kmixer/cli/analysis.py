@@ -21,7 +21,7 @@ def analyze(
     ] = None,
     corpus: Annotated[str | None, typer.Option(help="Where the run's own data is now, if it was moved.")] = None,
     window: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a window; default: as when the weights were chosen.")
+        int | None, typer.Option(min=1, help="Tokens of a window; default: the recipe's, or 1024.")
     ] = None,
     as_json: Json = False,
     data_dir: DataDir = None,
@@ -37,7 +37,7 @@ def analyze(
         print(json.dumps(found))
         return
     if "decay" in found:
-        _print_k2(found)
+        _print_decays(found)
     if "locality" in found:
         _print_attention(found)
     if "levels" in found:
@@ -51,7 +51,8 @@ def analyze(
     print("loss at position " + "  ".join(f"{mark}: {losses[mark - 1]:.3f}" for mark in dict.fromkeys(marks)))
 
 
-def _print_k2(found: dict[str, Any]) -> None:
+def _print_decays(found: dict[str, Any]) -> None:
+    """One line a layer with decays; base kernels by lag, and the refinement."""
     shares, gates = found.get("base_share"), found.get("gate")
     print("layer   gate  base share   alpha                effective windows 1 / (1 - decay), positions")
     for layer, alpha in enumerate(found["alpha"]):
