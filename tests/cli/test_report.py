@@ -36,7 +36,7 @@ def test_analyze_prints_what_was_learned(kmixer_command: Run, recipe_file: Path,
 def test_analyze_takes_a_packaged_model(kmixer_command: Run, tmp_path: Path) -> None:
     text = tmp_path / "play.txt"
     text.write_text("KING:\nWhat is thy name?\n" * 10)
-    options = ["--corpus", text, "--window", 32, "--json"]
+    options = ["--text", text, "--window", 32, "--json"]
     assert len(json.loads(kmixer_command("analyze", "shakespeare-small", *options).out)["loss_by_position"]) == 32
-    assert "give one with --corpus FILE" in kmixer_command("analyze", "shakespeare-small").error()
-    assert "no such file or folder" in kmixer_command("analyze", "shakespeare-small", "--corpus", "nothing").error()
+    assert "give one with --text FILE" in kmixer_command("analyze", "shakespeare-small").error()
+    assert "nothing: no such file" in kmixer_command("analyze", "shakespeare-small", "--text", "nothing").error()

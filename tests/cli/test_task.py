@@ -27,4 +27,4 @@ def test_classification_is_a_sweep_over_mixers(kmixer_command: Run, tmp_path: Pa
     assert "  mixers=k2  1  " in answer.out
     assert "Accuracy and cross-entropy" in answer.out
     assert (out / "mixers=softmax/seed-1/results.json").is_file()
-    assert "kmixer task scifar --mixers softmax,hierarchical" in kmixer_command("task", "scifar", "--help").out
+    assert "kmixer task scifar --mixers softmax,gaussian" in kmixer_command("task", "scifar", "--help").out

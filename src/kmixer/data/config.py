@@ -52,16 +52,17 @@ class DataConfig(StrictConfig):
 
 
 class TokenizerConfig(StrictConfig):
-    """A tokenizer. Training replaces `vocabulary_size` by what the corpus gave (char, bpe, sentencepiece)."""
+    """A tokenizer. `vocabulary_size` is replaced by what there is: 256 bytes, or what the corpus gave in training."""
 
     kind: Kind
     vocabulary_size: Vocabulary
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.kind == "byte" and self.vocabulary_size != ByteTokenizer.vocabulary_size:
-            raise ValueError(f"vocabulary_size: got {self.vocabulary_size}; kind 'byte' has 256")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _count_bytes(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("kind") == "byte":
+            return {**values, "vocabulary_size": ByteTokenizer.vocabulary_size}
+        return values
 
 
 Augmentation = Literal["none", "shift", "shift_and_flip", "deit"]
