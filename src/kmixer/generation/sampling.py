@@ -40,7 +40,7 @@ class Sampling:
         """
         if self.temperature == 0:
             highest, tokens = logits.max(dim=-1)
-            _check_finite(highest)
+            _check_finite(highest.tolist())
             return tokens
         probabilities = self.probabilities(logits)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
@@ -49,7 +49,7 @@ class Sampling:
         """The distribution the next token is drawn from, for temperatures above 0."""
         logits = logits.double()
         highest = logits.amax(-1, keepdim=True)  # NaN where there is one
-        _check_finite(highest)
+        _check_finite(highest.flatten().tolist())
         scaled = (logits - highest) / self.temperature  # at most 0: nothing overflows
         if self.top_k is not None and self.top_k < scaled.shape[-1]:
             kept = scaled.topk(self.top_k, dim=-1)
@@ -64,9 +64,9 @@ class Sampling:
         return probabilities
 
 
-def _check_finite(highest: Tensor) -> None:
+def _check_finite(highest: list[float]) -> None:
     """Raises InputError where the highest logit of a row is not a number."""
-    if not all(map(math.isfinite, highest.flatten().tolist())):
+    if not all(map(math.isfinite, highest)):
         raise InputError(
             "logits: got NaN or infinity, from which no token can be drawn; "
             "the model's weights are damaged or its training diverged: load others"

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.heads import (
     after,
+    angles_after,
     check_takes_state,
     heads_apart,
     identity_values,
     kept,
     mask_of_each,
     merge_heads,
-    positions_after,
     seen_before,
     split_heads,
 )
 from kmixer.layers.linear import linear
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.roles import LOGIT, Role
-from kmixer.layers.rotary import check_heads, rotation
+from kmixer.layers.rotary import check_heads
 from kmixer.ops.attention.gaussian import Backend, as_softmax, gaussian_attention
 from kmixer.state import known_position
 
@@ -177,13 +177,12 @@ class GaussianAttention(nn.Module):
             return y[..., : self.head_width].to(x.dtype)
 
     def _heads_of(self, x: Tensor, position: Tensor, start: int | None) -> tuple[Tensor, Tensor | None]:
-        """Keys (b, h, t, e), and values where they are others; `start` as of `positions_after`."""
+        """Keys (b, h, t, e), and values where they are others; `start` as of `angles_after`."""
         if not torch.is_grad_enabled():
             x = x.clone()  # they may be views: a caller may fill the same memory again, which autograd would not allow
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        positions = positions_after(position, start, x.shape[1])
-        angles = rotation(positions, self.head_width, x.dtype) if self.rotary else None
+        angles = angles_after(position, start, x.shape[1], self.head_width, x.dtype) if self.rotary else None
         keys = self._normalised(*heads_apart(x, self.heads, 1, rotated=int(self.rotary), angles=angles))
         return keys, self._normalised(split_heads(x, self.heads)) if self.keeps_values else None
 

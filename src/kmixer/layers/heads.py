@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.layers.rotary import Rotation, rotate
+from kmixer.layers.rotary import Rotation, rotate, rotation
 from kmixer.ops.gradients import first_order
 from kmixer.state import AState, join, longest, owned, rows
 
@@ -85,10 +86,24 @@ def check_takes_state(causal: bool, state: object) -> None:
         raise InputError("state: a layer with causal=False sees all positions at once and takes none")
 
 
-def positions_after(position: Int[Tensor, " b"], start: int | None, t: int) -> Int[Tensor, "*rows t"]:
-    """The next t positions: (t,) from `start` on where all rows stand there, else (b, 1, t)."""
-    steps = torch.arange(t, device=position.device)
-    return position[:, None, None] + steps if start is None else start + steps
+def positions_after(position: Int[Tensor, " b"], t: int) -> Int[Tensor, "b 1 t"]:
+    """The next t positions of every row."""
+    return position[:, None, None] + torch.arange(t, device=position.device)
+
+
+def angles_after(position: Int[Tensor, " b"], start: int | None, t: int, e: int, dtype: torch.dtype) -> Rotation:
+    """The angles of the next t positions: from `start` on where all rows stand there, else each row's own."""
+    if start is None:
+        return rotation(positions_after(position, t), e, dtype)
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return rotation(torch.arange(start, start + t, device=position.device), e, dtype)
+    return _angles_from(start, t, e, dtype, position.device, torch.is_inference_mode_enabled())
+
+
+@functools.lru_cache(maxsize=2)  # one layer asks after the other
+def _angles_from(start: int, t: int, e: int, dtype: torch.dtype, device: torch.device, inference: bool) -> Rotation:
+    """Tables of inference mode serve there alone: autograd refuses them."""
+    return rotation(torch.arange(start, start + t, device=device), e, dtype)
 
 
 def seen_before(cache: Float[Tensor, "b h s e"], position: Int[Tensor, " b"], start: int | None) -> Tensor:
@@ -123,8 +138,8 @@ def mask_of_each(
         reach: how many positions each sees, itself included; None is all.
         exclude_self: they do not see themselves, but for position 0, which sees nothing else.
     """
-    query = positions_after(position, None, t)[..., None]
-    key = positions_after(position - (s - t), None, s)[:, :, None]  # below 0: padding
+    query = positions_after(position, t)[..., None]
+    key = positions_after(position - (s - t), s)[:, :, None]  # below 0: padding
     allowed = (key >= 0) & (key <= query)
     if reach is not None:
         allowed = allowed & (key > query - reach)

@@ -14,20 +14,20 @@ from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.exactly import exactly
 from kmixer.layers.heads import (
     after,
+    angles_after,
     check_takes_state,
     heads_apart,
     identity_values,
     kept,
     mask_of_each,
     merge_heads,
-    positions_after,
     seen_before,
     split_heads,
 )
 from kmixer.layers.linear import Linear, linear
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.roles import Matrix, Role
-from kmixer.layers.rotary import check_heads, rotation
+from kmixer.layers.rotary import check_heads
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.linear import linear_map
 from kmixer.state import known_position
@@ -162,7 +162,7 @@ class SoftmaxAttention(nn.Module):
     def _project(
         self, x: Tensor, state: KeyValueCache, start: int | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries, keys and values (b, h, t, e), and the tail of the convolution; `start` as of `positions_after`."""
+        """Queries, keys and values (b, h, t, e), and the tail of the convolution; `start` as of `angles_after`."""
         tail = state.tail
         if self.convolution is None:
             projected = self.query_key_value(x)
@@ -171,8 +171,7 @@ class SoftmaxAttention(nn.Module):
             filtered, tail = self.convolution(x, tail)
             projected = self._project_apart(filtered, x)
         query, key, value = self.parts
-        positions = positions_after(state.position, start, x.shape[1])
-        angles = rotation(positions, self.head_width, x.dtype) if self.rotary else None
+        angles = angles_after(state.position, start, x.shape[1], self.head_width, x.dtype) if self.rotary else None
         parts, rotated = projected.shape[-1] // x.shape[-1], key + 1 if self.rotary else 0
         heads = heads_apart(projected, self.heads, parts, rotated=rotated, angles=angles)
         queries, keys = heads[query], heads[key]

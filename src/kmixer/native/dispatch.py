@@ -83,15 +83,19 @@ def usable(
     """
     if kernels() is None:
         return False
-    if operator or torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if operator or compiling:
         # Torch's dispatcher sees to what an operator of its own is given. To torch 2.11, what torch.compile traces is
         # being exported too.
         exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         return operator and not exporting and all(x.device.type == "cpu" and x.dtype in dtypes for x in tensors)
+    # What `plain` says, written out: every operator of a small layer asks.
     for x in tensors:
-        if x.dtype not in dtypes:
+        if x.dtype not in dtypes or type(x) not in _TYPES or _keys(x).raw_repr() not in _PLAIN:
             return False
+    if _transforms() or _modes() or _trace() is not None or (forward_ad._current_level >= 0 and transformed(*tensors)):
+        return False
     # Of autocast's dtypes the elementwise kernels know bfloat16 only.
-    return plain(*tensors) and not (
-        torch.is_autocast_enabled("cpu") and (products or torch.get_autocast_dtype("cpu") is not torch.bfloat16)
+    return not torch.is_autocast_enabled("cpu") or not (
+        products or torch.get_autocast_dtype("cpu") is not torch.bfloat16
     )
