@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from kmixer.bench.measure import time_in_turn
 from kmixer.bench.mixer import Shape, bench_mixer
 from kmixer.bench.operators import operator_of
 from kmixer.models.mixers.registry import CARDS
@@ -122,21 +121,3 @@ def test_a_way_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(operator.ways, "sdpa", lambda inputs, causal, window: inputs[0])
     with pytest.raises(RuntimeError, match="sdpa differs from the definition"):
         bench_mixer("gaussian", Shape(t=20, width=16, heads=2, batch=1), (None,), 1)
-
-
-def test_ratios_are_those_of_calls_timed_in_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that slows down tenfold from round to round, and a second call that takes three times as long."""
-    clock, speed, order = [0.0], [1.0], []
-
-    def call(name: str, seconds: float) -> None:
-        order.append(name)
-        clock[0] += seconds * speed[0]
-        if name == "second":
-            speed[0] *= 10
-
-    monkeypatch.setattr("kmixer.bench.measure.time.perf_counter", lambda: clock[0])
-    found = time_in_turn({"first": lambda: call("first", 2.0), "second": lambda: call("second", 6.0)}, 3)
-    assert order == ["first", "second"] * 4  # the first round is not counted
-    assert found["first"]["relative"] == 1.0
-    assert found["second"]["relative"] == pytest.approx(3.0)
-    assert found["first"]["seconds"] == pytest.approx(200.0)

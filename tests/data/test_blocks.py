@@ -18,16 +18,10 @@ from hypothesis import strategies as st
 from kmixer.data import blocks, tokenizers
 from kmixer.data.blocks import LONGEST_WAIT, after_blank, before_word, cut_blocks, cut_line
 from kmixer.data.config import DataConfig, TokenizerConfig
+from kmixer.data.saved_tokenizers import tokenizer_from_json
+from kmixer.data.sentence_pieces import SentencePieceTokenizer
 from kmixer.data.token_files import prepare_dataset
-from kmixer.data.tokenizers import (
-    BytePairTokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-    Tokens,
-    tokenizer_from_json,
-)
+from kmixer.data.tokenizers import BytePairTokenizer, ByteTokenizer, CharTokenizer, Tokenizer, Tokens
 
 
 def in_blocks(tokenizer: Tokenizer, text: str, sizes: list[int]) -> Tokens:
@@ -122,7 +116,7 @@ def test_byte_pairs_train_on_text_without_blanks_in_time_that_grows_with_it() ->
 
 
 def test_few_long_words_are_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizers, "LONG_WORDS", {"bpe": 250})
+    monkeypatch.setitem(tokenizers.LONG_WORDS, "bpe", 250)
     tokenizer = BytePairTokenizer.train(["a" * 100 + " " + "b" * 100 + " " + "c" * 100 + " d e" * 50], 280)
     assert len(tokenizer.encode("a" * 50)) < 20
     assert len(tokenizer.encode("c" * 50)) == 50
@@ -153,7 +147,8 @@ def test_a_sample_of_the_lines_still_knows_every_character(
 ) -> None:
     monkeypatch.setattr("kmixer.data.token_files.TRAINING_CHARACTERS", {"bpe": 4000, "sentencepiece": 4000})
     monkeypatch.setattr("kmixer.data.reading.READ_BYTES", 2000)
-    monkeypatch.setattr(tokenizers, "LONG_WORDS", {"bpe": 100, "sentencepiece": 100})
+    for kind in ("sentencepiece", "bpe"):
+        monkeypatch.setitem(tokenizers.LONG_WORDS, kind, 100)
     path = tmp_path / "text.txt"
     path.write_text(text[:15_000] + "x" * 99 + "語" * 100 + "日本語" + text[15_000:], encoding="utf-8")
     for kind in ("sentencepiece", "bpe"):
@@ -181,7 +176,7 @@ import resource, sys
 from kmixer.data import token_files, tokenizers
 from kmixer.data.config import DataConfig, TokenizerConfig
 token_files.TRAINING_CHARACTERS = {"bpe": 1 << 16, "sentencepiece": 1 << 16}
-tokenizers.LONG_WORDS = {"bpe": 1 << 16, "sentencepiece": 1 << 13}
+tokenizers.LONG_WORDS |= {"bpe": 1 << 16, "sentencepiece": 1 << 13}
 kind, path = sys.argv[1:]
 config = TokenizerConfig(kind=kind, vocabulary_size=256 if kind == "byte" else 300)
 dataset = token_files.prepare_dataset(DataConfig(corpus=path), config)

@@ -10,13 +10,8 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmixer.data.tokenizers import (
-    BytePairTokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-)
+from kmixer.data.sentence_pieces import SentencePieceTokenizer
+from kmixer.data.tokenizers import BytePairTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 KINDS = ("char", "byte", "bpe", "sentencepiece", "sentencepiece with bytes", "sentencepiece that keeps spaces")
 

@@ -10,14 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmixer.data.tokenizers import (
-    BytePairTokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-    tokenizer_from_json,
-)
+from kmixer.data.saved_tokenizers import tokenizer_from_json
+from kmixer.data.sentence_pieces import SentencePieceTokenizer
+from kmixer.data.tokenizers import BytePairTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from kmixer.errors import InputError
 
 

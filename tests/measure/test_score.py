@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 
 from kmixer.data.batches import random_windows
 from kmixer.data.reading import Block
-from kmixer.data.tokenizers import (
-    BytePairTokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-)
+from kmixer.data.sentence_pieces import SentencePieceTokenizer
+from kmixer.data.tokenizers import BytePairTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from kmixer.errors import InputError
 from kmixer.language_model import LanguageModel
 from kmixer.measure import score, surprise

@@ -9,7 +9,7 @@ from kmixer.errors import InputError
 from kmixer.language_model import load
 from kmixer.measure.dynamics import first_windows, measure_dynamics
 from kmixer.measure.evaluation import loss_by_position
-from kmixer.measure.texts import held_out, read_tokens, window_for
+from kmixer.measure.texts import check_one_text, held_out, read_tokens, window_for
 from kmixer.runs.recipe import ClassificationRecipe
 from kmixer.runs.run_folder import RunFolder
 from kmixer.training.tasks import open_classifier
@@ -37,8 +37,7 @@ def analyze(
     Raises:
         InputError: no model, no text to measure on, or one that the tokenizer does not know.
     """
-    if text is not None and corpus is not None:
-        raise InputError("--text measures on another text, --corpus says where the run's own is; give one of them")
+    check_one_text(text, corpus)
     run = RunFolder(target)
     if run.exists() and isinstance(run.read_recipe(), ClassificationRecipe):
         if text is not None or window is not None:

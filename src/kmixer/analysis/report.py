@@ -98,15 +98,15 @@ def _sample(arm: Arm) -> str:
 
 
 def _environment(arms: list[Arm]) -> list[tuple[str, str]]:
-    found = arms[0].begun[0].environment()
-    packages = ", ".join(f"{name} {version}" for name, version in found.pop("packages").items())
+    about = arms[0].begun[0].environment()
+    packages = ", ".join(f"{name} {version}" for name, version in about.pop("packages").items())
     for key in ("command", "resumed"):
-        found.pop(key, None)
+        about.pop(key, None)
     runs = [run for arm in arms for run in arm.begun]
     for key, name in (("device", "device"), ("threads", "threads"), ("commit", "commits")):
-        del found[key]
-        found[name] = ", ".join(dict.fromkeys(value for run in runs for value in run.made_with(key)))
-    return [*((key, str(value)) for key, value in found.items()), ("packages", packages)]
+        del about[key]
+        about[name] = ", ".join(dict.fromkeys(value for run in runs for value in run.made_with(key)))
+    return [*((key, str(value)) for key, value in about.items()), ("packages", packages)]
 
 
 def _command(path: Path) -> str:

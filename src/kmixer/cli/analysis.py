@@ -21,7 +21,7 @@ def analyze(
     ] = None,
     corpus: Annotated[str | None, typer.Option(help="Where the run's own data is now, if it was moved.")] = None,
     window: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a window; default: as when the weights were chosen.")
+        int | None, typer.Option(min=1, help="Tokens of a window; default: the recipe's, or 1024.")
     ] = None,
     as_json: Json = False,
     data_dir: DataDir = None,
@@ -32,43 +32,44 @@ def analyze(
     """
     from kmixer.analysis.analyze import analyze as measure
 
-    found = measure(target, text, corpus, window, data_dir)
+    measured = measure(target, text, corpus, window, data_dir)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(measured))
         return
-    if "decay" in found:
-        _print_decays(found)
-    if "locality" in found:
-        _print_attention(found)
-    if "levels" in found:
-        _print_levels(found)
-    if "class_token" in found:
-        _print_class_token(found["class_token"]["rollout"])
-    losses = found.get("loss_by_position", [])
+    if "decay" in measured:
+        _print_decays(measured)
+    if "locality" in measured:
+        _print_attention(measured)
+    if "levels" in measured:
+        _print_levels(measured)
+    if "class_token" in measured:
+        _print_class_token(measured["class_token"]["rollout"])
+    losses = measured.get("loss_by_position", [])
     if not losses:
         return
     marks = [position for position in (1, 4, 16, 64, 256, 1024, len(losses)) if position <= len(losses)]
     print("loss at position " + "  ".join(f"{mark}: {losses[mark - 1]:.3f}" for mark in dict.fromkeys(marks)))
 
 
-def _print_decays(found: dict[str, Any]) -> None:
-    shares, gates = found.get("base_share"), found.get("gate")
+def _print_decays(measured: dict[str, Any]) -> None:
+    """One line a layer with decays; base kernels by lag, and the refinement."""
+    shares, gates = measured.get("base_share"), measured.get("gate")
     print("layer   gate  base share   alpha                effective windows 1 / (1 - decay), positions")
-    for layer, alpha in enumerate(found["alpha"]):
+    for layer, alpha in enumerate(measured["alpha"]):
         share = f"{gates[layer]:6.3f}  {shares[layer]:10.3f}" if shares and gates else f"{'-':>6}  {'-':>10}"
-        windows = sorted(found["effective_window"][layer])
+        windows = sorted(measured["effective_window"][layer])
         shown = windows if len(windows) <= 6 else [windows[i * (len(windows) - 1) // 5] for i in range(6)]
         span = f"{min(alpha):.3f}" if len(alpha) == 1 else f"{min(alpha):.3f} to {max(alpha):.3f}"
         print(f"{layer + 1:>5}  {share}   {span:18}   " + "  ".join(f"{value:,.1f}" for value in shown))
-    for index, kernel in enumerate(found.get("base_kernel", [])):
+    for index, kernel in enumerate(measured.get("base_kernel", [])):
         print(f"base kernel {index + 1} by lag: " + "  ".join(f"{weight:.3f}" for weight in kernel[:8]))
-    if "eta" in found:
-        print(f"eta {found['eta']:.4f}; residuals " + "  ".join(f"{value:.4f}" for value in found["residuals"]))
+    if "eta" in measured:
+        print(f"eta {measured['eta']:.4f}; residuals " + "  ".join(f"{value:.4f}" for value in measured["residuals"]))
 
 
-def _print_attention(found: dict[str, Any]) -> None:
+def _print_attention(measured: dict[str, Any]) -> None:
     """One line an attention layer, one number a head."""
-    rows = {"sigma": found.get("sigma"), **found["locality"]}
+    rows = {"sigma": measured.get("sigma"), **measured["locality"]}
     for name, layers in rows.items():
         if layers is not None:
             print(f"{name.replace('_', ' ')}, a line a layer, a number a head:")
@@ -76,9 +77,9 @@ def _print_attention(found: dict[str, Any]) -> None:
                 print(f"{layer + 1:>5}  " + "  ".join(f"{value:8.3f}" for value in heads))
 
 
-def _print_levels(found: dict[str, Any]) -> None:
+def _print_levels(measured: dict[str, Any]) -> None:
     """Level weights, and what the scores of each level are like: a number a head."""
-    for layer, (weights, levels) in enumerate(zip(found["level_weights"], found["levels"], strict=True)):
+    for layer, (weights, levels) in enumerate(zip(measured["level_weights"], measured["levels"], strict=True)):
         print(f"layer {layer + 1}: weights of the levels, a line a head:")
         for head in weights:
             print("       " + "  ".join(f"{value:8.3f}" for value in head))

@@ -43,14 +43,14 @@ def op(threads: Threads = 1, repeats: Repeats = 7, as_json: Json = False) -> Non
 
     Example: kmixer bench op --threads 1
     """
-    found = _start(threads)
-    flops = found.matmul("float32")
+    roof = _start(threads)
+    flops = roof.matmul("float32")
     rows = [row.to_json() for shape in SHAPES for row in bench_op(*shape, usable_backends(*shape), repeats, flops)]
     columns = {
         "backend": "backend", "r": "r", "d": "d", "t": "t", "b": "b", "forward ms": "forward_seconds",
         "fwd+bwd ms": "training_seconds", "of bound": "part_of_fused_bound", "x mask": "times_faster_than_mask",
     }  # fmt: skip
-    _report("op", found, rows, columns, as_json)
+    _report("op", roof, rows, columns, as_json)
 
 
 @app.command()
@@ -61,9 +61,9 @@ def train(
 
     Example: kmixer bench train --recipe k-operators-local-shakespeare
     """
-    found = _start(threads)
+    roof = _start(threads)
     rows = [
-        asdict(bench_train(load_language_recipe(name, settings), model, precision, repeats, found.matmul(precision)))
+        asdict(bench_train(load_language_recipe(name, settings), model, precision, repeats, roof.matmul(precision)))
         for name in recipe or RECIPES
         for model in MODELS
         for precision in PRECISIONS
@@ -72,7 +72,7 @@ def train(
         "recipe": "recipe", "model": "model", "precision": "precision", "parameters": "parameters",
         "tokens/s": "tokens_per_second", "of roof": "part_of_roof",
     }  # fmt: skip
-    _report("train", found, rows, columns, as_json)
+    _report("train", roof, rows, columns, as_json)
 
 
 @app.command()
@@ -90,7 +90,7 @@ def decode(
 
     Example: kmixer bench decode --recipe k-operators-local-shakespeare
     """
-    found = _start(threads)
+    roof = _start(threads)
     rows = [
         asdict(bench_decode(load_language_recipe(name, settings), kind, batch_size, context, tokens))
         for name in recipe or ["k-operators-local-shakespeare"]
@@ -102,7 +102,7 @@ def decode(
         "first token ms": "seconds_to_first_token", "tokens/s": "tokens_per_second",
         "2nd/1st half": "second_half_over_first",
     }  # fmt: skip
-    _report("decode", found, rows, columns, as_json)
+    _report("decode", roof, rows, columns, as_json)
 
 
 @app.command()
@@ -123,7 +123,7 @@ def length(
     """
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise InputError(f"--plot: got {plot}; allowed: a file that ends in .svg or .png")
-    found = _start(threads)
+    roof = _start(threads)
     lengths = tuple(t for t in LENGTHS if t <= longest)
     if not lengths:
         raise InputError(f"--longest: got {longest}; allowed: {LENGTHS[0]} or more")
@@ -136,7 +136,7 @@ def length(
     if plot is not None:
         plot_length(rows, plot)
     columns = {"series": "series", "window": "window", "batch": "batch_size", "tokens/s": "tokens_per_second"}
-    _report("length", found, [row.to_json() for row in rows], columns, as_json)
+    _report("length", roof, [row.to_json() for row in rows], columns, as_json)
 
 
 @app.command()
@@ -166,7 +166,7 @@ def mixer(
 
     Example: kmixer bench mixer gaussian --t 1024 --t 4096 --window 256
     """
-    found = _start(threads)
+    roof = _start(threads)
     rows: list[dict[str, Any]] = []
     windows = (None,) if window is None else (None, window)
     for d, positions in itertools.product(width or (256,), t or (1024,)):
@@ -177,7 +177,7 @@ def mixer(
         "what": "what", "t": "t", "width": "width", "causal": "causal", "window": "window", "fwd+bwd ms": "seconds",
         f"of {BASELINE}": "relative", "x definition": "times_faster", "peak MB": "peak_bytes", "cache a token": "cache",
     }  # fmt: skip
-    _report("mixer", found, rows, columns, as_json)
+    _report("mixer", roof, rows, columns, as_json)
 
 
 def _start(threads: int) -> Roofs:

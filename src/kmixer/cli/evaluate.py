@@ -13,7 +13,7 @@ from kmixer.errors import InputError
 from kmixer.language_model import LanguageModel, load
 from kmixer.measure.evaluation import Evaluation
 from kmixer.measure.evaluation import evaluate as measure
-from kmixer.measure.texts import held_out, read_tokens, window_for
+from kmixer.measure.texts import check_one_text, held_out, read_tokens, window_for
 from kmixer.models.model_folder import packaged_models
 from kmixer.runs.recipe import ClassificationRecipe, Protocol
 from kmixer.runs.run_folder import RunFolder
@@ -45,8 +45,7 @@ def evaluate(
         raise InputError(f"--window: got {window}; allowed: 1 or more")
     if window is not None and protocol == "stream":
         raise InputError("--window goes with --protocol windows; a stream has none")
-    if text is not None and corpus is not None:
-        raise InputError("--text measures on another text, --corpus says where the run's own is; give one of them")
+    check_one_text(text, corpus)
     if text is not None:
         model = load(run)
         _report(

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated
 
-import torch
 import typer
-from torch import Tensor
 
 from kmixer.cli.options import RunOrPackaged
 from kmixer.data.reading import lines_of, text_source
 from kmixer.errors import InputError
+from kmixer.generation.conversation import Conversation
 from kmixer.generation.sampling import Sampling
-from kmixer.generation.streaming import generate_text, generate_tokens, until
-from kmixer.language_model import LanguageModel, load
-from kmixer.state import State
+from kmixer.generation.streaming import generate_text
+from kmixer.language_model import load
 
 
 def generate(
@@ -46,7 +44,7 @@ def generate(
     model = load(run)
     assert model.tokenizer is not None
     if interactive:
-        conversation = Conversation(model, sampling, max_new_tokens, seed, stop or ())
+        conversation = Conversation(model, model.tokenizer, sampling, max_new_tokens, seed, stop or ())
         for line in _typed_lines():
             _answer(conversation, line)
         return
@@ -82,54 +80,3 @@ def _answer(conversation: Conversation, line: str) -> None:
         print(f"error: {error}", file=sys.stderr)
     else:
         print()
-
-
-class Conversation:
-    """A text that a user and a model write in turn, in lines, with the state carried."""
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        sampling: Sampling,
-        max_new_tokens: int,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> None:
-        assert model.tokenizer is not None
-        self._model, self._tokenizer = model, model.tokenizer
-        self._sampling, self._max_new_tokens, self._stop = sampling, max_new_tokens, [text for text in stop if text]
-        self._seed = seed
-        self._state: State = None
-        self._break = "" if self._tokenizer.unknown("\n") else "\n"
-
-    def continue_line(self, line: str) -> Iterator[str]:
-        """What the model writes after this line, in pieces; both become part of what it has read.
-
-        Raises InputError for signs that the tokenizer does not know; the line then counts for nothing.
-        """
-        if unknown := self._tokenizer.unknown(line):
-            raise InputError(f"the tokenizer does not know {', '.join(map(repr, unknown))}")
-        given = line if self._state is None else self._break + line
-        tokens = torch.from_numpy(self._tokenizer.encode(given))[None]
-        if tokens.numel() == 0:
-            raise InputError(f"in {line!r} this tokenizer sees no token")
-        drawn: list[Tensor] = []
-        yield from until(self._pieces(tokens, drawn), self._stop)
-        with torch.no_grad():
-            self._state = self._model(
-                torch.cat([tokens, *(column[:, None] for column in drawn)], dim=1), self._state
-            ).state
-        if self._seed is not None:
-            self._seed += 1
-
-    def _pieces(self, tokens: Tensor, drawn: list[Tensor]) -> Iterator[str]:
-        decode = self._tokenizer.decoder()
-        columns = generate_tokens(
-            self._model, tokens, self._max_new_tokens, self._sampling, seed=self._seed, state=self._state
-        )
-        for token in tokens[0].tolist():  # the continuation is decoded as what follows the line
-            decode(token)
-        for column in columns:
-            drawn.append(column)
-            yield decode(int(column))
-        yield decode.end()

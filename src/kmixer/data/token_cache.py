@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from kmixer.data.reading import Block, as_bytes
-from kmixer.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from kmixer.data.sentence_pieces import SentencePieceTokenizer
+from kmixer.data.tokenizers import ByteTokenizer, Tokenizer
 from kmixer.errors import InputError
 from kmixer.files import atomic_write, describe_write_error, write_json
 

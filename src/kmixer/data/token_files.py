@@ -20,6 +20,7 @@ from kmixer.data.blocks import after_blank, cut_blocks
 from kmixer.data.config import DataConfig, Split, TokenizerConfig
 from kmixer.data.corpora import Corpus, find_corpus
 from kmixer.data.reading import Block, Joiner, as_bytes
+from kmixer.data.sentence_pieces import SentencePieceTokenizer, takes_a_sample
 from kmixer.data.token_cache import (
     META,
     DamagedError,
@@ -31,14 +32,7 @@ from kmixer.data.token_cache import (
     storage,
     write_parts,
 )
-from kmixer.data.tokenizers import (
-    BytePairTokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-    takes_a_sample,
-)
+from kmixer.data.tokenizers import BytePairTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from kmixer.errors import InputError
 from kmixer.files import user_cache
 

@@ -119,19 +119,19 @@ def _protocol(protocol: str, window: int | None) -> str:
     return f"windows of {window:,}, state reset" if protocol == "windows" else "one stream, state carried"
 
 
-def describe_reach(rows: list[ComparedArm], found: list[Reach]) -> list[str]:
+def describe_reach(rows: list[ComparedArm], reaches: list[Reach]) -> list[str]:
     """A line an arm: when it reached a loss, and what that is of the training of the first arm."""
-    return [_reached(row.arm, row.unit, each, found[0]) for row, each in zip(rows, found, strict=True)]
+    return [_reached(row.arm, row.unit, each, reaches[0]) for row, each in zip(rows, reaches, strict=True)]
 
 
-def _reached(name: str, unit: str, found: Reach, baseline: Reach) -> str:
-    if found.units is None or found.seconds is None:
-        return f"{name}: {found.target} not reached"
-    runs = f"{found.seeds} of {found.of} run{'s' * (found.of > 1)}"
-    text = f"{name}: {found.target} reached by {runs} after {amount(found.units)} {unit}"
-    text += f", {found.seconds / 60:,.1f} minutes"
-    if found is not baseline and baseline.units and baseline.seconds:
-        text += f" ({found.units / baseline.units:.2f} and {found.seconds / baseline.seconds:.2f} of the first)"
+def _reached(name: str, unit: str, reach: Reach, baseline: Reach) -> str:
+    if reach.units is None or reach.seconds is None:
+        return f"{name}: {reach.target} not reached"
+    runs = f"{reach.seeds} of {reach.of} run{'s' * (reach.of > 1)}"
+    text = f"{name}: {reach.target} reached by {runs} after {amount(reach.units)} {unit}"
+    text += f", {reach.seconds / 60:,.1f} minutes"
+    if reach is not baseline and baseline.units and baseline.seconds:
+        text += f" ({reach.units / baseline.units:.2f} and {reach.seconds / baseline.seconds:.2f} of the first)"
     return text
 
 

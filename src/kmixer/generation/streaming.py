@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kmixer.data.tokenizers import StreamDecoder, Tokenizer
+from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
 from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
 from kmixer.generation.sampling import Sampling
@@ -99,14 +99,15 @@ def generate_text(
     tokens = torch.from_numpy(tokenizer.encode(prompt)).to(model.embedding.weight.device)[None]
     if tokens.numel() == 0:
         raise InputError(f"prompt: got {prompt!r}, in which this tokenizer sees no token; give a word or more")
-    decoder = tokenizer.decoder()
-    for token in tokens[0].tolist():  # the continuation is decoded as what follows the prompt
-        decoder(token)
     new = generate_tokens(model, tokens, max_new_tokens, sampling, seed=seed)
-    return until(_decoded(new, decoder), [text for text in stop if text])
+    return until(decoded_after(tokens, new, tokenizer), [text for text in stop if text])
 
 
-def _decoded(columns: Iterator[Tensor], decoder: StreamDecoder) -> Iterator[str]:
+def decoded_after(prompt: Int[Tensor, "1 t"], columns: Iterator[Tensor], tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of new tokens (1,), in pieces, as what follows the prompt; what they leave open comes last."""
+    decoder = tokenizer.decoder()
+    for token in prompt[0].tolist():
+        decoder(token)
     for column in columns:
         yield decoder(int(column))
     yield decoder.end()

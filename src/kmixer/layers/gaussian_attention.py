@@ -14,7 +14,7 @@ from kmixer.errors import InputError, check_choice
 from kmixer.layers.heads import (
     after,
     angles_after,
-    check_state,
+    check_takes_state,
     heads_apart,
     identity_values,
     kept,
@@ -117,7 +117,7 @@ class GaussianAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t d"], state: GaussianCache | None = None
     ) -> tuple[Float[Tensor, "b t d"], GaussianCache]:
-        check_state(self.causal, state)
+        check_takes_state(self.causal, state)
         start = 0 if state is None else known_position(state.position)
         state = self.initial_state(x.shape[0]) if state is None else state
         if x.shape[1] == 0:

@@ -80,7 +80,7 @@ def merge_heads(y: Float[Tensor, "b h t e"]) -> Float[Tensor, "b t d"]:
     return y.transpose(1, 2).flatten(2)
 
 
-def check_state(causal: bool, state: object) -> None:
+def check_takes_state(causal: bool, state: object) -> None:
     """Raises InputError for a state given to a layer that has none."""
     if state is not None and not causal:
         raise InputError("state: a layer with causal=False sees all positions at once and takes none")

@@ -13,7 +13,7 @@ from kmixer.errors import InputError, check_choice
 from kmixer.layers.depthwise_convolution import DepthwiseConvolution
 from kmixer.layers.heads import (
     after,
-    check_state,
+    check_takes_state,
     heads_apart,
     identity_values,
     in_groups,
@@ -209,7 +209,7 @@ class HierarchicalAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t d"], state: HierarchicalCache | None = None
     ) -> tuple[Float[Tensor, "b t d"], HierarchicalCache]:
-        check_state(self.causal, state)
+        check_takes_state(self.causal, state)
         start = 0 if state is None else common_position(state.position)
         state = self.initial_state(x.shape[0]) if state is None else state
         t = x.shape[1]

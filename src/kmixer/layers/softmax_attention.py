@@ -15,7 +15,7 @@ from kmixer.layers.exactly import exactly
 from kmixer.layers.heads import (
     after,
     angles_after,
-    check_state,
+    check_takes_state,
     heads_apart,
     identity_values,
     kept,
@@ -129,7 +129,7 @@ class SoftmaxAttention(nn.Module):
         state: KeyValueCache | None = None,
         value_embedding: Float[Tensor, "b t d"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], KeyValueCache]:
-        check_state(self.causal, state)
+        check_takes_state(self.causal, state)
         start = 0 if state is None else known_position(state.position)
         state = self.initial_state(x.shape[0]) if state is None else state
         t = x.shape[1]

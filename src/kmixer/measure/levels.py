@@ -24,16 +24,16 @@ def measure_levels(layer: Levels, x: Tensor) -> dict[str, list[list[float]]]:
         Mardia's of the level's rows over that of a normal distribution, 1; left out where there are too few rows.
         "fit_error" and "remainder", a number a head: see `approximation`, of the levels up to this one.
     """
-    found: dict[str, list[list[float]]] = {"reciprocity": [], "smallest_eigenvalue": [], "kurtosis": []}
+    measures: dict[str, list[list[float]]] = {"reciprocity": [], "smallest_eigenvalue": [], "kurtosis": []}
     terms = []
     for level, (rows, scores, weight, forms) in enumerate(layer.score_levels(x)):
-        found["reciprocity"].append(symmetric_part(scores))
+        measures["reciprocity"].append(symmetric_part(scores))
         cells = torch.arange(x.shape[1], device=x.device) >> level
         terms.append(weight[:, None, None] * scores[:, :, cells[:, None], cells])
-        found["smallest_eigenvalue"].append(torch.linalg.eigvalsh((forms + forms.mT) / 2)[:, 0].tolist())
+        measures["smallest_eigenvalue"].append(torch.linalg.eigvalsh((forms + forms.mT) / 2)[:, 0].tolist())
         flat = rows.flatten(0, 1).double()
-        found["kurtosis"].append([mardia_kurtosis(flat)] if len(flat) > 2 * flat.shape[1] else [])
-    return found | approximation(terms, x.double())
+        measures["kurtosis"].append([mardia_kurtosis(flat)] if len(flat) > 2 * flat.shape[1] else [])
+    return measures | approximation(terms, x.double())
 
 
 def approximation(terms: list[Float[Tensor, "b h t t"]], x: Float[Tensor, "b t d"]) -> dict[str, list[list[float]]]:
@@ -51,7 +51,7 @@ def approximation(terms: list[Float[Tensor, "b h t t"]], x: Float[Tensor, "b t d
 
     Our reading of the approximation error of Cirrincione 2026, of which we know the abstract.
     """
-    found: dict[str, list[list[float]]] = {"fit_error": [], "remainder": []}
+    measures: dict[str, list[list[float]]] = {"fit_error": [], "remainder": []}
     whole = torch.stack(terms).sum(0)
     columns, lengths, _ = torch.linalg.svd(x, full_matrices=False)
     spans = lengths / lengths[:, :1] > 1e-9
@@ -62,11 +62,11 @@ def approximation(terms: list[Float[Tensor, "b h t t"]], x: Float[Tensor, "b t d
         energy = partial.square().sum((0, 2, 3))
         fitted = (columns.mT @ partial @ columns).square().sum((0, 2, 3))  # X W X^T is the projection of S_L
         error = (1 - fitted / energy).clamp(min=0).sqrt()
-        found["fit_error"].append(error.tolist() if x.shape[1] > x.shape[2] else [])
-        found["remainder"].append(
+        measures["fit_error"].append(error.tolist() if x.shape[1] > x.shape[2] else [])
+        measures["remainder"].append(
             ((whole - partial).square().sum((0, 2, 3)) / whole.square().sum((0, 2, 3))).sqrt().tolist()
         )
-    return found
+    return measures
 
 
 def symmetric_part(scores: Tensor) -> list[float]:

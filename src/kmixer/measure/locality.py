@@ -18,8 +18,8 @@ def inputs_of(model: nn.Module, layers: Sequence[Any], *inputs: Any) -> list[Ten
 
     The model must not be compiled while this runs: hooks would have its layers compiled again.
     """
-    found: list[Tensor] = []
-    handles = [layer.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0])) for layer in layers]
+    reached: list[Tensor] = []
+    handles = [layer.register_forward_pre_hook(lambda _, arguments: reached.append(arguments[0])) for layer in layers]
     was_training = model.training
     model.eval()
     try:
@@ -29,7 +29,7 @@ def inputs_of(model: nn.Module, layers: Sequence[Any], *inputs: Any) -> list[Ten
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return found
+    return reached
 
 
 def attention_weights(model: nn.Module, *inputs: Any) -> list[Float[Tensor, "b h t t"]]:
@@ -55,7 +55,7 @@ def measure_locality(
         positions that have one, the weights between them made to add to 1 again; "self_weight", what a position takes
         of itself.
     """
-    found: dict[str, list[list[float]]] = {"effective_keys": [], "distance": [], "self_weight": []}
+    measures: dict[str, list[list[float]]] = {"effective_keys": [], "distance": [], "self_weight": []}
     for layer in weights:
         w = layer.double()
         at = torch.arange(w.shape[-1], device=w.device)[:, None] if places is None else places.to(w.device)
@@ -63,10 +63,10 @@ def measure_locality(
         placed = w[:, :, -len(at) :, -len(at) :]
         shares = placed / placed.sum(-1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
         entropy = -(w * w.clamp(min=torch.finfo(w.dtype).tiny).log()).sum(-1)
-        found["effective_keys"].append(entropy.exp().mean((0, 2)).tolist())
-        found["distance"].append((shares * distance).sum(-1).mean((0, 2)).tolist())
-        found["self_weight"].append(torch.diagonal(w, dim1=-2, dim2=-1).mean((0, 2)).tolist())
-    return found
+        measures["effective_keys"].append(entropy.exp().mean((0, 2)).tolist())
+        measures["distance"].append((shares * distance).sum(-1).mean((0, 2)).tolist())
+        measures["self_weight"].append(torch.diagonal(w, dim1=-2, dim2=-1).mean((0, 2)).tolist())
+    return measures
 
 
 def attention_rollout(weights: list[Float[Tensor, "b h t t"]]) -> Float[Tensor, "b t t"]:

@@ -8,6 +8,7 @@ from kmixer.data.reading import text_source
 from kmixer.data.token_cache import TokenSplit
 from kmixer.data.token_files import prepare_dataset, tokenise
 from kmixer.data.tokenizers import ByteTokenizer, Tokenizer
+from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
 from kmixer.runs.recipe import LanguageRecipe, as_language
 from kmixer.runs.run_folder import RunFolder
@@ -33,6 +34,12 @@ def held_out(
     dataset = prepare_dataset(recipe.data, tokenizer, data_dir)
     run.check_data(dataset.sha256)
     return recipe, dataset.validation
+
+
+def check_one_text(text: str | None, corpus: str | None) -> None:
+    """Raises InputError where both another text and the place of the run's own are given."""
+    if text is not None and corpus is not None:
+        raise InputError("--text measures on another text, --corpus says where the run's own is; give one of them")
 
 
 def read_tokens(source: str, tokenizer: Tokenizer) -> TokenSplit:

@@ -13,7 +13,8 @@ from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
 from kmixer.config import StrictConfig, Vocabulary
-from kmixer.data.tokenizers import Tokenizer, tokenizer_from_json
+from kmixer.data.saved_tokenizers import tokenizer_from_json
+from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError, shown_name
 from kmixer.files import TOKENIZER_BYTES, read_json, write_json
 from kmixer.models.causal_lm import CausalLM, kind_of
