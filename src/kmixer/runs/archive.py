@@ -24,6 +24,7 @@ from kmixer.files import (
     TOML_BYTES,
     atomic_write,
     describe_write_error,
+    is_there,
     open_to_read,
 )
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
@@ -74,7 +75,7 @@ def pack(run: Path, archive: Path, *, force: bool = False) -> None:
         with atomic_write(archive) as file, tarfile.open(fileobj=file, mode="w:gz", dereference=True) as tar:
             for name in FILES:
                 path = run / name
-                if path.is_file():
+                if is_there(path):
                     tar.add(path, arcname=name, recursive=False)
 
 

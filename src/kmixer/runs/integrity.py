@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kmixer.errors import InputError
-from kmixer.files import LINES_BYTES, read_bytes, sha256_of
+from kmixer.files import LINES_BYTES, is_there, read_bytes, sha256_of
 from kmixer.models.model_folder import CONFIG, TOKENIZER, WEIGHTS
 from kmixer.runs import records
 from kmixer.runs.layout import CHECKPOINT, ENVIRONMENT, METRICS, RECIPE, RESULTS
@@ -48,7 +48,7 @@ def sealed(run: Path, results: dict[str, Any]) -> dict[str, Any]:
 def read_results(run: Path) -> dict[str, Any]:
     """results.json, checked against its own sha256; empty where there is none. Raises InputError for anything else."""
     path = run / RESULTS
-    if not path.is_file():
+    if not is_there(path):
         return {}
     results = records.read_results(path)
     if RUN not in results and OWN_DIGEST not in results:
@@ -78,7 +78,7 @@ def check_files(run: Path, *names: str) -> None:
     for name, digest in results.get(FILE_DIGESTS, {}).items():
         if name not in names:
             continue
-        if (run / name).is_file():
+        if is_there(run / name):
             if _digest(run, name) != digest:
                 raise changed(run, name)
         elif name not in TENSOR_FILES:  # records of runs are kept without these
@@ -90,7 +90,7 @@ def check_files(run: Path, *names: str) -> None:
 def check_metrics(run: Path) -> None:
     """Raises InputError where metrics do not begin with what they were at the last checkpoint: more may come since."""
     mark = _read_checkpoint(run)["metrics"]  # before the metrics: a run that goes on may write both meanwhile
-    content = read_bytes(run / METRICS, LINES_BYTES) if (run / METRICS).is_file() else b""
+    content = read_bytes(run / METRICS, LINES_BYTES) if is_there(run / METRICS) else b""
     if mark_of(content[: mark["bytes"]]) != mark:
         raise changed(run, METRICS)
 
@@ -110,7 +110,7 @@ def changed(run: Path, name: str) -> InputError:
 
 def _claims(run: Path, name: str) -> bool:
     """Whether a file is there that may say which run it belongs to."""
-    return name in (ENVIRONMENT, RESULTS, *TENSOR_FILES) and (run / name).is_file()
+    return name in (ENVIRONMENT, RESULTS, *TENSOR_FILES) and is_there(run / name)
 
 
 def _claim(run: Path, name: str) -> str | None:
