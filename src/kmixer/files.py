@@ -196,6 +196,14 @@ def read_json(path: Path, limit: int = DOCUMENT_BYTES) -> Any:
     return parse_json(read_text(path, limit), str(path))
 
 
+def read_json_object(path: Path, limit: int = DOCUMENT_BYTES) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises InputError, one line, where that fails."""
+    value = read_json(path, limit)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds {_said(value)}, not a JSON object; restore it from a copy")
+    return value
+
+
 def read_json_lines(path: Path, limit: int = LINES_BYTES) -> list[dict[str, Any]]:
     """A file of JSON objects, one a line; a last line without its end is left out, as it is still being written.
 

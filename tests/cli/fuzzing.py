@@ -85,9 +85,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How it ended: "refused" and "same" are right, "accepted" gave other figures without a word."""
+    """How it ended: "refused", "same" and "said", with a word, are right; "accepted" gave others without one."""
 
-    ending: Literal["refused", "same", "accepted", "defect", "hang"]
+    ending: Literal["refused", "same", "said", "accepted", "defect", "hang"]
     said: str
 
 
@@ -187,7 +187,7 @@ class Bench:
         except Exception as error:
             return Verdict("defect", f"{type(error).__name__}: {error}")
         if code == 0:
-            return Verdict("same" if given == right else "accepted", err)
+            return Verdict("same" if given == right else "said" if err.strip() else "accepted", err)
         one_line = len(err.splitlines()) == 1 and len(err) < 5000 and err.startswith("error: ")
         escapes = any(character < " " for character in err.rstrip("\n"))
         wrong = code != 2 or "Traceback" in err or "--debug shows where" in err or not one_line or escapes

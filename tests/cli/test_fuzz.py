@@ -10,22 +10,6 @@ from hypothesis import strategies as st
 
 from tests.cli.fuzzing import COMMANDS, KINDS, RUN_FILES, Bench, Case
 
-# What a run's own digests of its files will notice; this set is then to be emptied, and the check is whole.
-UNNOTICED_WITHOUT_DIGESTS = {
-    (command, file)
-    for file, commands in {
-        "recipe.toml": ("eval", "analyze", "compare", "results", "report", "pack"),
-        "results.json": ("compare", "results", "report", "pack", "resume"),
-        "metrics.jsonl": ("compare", "results", "report", "pack", "resume"),
-        "environment.json": ("compare", "results", "report", "pack", "resume"),
-        "model.safetensors": ("eval", "generate", "analyze", "report", "pack", "export", "resume"),
-        "checkpoints/last.safetensors": ("pack", "resume"),
-        "config.json": ("pack",),  # another text of the same configuration
-        "tokenizer.json": ("pack",),
-    }.items()
-    for command in commands
-}
-
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
@@ -52,8 +36,6 @@ def test_damage_is_one_line_or_changes_nothing(command: str, bench: Bench, right
     @given(cases)
     def judged(case: Case) -> None:
         verdict = bench.judge(case, right(command))  # type: ignore[operator]
-        assert verdict.ending not in ("defect", "hang"), (case, verdict.said)
-        if verdict.ending == "accepted":
-            assert (case.command, case.file) in UNNOTICED_WITHOUT_DIGESTS, (case, "gave other figures without a word")
+        assert verdict.ending not in ("defect", "hang", "accepted"), (case, verdict.said)
 
     judged()

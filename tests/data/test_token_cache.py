@@ -69,8 +69,15 @@ def nest(path: Path) -> None:
     path.write_text("[" * 100_000)
 
 
+def make_fifo(path: Path) -> None:
+    """Opening it would wait for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES = [
     *((f"{part}.bin", damage) for part in ("train", "validation", "test") for damage in (zero, flip, cut, os.remove)),
+    *((name, make_fifo) for name in ("train.bin", "meta.json")),
     *(("meta.json", damage) for damage in (edit_counts, drop_a_part, other_dtype, nest, zero, cut)),
 ]
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kmixer.cli.options import DataDir, Run, Settings
+from kmixer.files import is_there
 from kmixer.interop.koneko import convert as convert_checkpoint
 from kmixer.runs.archive import pack as pack_run
 from kmixer.runs.archive import unpack as unpack_run
 from kmixer.runs.recipe import load_language_recipe
+from kmixer.runs.run_folder import CHECKPOINT, ENVIRONMENT, METRICS, RESULTS
 
 
 def convert(
@@ -40,6 +43,8 @@ def pack(
     Example: kmixer pack runs/shakespeare-quick-seed42 --out quick.tar.gz
     """
     pack_run(run, out, force=force)
+    if absent := [name for name in (METRICS, ENVIRONMENT, RESULTS, CHECKPOINT) if not is_there(run / name)]:
+        print(f"packed without {', '.join(absent)}, which {run} has not", file=sys.stderr)
     print(out)
 
 

@@ -25,7 +25,7 @@ from kmixer.data.reading import Block, as_bytes
 from kmixer.data.sentence_pieces import SentencePieceTokenizer
 from kmixer.data.tokenizers import ByteTokenizer, Tokenizer
 from kmixer.errors import InputError
-from kmixer.files import atomic_write, describe_write_error, write_json
+from kmixer.files import atomic_write, describe_write_error, open_to_read, read_json_object, write_json
 
 META = "meta.json"
 ABANDONED_SECONDS = 24 * 3600
@@ -148,7 +148,10 @@ def write_parts(
 def open_parts(folder: Path, names: Iterable[str]) -> dict[str, TokenSplit]:
     """The parts of a folder, read through a copy that is checked. Raises DamagedError where they are not as written."""
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        try:
+            meta = read_json_object(folder / META)
+        except InputError as error:
+            raise DamagedError(folder / META) from error
         said = meta.pop("sha256")
         if said != _digest(meta):
             raise DamagedError(folder / META)
@@ -192,7 +195,12 @@ def storage(vocabulary_size: int) -> np.dtype[Any]:
 def _copied(path: Path, dtype: np.dtype[Any], sha256: str) -> Tensor:
     """The tokens of a file, copied while they are checked."""
     digest = hashlib.sha256()
-    with path.open("rb") as source, anonymous_file(path.parent) as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            source = stack.enter_context(open_to_read(path))
+        except InputError as error:
+            raise DamagedError(path) from error
+        file = stack.enter_context(anonymous_file(path.parent))
         while block := source.read(COPY_BYTES):
             digest.update(block)
             try:
