@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-from jaxtyping import config
 from torch import Tensor
 
 from kmixer.errors import InputError
@@ -14,13 +13,7 @@ from kmixer.ops import base_kernel, gaussian_attention, hierarchical_attention
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.cross_entropy import cross_entropies
 
-
-@pytest.fixture(autouse=True)
-def unchecked() -> Iterator[None]:
-    """Without the checks of shapes and dtypes that other tests run under, as for a user."""
-    config.update("jaxtyping_disable", True)  # type: ignore[no-untyped-call]
-    yield
-    config.update("jaxtyping_disable", False)  # type: ignore[no-untyped-call]
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def targets(like: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from jaxtyping import config
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -23,13 +22,7 @@ from kmixer.ops.feed_forward import feed_forward
 from kmixer.ops.fused import dropout, linear_dropout_add, linear_gelu_dropout, rms_norm, silu_gate
 from kmixer.ops.linear import linear_map
 
-
-@pytest.fixture(autouse=True)
-def unchecked() -> Iterator[None]:
-    """Without the checks of shapes that other tests run under, as for a user."""
-    config.update("jaxtyping_disable", True)  # type: ignore[no-untyped-call]
-    yield
-    config.update("jaxtyping_disable", False)  # type: ignore[no-untyped-call]
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def ones(*shape: int) -> Tensor:

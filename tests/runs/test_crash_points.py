@@ -158,9 +158,9 @@ def test_a_first_run(text_file: Path, tmp_path: Path) -> None:
 
 def test_converting_over_a_run(finished: Path, text_file: Path, tmp_path: Path) -> None:
     from kmixer.interop.koneko import convert
-    from tests.cli.test_commands import author_checkpoint
+    from tests.cli.test_commands import koneko_checkpoint
 
-    author_checkpoint(tmp_path / "theirs.pt", vocabulary=256)
+    koneko_checkpoint(tmp_path / "theirs.pt", vocabulary=256)
     settings = ["tokenizer.kind=byte", "tokenizer.vocabulary_size=256", "model.width=8", "model.layers=2"]
     settings += ["model.rank=3", "model.base_kernel.size=8", f"data.corpus={text_file}"]
     recipe = load_language_recipe("k-operators-local-bytes", settings)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from jaxtyping import config
 from torch import Tensor
 
 from kmixer import native
@@ -20,12 +18,7 @@ BACKENDS = ["auto", "recurrent", "mask", "block", pytest.param("native", marks=B
 NAMES = ("q", "k", "v", "log_decay", "state")
 
 
-@pytest.fixture(autouse=True)
-def unchecked() -> Iterator[None]:
-    """Without the checks of shapes and dtypes that other tests run under, as for a user."""
-    config.update("jaxtyping_disable", True)  # type: ignore[no-untyped-call]
-    yield
-    config.update("jaxtyping_disable", False)  # type: ignore[no-untyped-call]
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def run(inputs: list[Tensor], backend: Any = "auto") -> tuple[Tensor, Tensor]:
