@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kmixer.data import reading
 from kmixer.data.corpora import find_corpus
-from kmixer.data.reading import decode_blocks, lines_of
+from kmixer.data.reading import decode_blocks, lines_of, text_source
 from kmixer.errors import InputError
 
 
@@ -122,3 +122,11 @@ def test_only_regular_files_and_folders_are_read(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(InputError, match="not a regular file"):
             find_corpus(str(path))
+
+
+def test_a_text_in_a_home_folder_that_is_not_there() -> None:
+    with (
+        pytest.raises(InputError, match="there is no home folder ~nosuchuser"),
+        text_source("~nosuchuser/x", raw=False),
+    ):
+        pass

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from kmixer.errors import InputError
+from kmixer.files import expand_user
 
 Encoding = Literal["utf-8", "bytes"]
 Block = str | bytes  # bytes where the encoding is "bytes"
@@ -152,7 +153,7 @@ def text_source(source: str, *, raw: bool) -> Iterator[Iterator[Block]]:
         if source == "-":
             name, file = "standard input", open_standard_input()
         else:
-            name, path = source, Path(source).expanduser()
+            name, path = source, expand_user(Path(source))
             if not path.is_file():
                 what = "not a regular file; give a file, or - for standard input" if path.exists() else "no such file"
                 raise InputError(f"{source}: {what}")

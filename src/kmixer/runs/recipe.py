@@ -14,7 +14,7 @@ from kmixer.config import Positive, StrictConfig, is_text
 from kmixer.data.config import DataConfig, ImageDataConfig, SequenceDataConfig, TokenizerConfig
 from kmixer.data.corpora import CORPORA
 from kmixer.errors import SHOWN_CHARACTERS, InputError, one_line, shown, shown_name
-from kmixer.files import TOML_BYTES, parse_toml, read_text, toml_values
+from kmixer.files import TOML_BYTES, expand_user, parse_toml, read_text, toml_values
 from kmixer.models.causal_lm import LanguageModelConfig
 from kmixer.models.sequence_classifier import SequenceClassifierConfig
 from kmixer.models.vision import VisionConfig
@@ -158,7 +158,7 @@ class LanguageRecipe(AnyRecipe):
 
     @property
     def data_path(self) -> Path | None:
-        return None if self.data.corpus in CORPORA else Path(self.data.corpus).expanduser()
+        return None if self.data.corpus in CORPORA else expand_user(Path(self.data.corpus))
 
     def with_data_at(self, path: str) -> Self:
         return self.model_copy(update={"data": self.data.model_copy(update={"corpus": path})})
