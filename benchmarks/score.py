@@ -1,4 +1,4 @@
-"""Score a large log on one core: tokens a second beside those of eval, and resident memory over time.
+"""Score a large log on one core: tokens per second beside those of eval, and resident memory over time.
 
     python benchmarks/score.py --megabytes 100
     python benchmarks/score.py --megabytes 8 --tokens-of-eval 500000

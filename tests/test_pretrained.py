@@ -34,7 +34,7 @@ def test_shakespeare_small_reads_and_writes_shakespeare() -> None:
         tail = model(tokens[:, 30:], head.state)
     torch.testing.assert_close(torch.cat([head.logits, tail.logits], 1), whole.logits, rtol=1e-4, atol=1e-4)
     loss = torch.nn.functional.cross_entropy(whole.logits[0, :-1], tokens[0, 1:]).item()
-    assert loss < 2.0  # nats a character; log 65 = 4.17 knows nothing, and these lines are in the training part
+    assert loss < 2.0  # nats per character; log 65 = 4.17 knows nothing, and these lines are in the training part
     text = model.generate("KING:", max_new_tokens=200, temperature=0.8, seed=1)
     assert text.startswith("KING:")
     assert len(text) == 205

@@ -19,7 +19,7 @@ def test_ratios_are_those_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (mask.times_faster_than_mask, block.times_faster_than_mask) == (1.0, 3.0)
     assert (mask.forward_seconds, mask.training_seconds, mask.first_call_seconds) == (1.0, 6.0, 9.0)
     assert block.forward_tokens_per_second == 2 * 20 / 0.5
-    # At 6 operations a state element, such a machine makes 100 tokens a second.
+    # At 6 operations a state element, such a machine makes 100 tokens per second.
     assert block.part_of_fused_bound == pytest.approx(0.8)
     assert (block.r, block.d, block.t, block.b) == SHAPE
     assert max(mask.relative_error, block.relative_error) < 1e-5

@@ -75,4 +75,4 @@ def test_operations_are_printed_and_written(kmixer_command: Run) -> None:
     answer = json.loads(kmixer_command("flops", "deit-ti", "--json").out)
     assert answer["unit"] == "image"
     assert answer["forward_flops"] == pytest.approx(2.51e9, rel=2e-3)
-    assert "training FLOPs a image" not in kmixer_command("flops", "deit-ti").out
+    assert "training FLOPs per image" not in kmixer_command("flops", "deit-ti").out

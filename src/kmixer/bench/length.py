@@ -71,7 +71,7 @@ def plot_length(rows: list[LengthSpeed], path: Path) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("tokens of the window")
     axes.set_ylabel("microseconds a trained token")
-    axes.set_title(f"Training step, {rows[0].speed.batch_size * rows[0].speed.window:,} tokens a step", loc="left")
+    axes.set_title(f"Training step, {rows[0].speed.batch_size * rows[0].speed.window:,} tokens per step", loc="left")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -94,7 +94,7 @@ class Roofs:
     copied_bytes_per_second: float
 
     def matmul(self, precision: Literal["float32", "bfloat16"]) -> float:
-        """Floating-point operations a second of large matrix products."""
+        """Floating-point operations per second of large matrix products."""
         return self.matmul_float32_flops_per_second if precision == "float32" else self.matmul_bfloat16_flops_per_second
 
 

@@ -52,7 +52,7 @@ def analyze(
 
 
 def _print_decays(measured: dict[str, Any]) -> None:
-    """One line a layer with decays; base kernels by lag, and the refinement."""
+    """One line per layer with decays; base kernels by lag, and the refinement."""
     shares, gates = measured.get("base_share"), measured.get("gate")
     print("layer   gate  base share   alpha                effective windows 1 / (1 - decay), positions")
     for layer, alpha in enumerate(measured["alpha"]):
@@ -68,19 +68,19 @@ def _print_decays(measured: dict[str, Any]) -> None:
 
 
 def _print_attention(measured: dict[str, Any]) -> None:
-    """One line an attention layer, one number a head."""
+    """One line an attention layer, one number per head."""
     rows = {"sigma": measured.get("sigma"), **measured["locality"]}
     for name, layers in rows.items():
         if layers is not None:
-            print(f"{name.replace('_', ' ')}, a line a layer, a number a head:")
+            print(f"{name.replace('_', ' ')}, a line per layer, a number per head:")
             for layer, heads in enumerate(layers):
                 print(f"{layer + 1:>5}  " + "  ".join(f"{value:8.3f}" for value in heads))
 
 
 def _print_levels(measured: dict[str, Any]) -> None:
-    """Level weights, and what the scores of each level are like: a number a head."""
+    """Level weights, and what the scores of each level are like: a number per head."""
     for layer, (weights, levels) in enumerate(zip(measured["level_weights"], measured["levels"], strict=True)):
-        print(f"layer {layer + 1}: weights of the levels, a line a head:")
+        print(f"layer {layer + 1}: weights of the levels, a line per head:")
         for head in weights:
             print("       " + "  ".join(f"{value:8.3f}" for value in head))
         for name in ("reciprocity", "smallest_eigenvalue", "kurtosis", "fit_error", "remainder"):

@@ -175,7 +175,8 @@ def mixer(
         add_peaks(name, rows, heads)
     columns = {
         "what": "what", "t": "t", "width": "width", "causal": "causal", "window": "window", "fwd+bwd ms": "seconds",
-        f"of {BASELINE}": "relative", "x definition": "times_faster", "peak MB": "peak_bytes", "cache a token": "cache",
+        f"of {BASELINE}": "relative", "x definition": "times_faster", "peak MB": "peak_bytes",
+        "cache per token": "cache",
     }  # fmt: skip
     _report("mixer", roof, rows, columns, as_json)
 

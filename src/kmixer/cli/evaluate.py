@@ -18,7 +18,7 @@ from kmixer.models.model_folder import packaged_models
 from kmixer.runs.recipe import ClassificationRecipe, Protocol
 from kmixer.runs.run_folder import RunFolder
 
-# A perplexity a word of more digits than this tells nothing: the words are too few, or not words.
+# A perplexity per word of more digits than this tells nothing: the words are too few, or not words.
 LARGEST_PER_WORD = 1e6
 
 
@@ -81,17 +81,17 @@ def _report(what: str, model: LanguageModel, result: Evaluation, as_json: bool) 
     assert model.tokenizer is not None
     where = f"windows of {result.window}, state reset" if result.window else "one stream, state carried"
     print(f"{what}, {result.tokens:,} tokens, {where}")
-    print(f"cross-entropy       {result.loss:.4f} nats a token")
+    print(f"cross-entropy       {result.loss:.4f} nats per token")
     if result.perplexity is not None:
         print(f"perplexity          {result.perplexity:.4f} a token ({model.tokenizer.to_json()['kind']})")
     if result.bits_per_character is not None:
         print(f"bits per character  {result.bits_per_character:.4f}")
     print(f"bits per byte       {result.bits_per_byte:.4f}")
-    print(f"perplexity a word   {per_word(result.perplexity_per_word)}")
+    print(f"perplexity per word   {per_word(result.perplexity_per_word)}")
 
 
 def per_word(perplexity: float | None) -> str:
-    """A perplexity a word in four digits, or why it is left out."""
+    """A perplexity per word in four digits, or why it is left out."""
     if perplexity is None or perplexity >= LARGEST_PER_WORD:
         return "left out: over a million, so the text has few blanks or the model does not know its words"
     return f"{float(f'{perplexity:.4g}'):,.10g}"

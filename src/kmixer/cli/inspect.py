@@ -122,7 +122,7 @@ def flops(recipe: RecipeName, settings: Settings = None, beside: Beside = None, 
         "training FLOPs": lambda a: f"{a.total_training_flops:.4e}",
         f"trained {unit}s": lambda a: f"{a.trained_units:,}",
         f"forward FLOPs {an_unit} **": lambda a: f"{a.forward_flops:.4e}",
-        "cache, bytes a token": lambda a: f"{a.cache_bytes_per_token:,}",
+        "cache, bytes per token": lambda a: f"{a.cache_bytes_per_token:,}",
         "constant state, bytes": lambda a: f"{a.constant_state_bytes:,}",
         "parameters": lambda a: f"{a.total_parameters:,}",
     }

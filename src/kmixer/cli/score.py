@@ -68,7 +68,7 @@ def _summarise(model: LanguageModel, blocks: Iterator[Block], top: int, window: 
         return
     print(
         f"{summary.lines:,} lines, {summary.bytes:,} bytes, {summary.tokens:,} tokens: "
-        f"{summary.nats_per_token:.4f} nats a token, {summary.bits_per_byte:.4f} bits per byte"
+        f"{summary.nats_per_token:.4f} nats per token, {summary.bits_per_byte:.4f} bits per byte"
     )
     if top:
         print(f"{'line':>8}  {'bits per byte':>13}  {'nats':>9}  most surprising first")

@@ -43,7 +43,7 @@ def make_samples(task: Denoising, count: int, seed: int) -> Samples:
     generator = torch.Generator().manual_seed(seed)
 
     def between(bounds: tuple[int, int]) -> Tensor:
-        """A whole number a sequence (n, 1)."""
+        """A whole number per sequence (n, 1)."""
         return torch.randint(bounds[0], bounds[1] + 1, (count, 1), generator=generator)
 
     def start_of(span: Tensor) -> Tensor:

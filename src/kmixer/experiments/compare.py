@@ -45,7 +45,7 @@ def _reach(arm: Arm, target: float) -> Reach:
 def why_not_comparable(arms: list[Arm], protocol: Protocol = None) -> str | None:
     """What two arms do not share of text, split, protocol and window; None where all is shared.
 
-    Tokenizers may differ, since bits a byte are compared then. A protocol that is named is that of all arms.
+    Tokenizers may differ, since bits per byte are compared then. A protocol that is named is that of all arms.
     Raises InputError for arms of different tasks, which share no figure.
     """
     ended = [arm for arm in arms if arm.results]
@@ -85,7 +85,7 @@ def measured_parts(arms: list[Arm]) -> list[Part]:
 
 
 def metric_of(arms: list[Arm]) -> Metric:
-    """Accuracy for classifiers, loss for language models; bits a byte where their tokens are not the same."""
+    """Accuracy for classifiers, loss for language models; bits per byte where their tokens are not the same."""
     if arms[0].unit != "tokens":
         return "accuracy"
     tokenizers = [arm.measures["tokenizer"] for arm in arms]

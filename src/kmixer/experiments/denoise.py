@@ -112,7 +112,7 @@ class Denoiser(nn.Module):
 def run_denoising(
     seeds: list[int], task: Denoising, budget: Budget, report: Callable[[str, int, Score], None]
 ) -> list[DenoisedMixer]:
-    """Train every mixer with every seed; a row a mixer, its difference in loss from the first paired by seed.
+    """Train every mixer with every seed; a row per mixer, its difference in loss from the first paired by seed.
 
     Validation data are the same for all; a seed gives training data, weights and order, the same
     for every mixer. The reported loss is the lowest of the run's evaluations, and its accuracy.

@@ -52,7 +52,7 @@ COLUMNS = (
 
 
 def learned_table(arms: list[Arm]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and a line an arm: mean and deviation over seeds of each run's mean, and (lowest to highest) of all.
+    """Headings and a line per arm: mean and deviation over seeds of each run's mean, and (lowest to highest) of all.
 
     Columns of which no arm has anything are left out, and so are arms without runs that ended.
     """

@@ -76,8 +76,8 @@ class SweepSection(StrictConfig):
     tables: dict[Part, list[ComparedArm]]
     without_results: list[str]  # a line for each arm that has none
     protocols: list[dict[str, str]]  # of each arm: its name, and its losses by protocol
-    learned: tuple[list[str], list[list[str]]] = Field(strict=False)  # headings, and a line an arm
-    reach: list[str]  # a line an arm: when it had the loss of the entry
+    learned: tuple[list[str], list[list[str]]] = Field(strict=False)  # headings, and a line per arm
+    reach: list[str]  # a line per arm: when it had the loss of the entry
     words: dict[str, float]  # perplexity per word, of the arms whose tokens are pieces of words
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class SweepSection(StrictConfig):
         keys = list(dict.fromkeys(key for row in self.protocols for key in row if key != "arm"))
         if len(keys) > 1:
             body = [(row["arm"], *(row.get(key, "") for key in keys)) for row in self.protocols]
-            lines += ["The same weights by each protocol, validation part, nats a token:"]
+            lines += ["The same weights by each protocol, validation part, nats per token:"]
             lines += [markdown_table(("arm", *keys), body)]
         headings, learned = self.learned
         if len(headings) > 1:
@@ -101,7 +101,7 @@ class SweepSection(StrictConfig):
         lines += ["\n".join(f"- {line}" for line in self.reach)] if self.reach else []
         if self.words:
             said = ", ".join(f"{name} {value:,.1f}" for name, value in self.words.items())
-            lines.append(f"Perplexity a word, which a perplexity a piece is not: {said}.")
+            lines.append(f"Perplexity per word, which a perplexity per piece is not: {said}.")
         lines.append(
             f"`{self.command}`; {self.machine}, {self.threads} thread(s) a run, {self.minutes:,.0f} "
             f"minutes in all; commit{'s' * (len(self.commits) > 1)} {', '.join(self.commits)}."

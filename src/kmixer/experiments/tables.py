@@ -101,9 +101,9 @@ def describe(rows: list[ComparedArm]) -> str:
     if first.metric == "accuracy":
         measured = f"Accuracy and cross-entropy in nats on the {first.part} part"
     else:
-        what = "Cross-entropy in nats a token"
+        what = "Cross-entropy in nats per token"
         if first.metric == "bits_per_byte":
-            what = "Bits a byte, because the tokenizers differ, and cross-entropy in nats a token"
+            what = "Bits per byte, because the tokenizers differ, and cross-entropy in nats per token"
         said = " and ".join(_protocol(*each) for each in protocols)
         measured = f"{what} on the {first.part} part, {said}"
         measured += " (not the same for all rows)" if len(protocols) > 1 else ""
@@ -120,7 +120,7 @@ def _protocol(protocol: str, window: int | None) -> str:
 
 
 def describe_reach(rows: list[ComparedArm], reaches: list[Reach]) -> list[str]:
-    """A line an arm: when it reached a loss, and what that is of the training of the first arm."""
+    """A line per arm: when it reached a loss, and what that is of the training of the first arm."""
     return [_reached(row.arm, row.unit, each, reaches[0]) for row, each in zip(rows, reaches, strict=True)]
 
 

@@ -18,7 +18,7 @@ from kmixer.state import AState, join, longest, owned, rows
 
 
 def split_heads(x: Float[Tensor, "b t d"], heads: int) -> Float[Tensor, "b h t e"]:
-    """Contiguous slices of the channels, one a head."""
+    """Contiguous slices of the channels, one per head."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 

@@ -41,7 +41,7 @@ WEIGHTS_TOLERANCE = 0.002
 class HierarchicalCache(NamedTuple):
     """What the layer carries, one entry a level where it is a tuple.
 
-    keys: (b, h, rows, e) of each level; values: (b, h, s, e), one a level for output fusion; query: the last
+    keys: (b, h, rows, e) of each level; values: (b, h, s, e), one per level for output fusion; query: the last
     query row (b, h, 1, e) of each level, which later positions still use; tails: the last K - 1 rows
     (b, K - 1, d) of the level below each coarse level; position (b,): tokens that each row has seen, where those that
     have seen fewer have padding before their rows.
@@ -64,7 +64,7 @@ class Downsample(nn.Module):
     Args:
         width: d.
         taps: K.
-        kind: "depthwise" has K weights a channel and then a (d, d) matrix; "dense" K matrices; "average" nothing
+        kind: "depthwise" has K weights per channel and then a (d, d) matrix; "dense" K matrices; "average" nothing
             that is trained. Matrices are kept as they multiply rows from the right: x W.
 
     Raises InputError for another kind.
@@ -113,7 +113,7 @@ class HierarchicalAttention(nn.Module):
     """out(sum_j softmax_j(sum_l alpha_l q^l_[i / 2^l] . k^l_[j / 2^l] / sqrt(e)) v_j) in every head.
 
     Level 0 is x, level l a trained causal downsampling of level l - 1 by two; every level has queries and keys
-    of its own, alpha is a softmax over the levels, one a head. x is normalised by the caller, and the caller adds
+    of its own, alpha is a softmax over the levels, one per head. x is normalised by the caller, and the caller adds
     the residual. With one level it is softmax attention.
 
     Args:

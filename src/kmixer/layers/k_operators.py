@@ -189,7 +189,7 @@ class K2Mixer(nn.Module):
         return low + (high - low) * torch.sigmoid(self.decay_logit)
 
     def alpha(self) -> Tensor:
-        """Weights of the decay path: (r,), or () for one a layer."""
+        """Weights of the decay path: (r,), or () for one per layer."""
         return self.alpha_cap * torch.sigmoid(self.alpha_logit)
 
     def roles(self) -> dict[str, Role]:

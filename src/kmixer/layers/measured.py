@@ -15,7 +15,7 @@ class Learned(Protocol):
     """Has learned values that are worth recording."""
 
     def learned(self) -> dict[str, Any]:
-        """A number or list of numbers for each name; a record has a list of them, one a layer, under that name."""
+        """A number or list of numbers for each name; a record has a list of them, one per layer, under that name."""
 
 
 @runtime_checkable

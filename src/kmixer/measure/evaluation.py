@@ -31,8 +31,8 @@ class Evaluation:
     protocol: Protocol
     window: int | None  # None: a stream, state carried
     tokens: int  # scored
-    loss: float  # mean cross-entropy, nats a token
-    # exp(loss), and exp(loss times tokens a word), where a number holds them; words stand between white space.
+    loss: float  # mean cross-entropy, nats per token
+    # exp(loss), and exp(loss times tokens per word), where a number holds them; words stand between white space.
     perplexity: float | None
     perplexity_per_word: float | None
     bits_per_character: float | None  # None of raw bytes
@@ -52,7 +52,7 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
 
     "windows": windows of `window` tokens that do not overlap, state reset at each, every position
     counted, tail dropped. "stream": all tokens in one sequence, state carried.
-    Bits a character and a byte, and perplexity a word, use the counts of the whole split.
+    Bits a character and a byte, and perplexity per word, use the counts of the whole split.
 
     Raises:
         InputError: text shorter than a window, or a stream asked of a model that has none.

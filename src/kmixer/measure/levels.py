@@ -15,14 +15,14 @@ from kmixer.layers.measured import Levels
 
 @torch.no_grad()
 def measure_levels(layer: Levels, x: Tensor) -> dict[str, list[list[float]]]:
-    """Measures of each level of a layer on inputs (b, t, d), one list a level.
+    """Measures of each level of a layer on inputs (b, t, d), one list per level.
 
     Returns:
-        "reciprocity", a number a head: the part of the energy (squared Frobenius norm) of the unmasked scores that is
-        symmetric; the rest is directional. "smallest_eigenvalue", a number a head: of the symmetric part of
+        "reciprocity", a number per head: the part of the energy (squared Frobenius norm) of the unmasked scores that is
+        symmetric; the rest is directional. "smallest_eigenvalue", a number per head: of the symmetric part of
         W_Q W_K^T; where none is negative the scores are a positive semidefinite kernel. "kurtosis", one number:
         Mardia's of the level's rows over that of a normal distribution, 1; left out where there are too few rows.
-        "fit_error" and "remainder", a number a head: see `approximation`, of the levels up to this one.
+        "fit_error" and "remainder", a number per head: see `approximation`, of the levels up to this one.
     """
     measures: dict[str, list[list[float]]] = {"reciprocity": [], "smallest_eigenvalue": [], "kurtosis": []}
     terms = []

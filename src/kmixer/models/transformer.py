@@ -48,7 +48,7 @@ class BlocksConfig(MixersConfig, LayersConfig):
     windows: Annotated[str, Field(pattern="^[SL]+$")] = "L"  # of the layers in turn, repeated: short, or the whole past
     window: Positive | None = None  # positions that a short layer sees
     window_inclusive: bool = False  # not counting the position itself
-    value_embeddings: bool = False  # every second layer that can, the last included, adds one a token to its values
+    value_embeddings: bool = False  # every second layer that can, the last included, adds one per token to its values
 
     @model_validator(mode="after")
     def _fits(self) -> BlocksConfig:

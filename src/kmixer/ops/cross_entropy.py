@@ -45,7 +45,7 @@ def cross_entropies(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps the logits and two numbers a row; torch's operators keep every step on the way as a tensor of that size."""
+    """Keeps the logits and two numbers per row; torch's operators keep every step as a tensor of that size."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, cap: float) -> Tensor:

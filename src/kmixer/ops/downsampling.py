@@ -35,7 +35,7 @@ def filter_and_halve(
 
     Args:
         tail, x: the rows (b, p + n, d), K of them or more; the first K - 1 stand before those that are kept.
-        weight: K weights a channel, that of the row itself first.
+        weight: K weights per channel, that of the row itself first.
 
     Returns:
         (b, (p + n - K) // 2 + 1, d).

@@ -78,7 +78,7 @@ def _compiled(h: Tensor, norm: Tensor, up: Tensor, up_bias: Tensor, down: Tensor
 
 
 class _FeedForward(torch.autograd.Function):
-    """The block, compiled. What the backward needs beyond the inputs is up x and one number a row."""
+    """The block, compiled. What the backward needs beyond the inputs is up x and one number per row."""
 
     @staticmethod
     def forward(

@@ -29,7 +29,7 @@ class OptimizationConfig(StrictConfig):
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 42
     steps: Positive
-    batch_size: Positive  # windows or examples a step, over all processes and accumulation steps
+    batch_size: Positive  # windows or examples per step, over all processes and accumulation steps
     optimizer: Literal["grouped", "simple", "muon"]  # see kmixer.training.optimizers
     learning_rate: Annotated[float, Field(gt=0)]  # of AdamW
     muon_learning_rate: Annotated[float, Field(gt=0)] | None = None  # of the matrices, optimizer "muon"
@@ -42,7 +42,7 @@ class OptimizationConfig(StrictConfig):
     # Evaluate and keep an exponential moving average of the weights with this decay, instead of the weights.
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     compile: bool = False  # torch.compile of every layer on a GPU; on a CPU its own compiled kernels are faster
-    accumulation: Positive = 1  # forward and backward passes a step
+    accumulation: Positive = 1  # forward and backward passes per step
     evaluate_every: Positive = 250  # steps between evaluations, each with a checkpoint
     log_every: Positive = 10  # steps between lines of training loss
 
@@ -67,7 +67,7 @@ class OptimizationConfig(StrictConfig):
 class TrainingConfig(OptimizationConfig):
     """How the weights of a language model are found."""
 
-    window: Positive  # tokens a window
+    window: Positive  # tokens per window
 
 
 class EvaluationConfig(StrictConfig):

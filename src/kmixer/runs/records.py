@@ -158,7 +158,7 @@ class Results(Record):
 
 
 class Levels(Record, extra="allow"):
-    """What was measured on one hierarchical layer, a list a level."""
+    """What was measured on one hierarchical layer, a list per level."""
 
     reciprocity: PerHead
     smallest_eigenvalue: PerHead

@@ -27,7 +27,7 @@ def settle_process() -> None:
     Every step allocates and frees the same large tensors. glibc hands them back to the system each
     time and gets pages that must be cleared again, which takes a third of a training step on two cores.
     Float32 numbers below 1.2e-38 are computed in microcode, and a run whose gradients fade is full of them: at ten
-    times its learning rate a refined stack made 2,500 tokens a second with them and 20,600 without.
+    times its learning rate a refined stack made 2,500 tokens per second with them and 20,600 without.
 
     Settings of the whole process: for programs, not for libraries. The allocator is left alone where there is no
     glibc; threads that were there before keep their subnormal numbers.

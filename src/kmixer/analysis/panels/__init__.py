@@ -1,1 +1,1 @@
-"""Panels of a report: one file a kind of measurement; `kmixer.analysis.figures` lists them."""
+"""Panels of a report: one file per kind of measurement; `kmixer.analysis.figures` lists them."""

@@ -28,7 +28,7 @@ def draw_bandwidths(arm: Arm) -> Figure:
             label = f"layer {layer + 1}" if head == 0 else None
             right.plot(steps, values, color=f"C{layer % 10}", linewidth=1, label=label)
     right.set(xlabel="step", ylabel="sigma")
-    right.set_title("a line a head", fontsize=9)
+    right.set_title("a line per head", fontsize=9)
     add_legend(right)
     return figure
 

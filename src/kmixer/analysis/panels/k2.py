@@ -20,7 +20,7 @@ LEAST = 1e-7
 
 def draw_base_shares(arm: Arm) -> Figure:
     """Measured share of the base kernel, and its gate, in each layer over training."""
-    figure, both = begin_figure(f"Base kernel in {arm.name}: a line a layer", "step", "", columns=2)
+    figure, both = begin_figure(f"Base kernel in {arm.name}: a line per layer", "step", "", columns=2)
     for axes, measure, name in zip(both, ("base_share", "gate"), ("share of the mixed output", "gate"), strict=True):
         recorded = arm.recorded(measure, list[float])
         for layer, values in enumerate(zip(*(layers for _, layers in recorded), strict=True)):
@@ -89,7 +89,7 @@ def _is_refined(arm: Arm) -> bool:
 
 
 def draw_refinement(arms: list[Arm]) -> Figure:
-    """eta over training, and the residual of each refinement step at its end: a line a seed."""
+    """eta over training, and the residual of each refinement step at its end: a line per seed."""
     figure, (left, right) = begin_figure("Refinement", "", "", columns=2)
     most = 0
     for index, arm in enumerate(arm for arm in arms if _is_refined(arm)):
@@ -110,7 +110,7 @@ def draw_refinement(arms: list[Arm]) -> Figure:
 
 REFINEMENT = OverviewPanel(
     name="refinement",
-    caption="A line a seed. eta is the learned step size; a residual that falls from step to step approaches an "
+    caption="A line per seed. eta is the learned step size; a residual that falls from step to step approaches an "
     "equilibrium.",
     applies=lambda arms: any(_is_refined(arm) for arm in arms),
     draw=draw_refinement,
@@ -124,7 +124,7 @@ BASE_SHARES = ArmPanel(
 )
 DECAYS = ArmPanel(
     name="decays",
-    caption="A stroke a channel, first seed: how many positions back its memory reaches.",
+    caption="A stroke per channel, first seed: how many positions back its memory reaches.",
     applies=lambda arm: bool(arm.recorded("decay", list[list[float]])),
     draw=draw_decays,
 )

@@ -9,7 +9,7 @@ from kmixer.analysis.panels.drawing import ArmPanel, add_legend, begin_figure
 from kmixer.experiments.arms import Arm
 
 Weights = list[list[list[float]]]  # of the levels in each head of each layer
-Levels = list[dict[str, list[list[float]]]]  # by measure, one list a level, of each layer
+Levels = list[dict[str, list[list[float]]]]  # by measure, one list per level, of each layer
 
 
 def draw_level_weights(arm: Arm) -> Figure:

@@ -44,7 +44,7 @@ def draw_loss_curves(arms: list[Arm]) -> Figure:
 def draw_final_losses(arms: list[Arm]) -> Figure:
     """Each run's best validation loss, or accuracy, as a point, by arm."""
     metric = "loss" if arms[0].unit == "tokens" else "accuracy"
-    unit = "nats a token" if metric == "loss" else f"part of the {arms[0].unit}"
+    unit = "nats per token" if metric == "loss" else f"part of the {arms[0].unit}"
     figure, (axes,) = begin_figure(f"Best validation {metric} of every seed", unit, "")
     ended = [arm for arm in arms if arm.results]
     for row, arm in enumerate(ended):
@@ -63,7 +63,7 @@ def _losses_by_position(arm: Arm) -> list[list[float]]:
 
 def draw_loss_by_position(arms: list[Arm]) -> Figure:
     """Validation loss at each position of a window, averaged over stretches that double in length."""
-    figure, (axes,) = begin_figure("Loss inside a window", "position", "nats a token")
+    figure, (axes,) = begin_figure("Loss inside a window", "position", "nats per token")
     for arm in arms:
         if not (measured := _losses_by_position(arm)):
             continue
@@ -85,7 +85,7 @@ def _stretches(arm: Arm) -> list[tuple[int, list[float]]]:
 
 def draw_positions_over_training(arm: Arm) -> Figure:
     """Validation loss of stretches of positions inside a window, over training."""
-    figure, (axes,) = begin_figure(f"Loss by position in {arm.name}", "step", "nats a token")
+    figure, (axes,) = begin_figure(f"Loss by position in {arm.name}", "step", "nats per token")
     recorded = _stretches(arm)
     steps = [step for step, _ in recorded]
     for i, losses in enumerate(zip(*(stretches for _, stretches in recorded), strict=True)):
@@ -123,7 +123,7 @@ LOSS_CURVES = OverviewPanel(
 )
 FINAL_LOSSES = OverviewPanel(
     name="final-losses",
-    caption="A point a seed; the stroke is the mean. Each is the lowest of its run's evaluations.",
+    caption="A point per seed; the stroke is the mean. Each is the lowest of its run's evaluations.",
     applies=lambda arms: sum(bool(arm.results) for arm in arms) >= 2,
     draw=draw_final_losses,
 )

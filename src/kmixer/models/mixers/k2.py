@@ -24,7 +24,7 @@ class BaseKernelConfig(StrictConfig):
     kind: Literal["none", "dense", "low_rank", "toeplitz", "conv"] = "conv"
     size: Taps = 8  # positions (dense, low_rank) or lags (toeplitz, conv)
     rank: Width | None = None  # of low_rank
-    shared: bool = True  # one for the whole stack, or one a layer
+    shared: bool = True  # one for the whole stack, or one per layer
     init: Init = "exponential"
     gate_init: float = 0.0  # initial logit of each layer's gate
 

@@ -1,5 +1,5 @@
 """Attention as functions: softmax, Gaussian and hierarchical.
 
-A file a kind; Gaussian attention is softmax attention of other queries and keys. `native.py` calls the compiled kernel
-for a CPU that all of them share; `hierarchical_blocked.py` is the backend without it.
+A file per kind; Gaussian attention is softmax attention of other queries and keys. `native.py` calls the compiled
+kernel for a CPU that all of them share; `hierarchical_blocked.py` is the backend without it.
 """
