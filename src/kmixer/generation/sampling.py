@@ -39,8 +39,10 @@ class Sampling:
         drawn, and one at least has to be finite.
         """
         if self.temperature == 0:
-            highest, tokens = logits.max(dim=-1)
-            _check_finite(highest.tolist())
+            highest, tokens = logits.max(-1)
+            # Of one row without a list: a prepared step takes little longer than the choice.
+            if len(logits) != 1 or not math.isfinite(highest):
+                _check_finite(highest.tolist())
             return tokens
         probabilities = self.probabilities(logits)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)

@@ -112,8 +112,8 @@ def seen_before(cache: Float[Tensor, "b h s e"], position: Int[Tensor, " b"], st
 
 
 def last_rows(cache: Float[Tensor, "b h s e"], count: int) -> Float[Tensor, "b h _ e"]:
-    """The last positions of a cache, `count` or all of them; a view."""
-    return cache[:, :, max(0, cache.shape[2] - count) :]
+    """The last positions of a cache, `count` or all of them; a view, or the cache itself."""
+    return cache if count >= cache.shape[2] else cache[:, :, cache.shape[2] - count :]
 
 
 def after(past: Float[Tensor, "b h s e"], new: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h _ e"]:

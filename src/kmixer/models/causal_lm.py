@@ -122,7 +122,8 @@ def check_tokens(tokens: Tensor, vocabulary_size: int) -> None:
     if tokens.dtype not in (torch.int64, torch.int32):
         raise InputError(f"tokens: got {tokens.dtype}; allowed: torch.int64, the numbers that a tokenizer gives")
     if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
-        lowest, highest = (int(token) for token in torch.aminmax(tokens))
+        numbers = tokens.flatten().tolist() if tokens.numel() == 1 else [int(token) for token in torch.aminmax(tokens)]
+        lowest, highest = numbers[0], numbers[-1]
         if lowest < 0 or highest >= vocabulary_size:
             wrong = lowest if lowest < 0 else highest
             raise InputError(f"tokens: got {wrong}; allowed: 0 to {vocabulary_size - 1}, this model's vocabulary")
