@@ -11,6 +11,7 @@ from torch import Tensor
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
 from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
+from kmixer.generation.prepared import PreparedDecoder
 from kmixer.generation.sampling import Sampling
 from kmixer.models.causal_lm import CausalLM, check_tokens
 from kmixer.state import State
@@ -19,7 +20,6 @@ from kmixer.state import State
 PREFILL_CHUNK = 2048
 
 
-@torch.inference_mode()
 def generate_tokens(
     model: CausalLM,
     prompt: Int[Tensor, "b t"],
@@ -63,18 +63,26 @@ def generate_tokens(
         generator.seed()
     else:
         generator.manual_seed(seed)
-    decoder: Decoder = EagerDecoder(model, model.initial_state(len(prompt)) if state is None else state)
-    logits: Tensor | None = None
-    for piece in prompt.split(PREFILL_CHUNK, dim=1):
-        logits = decoder.advance(piece)[:, -1]
-    assert logits is not None
-    if max_new_tokens > 1:
-        decoder = open_decoder(model, decoder.state())
+    with torch.inference_mode():
+        logits, decoder = _read(model, prompt, model.initial_state(len(prompt)) if state is None else state)
+        if max_new_tokens > 1:
+            decoder = open_decoder(model, decoder.state())
+    # A prepared step is no work of torch's: for one row, to say so at every token would take a tenth of it.
+    step = decoder.step if isinstance(decoder, PreparedDecoder) else torch.inference_mode()(decoder.step)
     for index in range(max_new_tokens):
         tokens = sampling(logits, generator)
         yield tokens
         if index + 1 < max_new_tokens:
-            logits = decoder.step(tokens)
+            logits = step(tokens)
+
+
+def _read(model: CausalLM, prompt: Tensor, state: State) -> tuple[Tensor, Decoder]:
+    """Logits (b, v) after a prompt, and a decoder that stands there."""
+    decoder = EagerDecoder(model, state)
+    *pieces, last = prompt.split(PREFILL_CHUNK, dim=1)
+    for piece in pieces:
+        decoder.advance(piece)
+    return decoder.advance(last)[:, -1], decoder
 
 
 def generate_text(
