@@ -133,7 +133,7 @@ def test_perplexity_a_word_has_four_digits_or_a_reason(kmixer_command: Run, othe
     for value in (None, 1e7, 1e300):
         assert per_word(value).startswith("left out: ")
     (tmp_path / "letters").write_text("ACGT" * 500)
-    assert "perplexity per word   left out" in kmixer_command("eval", MODEL, "--text", tmp_path / "letters").out
+    assert "perplexity per word left out" in kmixer_command("eval", MODEL, "--text", tmp_path / "letters").out
 
 
 def test_a_run_is_measured_where_its_corpus_is_now(

@@ -27,9 +27,8 @@ def shrink() -> None:
 def _bounded(values: dict[str, Any]) -> dict[str, Any]:
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     training, model, data = values["training"], values["model"], values["data"]
-    for key, most in (("steps", STEPS), ("window", WINDOW), ("evaluate_every", EVALUATE), ("log_every", 1)):
-        if key in training or key in ("evaluate_every", "log_every"):
-            training[key] = min(training.get(key, most), most)
+    for key, most in (("steps", STEPS), ("evaluate_every", EVALUATE), ("log_every", 1)):
+        training[key] = min(training.get(key, most), most)
     training["batch_size"], training["accumulation"] = BATCH, 1
     training["warmup_steps"] = min(training.get("warmup_steps", 0), 1)
     model["layers"] = min(model["layers"], LAYERS)
@@ -37,8 +36,7 @@ def _bounded(values: dict[str, Any]) -> dict[str, Any]:
         model["width"] = min(model["width"], WIDTH)
         if "heads" in model:
             model["heads"] = min(model["heads"], 2)
-        if model.get("base_kernel", {}).get("kind") in ("dense", "low_rank"):
-            model["base_kernel"] = {**model["base_kernel"], "size": max(WINDOW, model["base_kernel"]["size"])}
+        training["window"] = min(training["window"], WINDOW)
         values["evaluation"] = {**values.get("evaluation", {}), "window": WINDOW}
         if data["corpus"] in ("plays", "tiny-shakespeare"):
             data |= {"corpus": "python-docs", "validation": 0.02}

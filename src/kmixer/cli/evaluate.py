@@ -31,7 +31,7 @@ def evaluate(
     protocol: Annotated[
         Literal["windows", "stream"], typer.Option(help="Windows with the state reset, or one stream.")
     ] = "windows",
-    window: Annotated[int | None, typer.Option(help="Tokens a window; default: the recipe's, or 1024.")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens per window; default: the recipe's, or 1024.")] = None,
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -83,11 +83,11 @@ def _report(what: str, model: LanguageModel, result: Evaluation, as_json: bool) 
     print(f"{what}, {result.tokens:,} tokens, {where}")
     print(f"cross-entropy       {result.loss:.4f} nats per token")
     if result.perplexity is not None:
-        print(f"perplexity          {result.perplexity:.4f} a token ({model.tokenizer.to_json()['kind']})")
+        print(f"perplexity          {result.perplexity:.4f} per token ({model.tokenizer.to_json()['kind']})")
     if result.bits_per_character is not None:
         print(f"bits per character  {result.bits_per_character:.4f}")
     print(f"bits per byte       {result.bits_per_byte:.4f}")
-    print(f"perplexity per word   {per_word(result.perplexity_per_word)}")
+    print(f"perplexity per word {per_word(result.perplexity_per_word)}")
 
 
 def per_word(perplexity: float | None) -> str:

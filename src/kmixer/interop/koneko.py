@@ -190,7 +190,7 @@ NUMPY_NAMES = (
     "numpy._core.multiarray._reconstruct",
 )
 CHECKPOINT_BYTES = 1 << 34
-# The author's have 57 KB, and texts of 2,496 letters. torch searches its messages in time quadratic in texts in them.
+# Koneko's files have 57 KB, and texts of 2,496 letters. torch searches its messages in time quadratic in texts in them.
 PICKLE_BYTES = 1 << 22
 TEXT_CHARACTERS = 10_000
 MAX_STEP = 10**15

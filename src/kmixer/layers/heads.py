@@ -95,15 +95,15 @@ def angles_after(position: Int[Tensor, " b"], start: int | None, t: int, e: int,
     """The angles of the next t positions: from `start` on where all rows stand there, else each row's own."""
     if start is None:
         return rotation(positions_after(position, t), e, dtype)
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return rotation(torch.arange(start, start + t, device=position.device), e, dtype)
-    return _angles_from(start, t, e, dtype, position.device, torch.is_inference_mode_enabled())
+    if native.plain(position):
+        return _angles_from(start, t, e, dtype, torch.is_inference_mode_enabled())
+    return rotation(torch.arange(start, start + t, device=position.device), e, dtype)
 
 
 @functools.lru_cache(maxsize=2)  # one layer asks after the other
-def _angles_from(start: int, t: int, e: int, dtype: torch.dtype, device: torch.device, inference: bool) -> Rotation:
-    """Tables of inference mode serve there alone: autograd refuses them."""
-    return rotation(torch.arange(start, start + t, device=device), e, dtype)
+def _angles_from(start: int, t: int, e: int, dtype: torch.dtype, inference: bool) -> Rotation:
+    """On a CPU, kept for the layers that follow. Tables of inference mode serve there alone: autograd refuses them."""
+    return rotation(torch.arange(start, start + t, device="cpu"), e, dtype)
 
 
 def seen_before(cache: Float[Tensor, "b h s e"], position: Int[Tensor, " b"], start: int | None) -> Tensor:
