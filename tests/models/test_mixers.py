@@ -134,6 +134,19 @@ def test_every_parameter_gets_a_gradient_also_through_the_state(form: Any) -> No
 
 
 @forms
+def test_without_gradients_the_numbers_are_the_same(form: Any) -> None:
+    mixer = make_mixer(form).float()
+    followed, unfollowed = [], []
+    for context, outputs in ((torch.enable_grad, followed), (torch.no_grad, unfollowed)):
+        with context():
+            y, state = mixer(inputs(20).float())
+            outputs += [y, mixer(inputs(7).float(), state)[0]]
+    assert all(y.requires_grad for y in followed)
+    assert not any(y.requires_grad for y in unfollowed)
+    assert all(torch.equal(y, other) for y, other in zip(followed, unfollowed, strict=True))
+
+
+@forms
 def test_bfloat16_autocast_streams(form: Any) -> None:
     mixer, x = make_mixer(form).float(), inputs(12).float()
     with torch.autocast("cpu", torch.bfloat16):

@@ -13,7 +13,7 @@ from torch import Tensor
 from kmixer import native
 from kmixer.errors import InputError
 from kmixer.layers.rotary import Rotation, rotate, rotation
-from kmixer.ops.gradients import first_order
+from kmixer.ops.gradients import HandWritten, first_order
 from kmixer.state import AState, join, longest, owned, rows
 
 
@@ -43,7 +43,7 @@ def heads_apart(
     return *rotate(torch.stack(each[:rotated]), angles).unbind(0), *each[rotated:]
 
 
-class _HeadsApart(torch.autograd.Function):
+class _HeadsApart(HandWritten):
     """Written by hand: one pass over all parts, and autograd would copy them, rotate, and copy again."""
 
     @staticmethod

@@ -53,11 +53,6 @@ def transformed(*tensors: Tensor | None) -> bool:
     return level >= 0 and any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
-def _followed() -> bool:
-    """Whether a dispatch mode or torch.jit.trace sees every operator: it would not see what a kernel writes."""
-    return _modes() > 0 or _trace() is not None
-
-
 def plain(*tensors: Tensor) -> bool:
     """Whether these are ordinary tensors on a CPU whose numbers can be read, outside all that follows."""
     if torch.compiler.is_compiling():
@@ -65,7 +60,10 @@ def plain(*tensors: Tensor) -> bool:
     for x in tensors:
         if type(x) not in _TYPES or _keys(x).raw_repr() not in _PLAIN:
             return False
-    return not transformed(*tensors) and not _followed()
+    # A dispatch mode or torch.jit.trace sees every operator: it would not see what a kernel writes.
+    if _transforms() or _modes() or _trace() is not None:
+        return False
+    return forward_ad._current_level < 0 or not transformed(*tensors)
 
 
 def usable(
@@ -89,11 +87,10 @@ def usable(
         # being exported too.
         exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         return operator and not exporting and all(x.device.type == "cpu" and x.dtype in dtypes for x in tensors)
-    # What `plain` says, written out: every operator of a small layer asks.
     for x in tensors:
-        if x.dtype not in dtypes or type(x) not in _TYPES or _keys(x).raw_repr() not in _PLAIN:
+        if x.dtype not in dtypes:
             return False
-    if _transforms() or _modes() or _trace() is not None or (forward_ad._current_level >= 0 and transformed(*tensors)):
+    if not plain(*tensors):
         return False
     # Of autocast's dtypes the elementwise kernels know bfloat16 only.
     return not torch.is_autocast_enabled("cpu") or not (

@@ -23,7 +23,7 @@ from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.checks import check_tensors
 from kmixer.ops.decay.recurrence import decayed_linear_attention
-from kmixer.ops.gradients import first_order
+from kmixer.ops.gradients import HandWritten, first_order
 from kmixer.state import known_position, longest
 
 Kind = Literal["dense", "low_rank", "toeplitz", "conv"]
@@ -210,7 +210,7 @@ def _float32(x: Tensor, weight: Tensor) -> bool:
     return x.dtype == weight.dtype == torch.float32 and native.usable(x, weight)
 
 
-class _NativeDense(torch.autograd.Function):
+class _NativeDense(HandWritten):
     """The dense kernel from position 0 on, compiled: it skips the triangle above the diagonal."""
 
     @staticmethod
@@ -229,7 +229,7 @@ class _NativeDense(torch.autograd.Function):
         return dx, dkernel
 
 
-class _NativeFilter(torch.autograd.Function):
+class _NativeFilter(HandWritten):
     """The filter, compiled."""
 
     @staticmethod

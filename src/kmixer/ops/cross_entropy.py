@@ -12,7 +12,7 @@ from torch import Tensor
 from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.checks import FLOATS, check_tensors
-from kmixer.ops.gradients import first_order
+from kmixer.ops.gradients import HandWritten, first_order
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
@@ -44,7 +44,7 @@ def cross_entropies(
     return F.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _CrossEntropy(HandWritten):
     """Keeps the logits and two numbers per row; torch's operators keep every step as a tensor of that size."""
 
     @staticmethod

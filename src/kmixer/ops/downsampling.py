@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.ops.gradients import first_order
+from kmixer.ops.gradients import HandWritten, first_order
 from kmixer.ops.linear import MAX_WEIGHTS
 
 
@@ -72,7 +72,7 @@ def _filtered(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-class _FilterAndHalve(torch.autograd.Function):
+class _FilterAndHalve(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -91,7 +91,7 @@ class _FilterAndHalve(torch.autograd.Function):
         return grad_x, torch.stack([(grad * lag(x, taps, r)).sum((0, 1)) for r in range(taps)], dim=1)
 
 
-class _Compiled(torch.autograd.Function):
+class _Compiled(HandWritten):
     @staticmethod
     def forward(ctx: Any, tail: Tensor, x: Tensor, weight: Tensor, mixing: Tensor | None) -> Tensor:
         (b, n, d), p, taps = x.shape, tail.shape[1], weight.shape[1]

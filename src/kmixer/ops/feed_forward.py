@@ -22,7 +22,7 @@ from kmixer.ops.fused import (
     linear_dropout_add,
     linear_gelu_dropout,
 )
-from kmixer.ops.gradients import first_order
+from kmixer.ops.gradients import HandWritten, first_order
 
 Activation = Literal["gelu", "squared_relu"]
 
@@ -77,7 +77,7 @@ def _compiled(h: Tensor, norm: Tensor, up: Tensor, up_bias: Tensor, down: Tensor
     )
 
 
-class _FeedForward(torch.autograd.Function):
+class _FeedForward(HandWritten):
     """The block, compiled. What the backward needs beyond the inputs is up x and one number per row."""
 
     @staticmethod

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.native.dispatch import ELEMENTS
-from kmixer.ops.gradients import first_order
+from kmixer.ops.gradients import HandWritten, first_order
 from kmixer.ops.linear import linear_map
 
 # Elements of one dropout mask are numbered in 32 bits.
@@ -118,7 +118,7 @@ def _rows(x: Tensor) -> tuple[int, int]:
     return x.numel() // x.shape[-1], x.shape[-1]
 
 
-class _RMSNorm(torch.autograd.Function):
+class _RMSNorm(HandWritten):
     """x itself and its norm: the gradient that comes back through x is added where the norm's is made."""
 
     @staticmethod
@@ -142,7 +142,7 @@ class _RMSNorm(torch.autograd.Function):
         return dx, dweight, None
 
 
-class _Normalize(torch.autograd.Function):
+class _Normalize(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         rows, width = _rows(x)
@@ -161,7 +161,7 @@ class _Normalize(torch.autograd.Function):
         return dx, None
 
 
-class _Dropout(torch.autograd.Function):
+class _Dropout(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float, seed: int) -> Tensor:
         y = torch.empty_like(x)
@@ -177,7 +177,7 @@ class _Dropout(torch.autograd.Function):
         return dx, None, None
 
 
-class _SiluGate(torch.autograd.Function):
+class _SiluGate(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
         y = torch.empty_like(x)
@@ -194,7 +194,7 @@ class _SiluGate(torch.autograd.Function):
         return dx, dgate
 
 
-class _BiasGeluDropout(torch.autograd.Function):
+class _BiasGeluDropout(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
         y = torch.empty_like(x)
@@ -213,7 +213,7 @@ class _BiasGeluDropout(torch.autograd.Function):
         return dx, dbias, None, None
 
 
-class _BiasDropoutAdd(torch.autograd.Function):
+class _BiasDropoutAdd(HandWritten):
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
         y = torch.empty_like(residual)

@@ -19,6 +19,27 @@ INSTEAD = (
 )
 
 
+class HandWritten(torch.autograd.Function):
+    """A function with a backward of its own; without gradients it is its `forward` alone, which costs less to call.
+
+    For functions that run only where `native.usable`: nothing but autograd's backward would ask for the context.
+    """
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        return super().apply(*arguments) if torch.is_grad_enabled() else cls.forward(_Forgotten(), *arguments)
+
+
+class _Forgotten:
+    """The context of a call that no backward follows."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
+
+
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Make a hand-written backward refuse second derivatives, instead of leaving them out silently.
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kmixer import native
-from kmixer.ops.gradients import first_order
+from kmixer.ops.gradients import HandWritten, first_order
 
 # The compiled kernel keeps the matrix and its gradient in the second cache level: up to this many weights.
 MAX_WEIGHTS = 1 << 16
@@ -35,7 +35,7 @@ def linear_map(
     return F.linear(x, weight, bias)
 
 
-class _LinearMap(torch.autograd.Function):
+class _LinearMap(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         m, d = weight.shape

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.native.structures import Attention, AttentionGradients
-from kmixer.ops.gradients import first_order
+from kmixer.ops.gradients import HandWritten, first_order
 
 
 def native_attention(
@@ -28,7 +28,7 @@ def native_attention(
     return attended.transpose(1, 2)
 
 
-class _Native(torch.autograd.Function):
+class _Native(HandWritten):
     """y (b, t, h, f): the heads side by side, as the layer after attention multiplies them, without a copy."""
 
     @staticmethod
