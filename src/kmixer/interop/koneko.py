@@ -24,6 +24,7 @@ from kmixer.data.token_files import prepare_dataset
 from kmixer.data.tokenizers import ByteTokenizer, Tokenizer
 from kmixer.errors import InputError, shown, shown_name
 from kmixer.files import open_to_read
+from kmixer.layers.copy_memory import INITIAL_GATE, chosen_layers
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import ModelConfig
 from kmixer.models.model_folder import put_weights, save_config, save_weights
@@ -31,8 +32,7 @@ from kmixer.runs.integrity import RUN
 from kmixer.runs.recipe import LanguageRecipe
 from kmixer.runs.run_folder import UNKNOWN, RunFolder
 
-# The gate of the copy branch starts here, and stays where the branch is off.
-COPY_GATE_INIT = -2.1972
+# The gate of a layer's copy branch starts at `INITIAL_GATE`, and stays there where the branch is off.
 COPY_GATE_TOLERANCE = 1e-3
 
 _NORMS_AND_MLP = {
@@ -69,8 +69,10 @@ _OUTSIDE = {
     "head.up.bias": "head.up.bias",
     "head.down.weight": "head.down.weight",
 }
-# The copy branch's table exists where the branch is off too, and the tied head repeats the embedding.
-_UNUSED = ("rosa_emb.weight", "rosa_to_model.weight", "head.head.weight")
+# The copy branch's table and its map exist where the branch is off too.
+_COPIES = {"rosa_emb.weight": "copy_memory.table.weight", "rosa_to_model.weight": "copy_memory.from_table.weight"}
+_TIED = "head.head.weight"  # the tied head repeats the embedding
+_GATE = re.compile(r"stack\.blocks\.(\d+)\.mixer\.copy_gate_logit")
 
 
 def convert(
@@ -81,14 +83,15 @@ def convert(
     Returns lines that say what was taken from where.
 
     Raises:
-        InputError: a file that is not such a checkpoint or holds more than tensors, a trained copy
-            branch, tensors whose shapes disagree with the recipe, or an existing run.
+        InputError: a file that is not such a checkpoint or holds more than tensors, a copy branch that was trained
+            where the recipe has none or the other way about, tensors whose shapes disagree with the recipe, or an
+            existing run.
     """
     if not isinstance(recipe.model, ModelConfig):
         raise InputError(f"recipe {recipe.name}: Koneko's models are of kind 'k-stack'")
     decay = recipe.model.decay
     checkpoint = read_checkpoint(file)
-    tensors = translate(checkpoint["model"], recipe.model.layers, str(file))
+    tensors = translate(checkpoint["model"], recipe.model, str(file))
     place = RunFolder(out)
     place.check_free(force=force)
     model = CausalLM(recipe.model, recipe.tokenizer.vocabulary_size)
@@ -125,14 +128,15 @@ def convert(
     ]
 
 
-def translate(theirs: dict[str, Tensor], layers: int, source: str) -> dict[str, Tensor]:
+def translate(theirs: dict[str, Tensor], config: ModelConfig, source: str) -> dict[str, Tensor]:
     """Koneko's tensors under the names of `CausalLM`. Raises InputError where that cannot be done."""
+    layers = config.layers
     ours: dict[str, Tensor] = {}
     stripped = {key.removeprefix("_orig_mod.").removeprefix("module."): tensor for key, tensor in theirs.items()}
     if len(stripped) < len(theirs):
         raise InputError(f"{source}: two of its tensors have one name but for _orig_mod. and module.")
     for key, tensor in stripped.items():
-        if key in _UNUSED:
+        if key == _TIED or (key in _COPIES and config.copy_memory is None):
             continue
         name = _translate_key(key, layers)
         if name is None:
@@ -141,21 +145,48 @@ def translate(theirs: dict[str, Tensor], layers: int, source: str) -> dict[str, 
                 "with a linear or gelu head; check the recipe's model.layers"
             )
         ours[name] = tensor.float().clone()
-        gate = tensor.flatten()[0].item() if key.endswith("rho_logit") and tensor.numel() else COPY_GATE_INIT
-        if abs(gate - COPY_GATE_INIT) > COPY_GATE_TOLERANCE:
-            raise InputError(
-                f"{source}: its copy branch (ROSA) was trained ({key} is {gate:.3f}, untrained "
-                f"{COPY_GATE_INIT}); kmixer has no copy branch yet, and without it the model would be another one"
-            )
-    tied = stripped.get("head.head.weight")
+    _settle_copy_gates(ours, config, source)
+    tied = stripped.get(_TIED)
     if tied is not None and "emb.weight" in stripped and not torch.equal(tied, stripped["emb.weight"]):
         raise InputError(f"{source}: head.head.weight differs from emb.weight, so the head is not tied; unknown layout")
     return ours
 
 
+def _settle_copy_gates(ours: dict[str, Tensor], config: ModelConfig, source: str) -> None:
+    """The gates of the layers' copy branches where the recipe has them: in its copy memory, or unused in the layers.
+
+    Raises InputError where a gate was trained that the recipe leaves out, or none that it takes.
+    """
+    names = {int(match[1]): name for name in ours if (match := _GATE.fullmatch(name))}
+    trained = {
+        layer
+        for layer, name in names.items()
+        if ours[name].numel() == 1 and abs(ours[name].item() - INITIAL_GATE) > COPY_GATE_TOLERANCE
+    }
+    memory = config.copy_memory
+    chosen = () if memory is None else chosen_layers(memory.layers, config.layers)
+    if left_out := sorted(trained - set(chosen)):
+        raise InputError(
+            f"{source}: its copy branch (ROSA) was trained in K2 layers {left_out}, and the recipe has none there; "
+            "without it the model would be another one: convert it with a recipe that has model.copy_memory, such as "
+            "k-operators-copy-shakespeare"
+        )
+    if memory is None:
+        return
+    if not trained:
+        raise InputError(
+            f"{source}: its copy branch (ROSA) was not trained, and the recipe has one; convert it with a recipe "
+            "without model.copy_memory, such as k-operators-local-shakespeare"
+        )
+    if names.keys() >= set(chosen):
+        ours["copy_memory.gate_logit"] = torch.stack([ours[names[layer]].reshape(()) for layer in chosen])
+    for layer in names if not config.copy_gate else ():
+        del ours[names[layer]]
+
+
 def _translate_key(key: str, layers: int) -> str | None:
-    if key in _OUTSIDE:
-        return _OUTSIDE[key]
+    if key in _OUTSIDE or key in _COPIES:
+        return _OUTSIDE.get(key) or _COPIES[key]
     match = re.fullmatch(r"k_stack\.layers\.(0|[1-9][0-9]{0,5})\.(.+)", key)
     if match is None:
         return None

@@ -33,11 +33,12 @@ class Block(nn.Module):
 
     Args:
         mixing_norm, feed_forward_norm: a norm before each branch: (b, t, d) to (b, t, d).
-        mixer: `y, state = mixer(x, state, *extra)`, with `initial_state(batch_size, *extra)`.
+        mixer: `y, state = mixer(x, state, *extra)`, with `initial_state(batch_size, *extra)`. Where a stack has a copy
+            memory it is also given `added`, (b, t, d), for what it mixed before its last matrix.
         feed_forward: (b, t, d) to (b, t, d), position by position.
         mixing_dropout: on what the mixer adds, in training.
         drop_path: probability of leaving a branch out of an example, in training.
-        projecting: a type of mixer that ends in a matrix, with `mix(x, state, *extra)` for all before it and
+        projecting: a type of mixer that ends in a matrix, with `mix`, called as `forward` is, for all before it and
             `projection` for the matrix. Where the mixer is exactly of this type, the matrix, the dropout and the
             addition are one operation, which rounds and draws in its own way.
 
@@ -68,21 +69,28 @@ class Block(nn.Module):
         return BlockState(self.mixer.initial_state(batch_size, *extra))  # type: ignore[operator]
 
     def forward(
-        self, x: Float[Tensor, "... d"], state: BlockState | None = None, *extra: object
+        self,
+        x: Float[Tensor, "... d"],
+        state: BlockState | None = None,
+        *extra: object,
+        added: Float[Tensor, "... d"] | None = None,
     ) -> tuple[Float[Tensor, "... d"], BlockState]:
-        """The block; `extra` is handed to the mixer: the base kernel of a stack, a value embedding."""
-        x, mixed = self._add_mixed(x, None if state is None else state.mixer, extra)
+        """The block; `extra` and `added` are handed to the mixer: a base kernel, a value embedding; copied tokens."""
+        more = {} if added is None else {"added": added}
+        x, mixed = self._add_mixed(x, None if state is None else state.mixer, extra, more)
         return self._add_feed_forward(x), BlockState(mixed)
 
-    def _add_mixed(self, x: Tensor, state: State, extra: tuple[object, ...]) -> tuple[Tensor, State]:
+    def _add_mixed(
+        self, x: Tensor, state: State, extra: tuple[object, ...], more: dict[str, Tensor]
+    ) -> tuple[Tensor, State]:
         mixer = self.mixer
         x, normed = _keep(x, self.mixing_norm)
         projection = self._projection(mixer)
         if projection is not None:
-            mixed, state = mixer.mix(normed, state, *extra)  # type: ignore[operator]
+            mixed, state = mixer.mix(normed, state, *extra, **more)  # type: ignore[operator]
             dropout = self.mixing_dropout if self.training else 0.0
             return linear_dropout_add(x, mixed, projection.weight, projection.bias, dropout), state
-        mixed, state = mixer(normed, state, *extra)
+        mixed, state = mixer(normed, state, *extra, **more)
         return x + self._dropped(F.dropout(mixed, self.mixing_dropout, self.training)), state
 
     def _add_feed_forward(self, x: Tensor) -> Tensor:

@@ -115,7 +115,11 @@ class GaussianAttention(nn.Module):
         return GaussianCache(empty, empty if self.keeps_values else None, position)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], state: GaussianCache | None = None
+        self,
+        x: Float[Tensor, "b t d"],
+        state: GaussianCache | None = None,
+        *,
+        added: Float[Tensor, "b t d"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], GaussianCache]:
         check_takes_state(self.causal, state)
         start = 0 if state is None else known_position(state.position)
@@ -133,7 +137,7 @@ class GaussianAttention(nn.Module):
             y = self._attend(new, keys, values)
         kept_values = None if values is None else kept(values, self.reach)
         state = GaussianCache(kept(keys, self.reach), kept_values, state.position + x.shape[1])
-        return self.out(merge_heads(y)), state
+        return self.out(merge_heads(y, added)), state
 
     @torch.no_grad()
     def attention_weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:

@@ -75,9 +75,10 @@ def _move(
     native.call("heads_apart", together, parts, cosine, sine, row, len(apart), ctx.rotated, *ctx.shape, int(back))
 
 
-def merge_heads(y: Float[Tensor, "b h t e"]) -> Float[Tensor, "b t d"]:
-    """The slices side by side again."""
-    return y.transpose(1, 2).flatten(2)
+def merge_heads(y: Float[Tensor, "b h t e"], added: Float[Tensor, "b t d"] | None = None) -> Float[Tensor, "b t d"]:
+    """The slices side by side again, and what is `added` to them."""
+    merged = y.transpose(1, 2).flatten(2)
+    return merged if added is None else merged + added
 
 
 def check_takes_state(causal: bool, state: object) -> None:
@@ -147,9 +148,13 @@ def mask_of_each(
 
 
 def in_groups(
-    layer: Callable[[Tensor, AState], tuple[Tensor, AState]], x: Float[Tensor, "b t d"], state: AState, position: Tensor
+    layer: Callable[..., tuple[Tensor, AState]],
+    x: Float[Tensor, "b t d"],
+    state: AState,
+    position: Tensor,
+    added: Float[Tensor, "b t d"] | None,
 ) -> tuple[Tensor, AState]:
-    """`layer(x, state)` for rows at positions (b,): those that stand at one position together, then the next.
+    """`layer(x, state, added=added)` for rows at positions (b,): those at one position together, then the next.
 
     For a layer that can do no more than rows of one position at once. It reads positions from the state, so that
     torch.compile cannot hold it in one graph.
@@ -157,7 +162,10 @@ def in_groups(
     groups: dict[int, list[int]] = {}
     for row, place in enumerate(position.tolist()):
         groups.setdefault(place, []).append(row)
-    answers = [layer(x[members], rows(state, members)) for members in groups.values()]
+    answers = [
+        layer(x[members], rows(state, members), added=None if added is None else added[members])
+        for members in groups.values()
+    ]
     order = torch.tensor([row for members in groups.values() for row in members]).argsort()
     together = join([answer for _, answer in answers])
     return torch.cat([y for y, _ in answers])[order.to(x.device)], rows(together, order)

@@ -207,7 +207,11 @@ class HierarchicalAttention(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "b t d"], state: HierarchicalCache | None = None
+        self,
+        x: Float[Tensor, "b t d"],
+        state: HierarchicalCache | None = None,
+        *,
+        added: Float[Tensor, "b t d"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], HierarchicalCache]:
         check_takes_state(self.causal, state)
         start = 0 if state is None else common_position(state.position)
@@ -216,7 +220,7 @@ class HierarchicalAttention(nn.Module):
         if t == 0:
             return x, state
         if start is None:
-            return in_groups(self, x, state, state.position)
+            return in_groups(self, x, state, state.position, added)
         rows, tails = self._levels_of(x, state, start)
         queries, keys, values = [], [], []
         for level, (q, k, *new_values) in enumerate(self._project(rows, start)):
@@ -231,7 +235,7 @@ class HierarchicalAttention(nn.Module):
         kept = tuple(q[:, :, -1:].clone() for q in queries)  # views would keep all queries in memory
         caches = tuple(map(owned, keys)), tuple(map(owned, values))
         state = HierarchicalCache(*caches, kept, tails, convolution, state.position + t)
-        return self.out(merge_heads(y)), state
+        return self.out(merge_heads(y, added)), state
 
     @torch.no_grad()
     def attention_weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"] | None:

@@ -214,9 +214,11 @@ class K2Mixer(nn.Module):
         x: Float[Tensor, "b t d"],
         state: K2State | None = None,
         base_kernel: BaseKernel | None = None,
+        *,
+        added: Float[Tensor, "b t d"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], K2State]:
-        """Mix. `base_kernel` is the stack's kernel when this layer was made for a shared one."""
-        y, state = self.mix(x, state, base_kernel)
+        """Mix. `base_kernel` is the stack's kernel when this layer was made for a shared one; `added` goes to y."""
+        y, state = self.mix(x, state, base_kernel, added=added)
         return self.projection(y), state
 
     def mix(
@@ -224,11 +226,15 @@ class K2Mixer(nn.Module):
         x: Float[Tensor, "b t d"],
         state: K2State | None = None,
         base_kernel: BaseKernel | None = None,
+        *,
+        added: Float[Tensor, "b t d"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], K2State]:
         """What `forward` does, but for the last matrix."""
         y, base, state = self.branches(x, state, base_kernel)
         if base is not None:
             y = y + base
+        if added is not None:
+            y = y + added
         if self.output_gate is not None:
             y = silu_gate(y, self.output_gate(x))
         return y, state

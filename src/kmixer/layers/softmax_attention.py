@@ -128,6 +128,8 @@ class SoftmaxAttention(nn.Module):
         x: Float[Tensor, "b t d"],
         state: KeyValueCache | None = None,
         value_embedding: Float[Tensor, "b t d"] | None = None,
+        *,
+        added: Float[Tensor, "b t d"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], KeyValueCache]:
         check_takes_state(self.causal, state)
         start = 0 if state is None else known_position(state.position)
@@ -151,7 +153,7 @@ class SoftmaxAttention(nn.Module):
         else:
             y = softmax_attention(queries, keys, values.to(keys.dtype), causal=self.causal, reach=self.reach)
         cache = KeyValueCache(kept(keys, self.reach), kept(values, self.reach), state.position + t, tail)
-        return self.out(merge_heads(y)), cache
+        return self.out(merge_heads(y, added)), cache
 
     @torch.no_grad()
     def attention_weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t t"]:

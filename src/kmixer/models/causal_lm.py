@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Int
@@ -10,12 +10,15 @@ from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
+from kmixer.layers.copy_memory import CopyMemory, chosen_layers
 from kmixer.layers.linear import INITIAL_STD, linear
+from kmixer.layers.pointer import Pointer
 from kmixer.layers.roles import EMBEDDING, Role
 from kmixer.models.heads import build_head
 from kmixer.models.k_stack import KStack, ModelConfig
 from kmixer.models.transformer import Transformer, TransformerConfig, build_norm
 from kmixer.ops.fused import dropout
+from kmixer.ops.suffix_automaton import SuffixState
 from kmixer.state import State, check_state
 
 
@@ -32,13 +35,22 @@ LanguageModelConfig = Annotated[
 class Output(NamedTuple):
     """What a model returns: logits (b, t, v), or losses (b, t) in nats where targets were given."""
 
-    state: State  # of the stack, see KStack and Transformer
+    state: State  # of the stack, see KStack and Transformer; with a copy memory a `RememberingState`
     logits: Tensor | None = None
     losses: Tensor | None = None
 
 
+class RememberingState(NamedTuple):
+    """What a model with a copy memory carries: the state of its stack, and the tokens that it remembers."""
+
+    stack: State
+    memory: SuffixState
+
+
 class CausalLM(nn.Module):
     """Next-token model: embedding -> (e -> d) -> dropout -> stack -> RMSNorm -> head. Nothing encodes positions here.
+
+    With a copy memory, the mixing layers are told what followed the last time the tokens before were seen.
 
     Args:
         config: the model's configuration, whose kind says which stack: `KStack` or `Transformer`.
@@ -57,6 +69,9 @@ class CausalLM(nn.Module):
         self.stack: KStack | Transformer = (
             KStack(config) if isinstance(config, ModelConfig) else Transformer(config, vocabulary_size)
         )
+        self.copy_memory = _build_copy_memory(config, vocabulary_size)
+        pointer = config.copy_memory is not None and config.copy_memory.pointer
+        self.pointer = Pointer(config.width) if pointer else None
         self.norm = build_norm(config)
         self.head = build_head(config.head, config.width, embedding_width, vocabulary_size)
         self._initial: tuple[torch.dtype, torch.device, State] | None = None  # what states are compared with
@@ -70,7 +85,8 @@ class CausalLM(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first token of `batch_size` sequences."""
-        return self.stack.initial_state(batch_size)
+        state = self.stack.initial_state(batch_size)
+        return state if self.copy_memory is None else RememberingState(state, self.copy_memory.initial_state(batch_size))
 
     def check_state(self, state: State, batch: int) -> None:
         """Raises InputError, one line, for a state that this model did not return for a batch of this size."""
@@ -104,11 +120,36 @@ class CausalLM(nn.Module):
         embedded = self.from_embedding(self.embedding(tokens))
         if self.training:
             embedded = dropout(embedded, self.config.dropout.embedding)
-        hidden, state = self.stack(embedded, state, tokens)
+        copies = None
+        if self.copy_memory is None:
+            hidden, state = self.stack(embedded, state, tokens)
+        else:
+            stack_state, memory = (None, None) if state is None else cast("RememberingState", state)
+            copies, memory = self.copy_memory.copies(tokens, memory)
+            hidden, stack_state = self.stack(embedded, stack_state, tokens, self.copy_memory(copies))
+            state = RememberingState(stack_state, memory)
         hidden = self.norm(hidden)
         if targets is None:
-            return Output(state, logits=self.head(hidden, self.embedding.weight))
-        return Output(state, losses=self.head.losses(hidden, targets, self.embedding.weight))
+            logits = self.head(hidden, self.embedding.weight)
+            return Output(state, logits if self.pointer is None else self.pointer(logits, hidden, copies))
+        losses = self.head.losses(hidden, targets, self.embedding.weight)
+        if self.pointer is not None:
+            losses = self.pointer.losses(losses, targets, hidden, copies)
+        return Output(state, losses=losses)
+
+
+def _build_copy_memory(config: ModelConfig | TransformerConfig, vocabulary_size: int) -> CopyMemory | None:
+    settings = config.copy_memory
+    if settings is None:
+        return None
+    return CopyMemory(
+        vocabulary_size,
+        config.width,
+        chosen_layers(settings.layers, config.layers),
+        embedding_width=config.embedding_width,
+        memory=settings.memory,
+        match_length=settings.match_length,
+    )
 
 
 def check_tokens(tokens: Tensor, vocabulary_size: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -16,7 +16,7 @@ from kmixer.layers import K0, K1, K2, BaseKernel
 from kmixer.layers.block import BlockState
 from kmixer.layers.roles import LOGIT, Role
 from kmixer.models.mixers.k2 import BaseKernelConfig, DecayConfig, build_base_kernel, decay_options
-from kmixer.models.stack_config import StackConfig
+from kmixer.models.stack_config import NOTHING, StackConfig
 
 # For every refinement pass, the state of every block, both K1 among them.
 KStackState = tuple[tuple[BlockState, ...], ...]
@@ -110,22 +110,26 @@ class KStack(nn.Module):
         h: Float[Tensor, "b t d"],
         state: KStackState | None = None,
         tokens: Int[Tensor, "b t"] | None = None,
+        added: Mapping[int, Float[Tensor, "b t d"]] = NOTHING,
     ) -> tuple[Float[Tensor, "b t d"], KStackState]:
-        """All blocks, in every pass. Nothing here reads `tokens`."""
+        """All blocks, in every pass. Nothing here reads `tokens`; `added` goes to what K2 layer 0, 1, ... mixes."""
         if not self.refined:
-            h, layers = self._pass(h, state[0] if state else None)
+            h, layers = self._pass(h, state[0] if state else None, added)
             return h, (layers,)
         states = []
         for step in range(self.passes):
-            refined, layers = self._pass(h, state[step] if state else None)
+            refined, layers = self._pass(h, state[step] if state else None, added)
             h = h + self.eta() * (refined - h)
             states.append(layers)
         return h, tuple(states)
 
-    def _pass(self, h: Tensor, state: tuple[BlockState, ...] | None) -> tuple[Tensor, tuple[BlockState, ...]]:
+    def _pass(
+        self, h: Tensor, state: tuple[BlockState, ...] | None, added: Mapping[int, Tensor]
+    ) -> tuple[Tensor, tuple[BlockState, ...]]:
         states = []
         for index, (block, extra) in enumerate(self._blocks()):
-            h, block_state = block(h, state[index] if state else None, *extra)
+            # The first block is a K1, and there is no layer -1.
+            h, block_state = block(h, state[index] if state else None, *extra, added=added.get(index - 1))
             states.append(block_state)
         return self.read_out(h), tuple(states)
 

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from kmixer.config import Layers, Probability, StrictConfig, Width
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from kmixer.config import Layers, Positive, Probability, StrictConfig, Width
+from kmixer.layers.copy_memory import MatchLength, chosen_layers
 from kmixer.models.heads import HeadConfig
+
+# What a stack adds to what its layers mix where there is no copy memory.
+NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 
 
 class DropoutConfig(StrictConfig):
@@ -12,6 +23,15 @@ class DropoutConfig(StrictConfig):
     embedding: Probability = 0.0
     mlp: Probability = 0.0  # hidden units of every feed-forward layer
     residual: Probability = 0.0  # mixing branch of the mixing layers
+
+
+class CopyMemoryConfig(StrictConfig):
+    """Tells the mixing layers what followed the last time these tokens were seen; see `kmixer.layers.CopyMemory`."""
+
+    layers: Literal["all", "last", "none"] | list[Annotated[int, Field(ge=0)]] = "all"  # from 0
+    memory: Annotated[Positive, Field(multiple_of=2)] | None = None  # tokens remembered; None is all
+    match_length: MatchLength = "unused"  # what knows how long the match is
+    pointer: bool = False  # the copied token gets a share of the probability itself
 
 
 class LayersConfig(StrictConfig):
@@ -27,6 +47,13 @@ class StackConfig(LayersConfig):
 
     embedding_width: Width | None = None  # factorised embedding; None is `width`
     head: HeadConfig = HeadConfig()
+    copy_memory: CopyMemoryConfig | None = None
+
+    @model_validator(mode="after")
+    def _copies_reach_layers(self) -> Self:
+        if self.copy_memory is not None:
+            chosen_layers(self.copy_memory.layers, self.layers)
+        return self
 
     @property
     def max_positions(self) -> int | None:

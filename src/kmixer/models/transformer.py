@@ -8,6 +8,7 @@ of blocks, the windows and the value embeddings.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -25,7 +26,7 @@ from kmixer.layers.roles import LOGIT, Role
 from kmixer.layers.rotary import check_heads
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixersConfig, build_mixer
-from kmixer.models.stack_config import LayersConfig, StackConfig
+from kmixer.models.stack_config import NOTHING, LayersConfig, StackConfig
 
 # One state a block.
 TransformerState = tuple[BlockState, ...]
@@ -132,8 +133,9 @@ class Transformer(nn.Module):
         x: Float[Tensor, "b t d"],
         state: TransformerState | None = None,
         tokens: Int[Tensor, "b t"] | None = None,
+        added: Mapping[int, Float[Tensor, "b t d"]] = NOTHING,
     ) -> tuple[Float[Tensor, "b t d"], TransformerState]:
-        """All blocks. `tokens` are those of x; only value embeddings read them."""
+        """All blocks. `tokens` are those of x, for value embeddings; `added` goes to what layer 0, 1, ... mixes."""
         if self.value_embeddings and tokens is None:
             raise InputError("tokens: missing; this stack has value embeddings, which need them")
         x = first = self.input_norm(x)
@@ -143,7 +145,7 @@ class Transformer(nn.Module):
                 x = self.stream_scale[layer] * x + self.input_scale[layer] * first
             key = str(layer)
             extra = (self.value_embeddings[key](tokens),) if key in self.value_embeddings else ()
-            x, block_state = block(x, state[layer] if state else None, *extra)
+            x, block_state = block(x, state[layer] if state else None, *extra, added=added.get(layer))
             states.append(block_state)
         return x, tuple(states)
 
