@@ -29,6 +29,7 @@ CHECKED = (
     "kmixer.ops.attention.gaussian",
     "kmixer.ops.attention.hierarchical",
     "kmixer.ops.linear",
+    "kmixer.ops.suffix_automaton",
     "kmixer.layers",
     "kmixer.models.causal_lm",
     "kmixer.models.k_stack",

@@ -15,10 +15,11 @@ from kmixer.native import signatures, structures
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
 # What has a signature of its own: sizes of structures, the digest, and decoding, which prepares its arguments once.
-APART = {"decode_step", "operation_size", "sources_digest", *structures.SIZES}
+APART = {"decode_step", "operation_size", "sources_digest", "suffix_automaton_words", *structures.SIZES}
 # The letters that a C++ argument may have.
 LETTERS = {
     "const float*": "fFr", "float*": "fF", "double*": "d", "const int64_t*": "i", "const void*": "e", "void*": "e",
+    "int64_t*": "i", "int32_t*": "j",
     "float* const*": "p", "int64_t": "n", "uint32_t": "u", "int32_t": "b", "float": "x", "const Attention*": "A",
     "const AttentionGradients*": "G",
 }  # fmt: skip

@@ -19,7 +19,7 @@ from kmixer.native.structures import SIZES, Attention, AttentionGradients
 
 # Kinds of arguments, by letter. Tensors are contiguous and on a CPU:
 #   f float32   F float32 or None   r float32 or None, whose rows may lie apart   e float32 or bfloat16   d float64
-#   i int64
+#   i int64   j int32
 # and the rest as ctypes has it:
 #   n int64   u uint32   b int32   x float   p addresses of several tensors   A, G the structures of structures.py
 SIGNATURES = {
@@ -49,6 +49,9 @@ SIGNATURES = {
     "decay_forward": "fffff ff nnnn",
     "decay_backward": "fffffff fffdf nnnn",
     "heads_apart": "f p rr n nn nnnn n",
+    "suffix_matches": "iiii nnn nn",
+    "suffix_begin": "jii nnnn",
+    "suffix_step": "jiii nn",
     "hierarchical_forward": "A",
     "hierarchical_backward": "AG",
 }
@@ -146,6 +149,7 @@ _KINDS: dict[str, tuple[Any, Converter]] = {
     "e": (ctypes.c_void_p, _element),
     "d": (ctypes.c_void_p, _of_dtype(torch.float64)),
     "i": (ctypes.c_void_p, _of_dtype(torch.int64)),
+    "j": (ctypes.c_void_p, _of_dtype(torch.int32)),
     "n": (ctypes.c_int64, _as_it_is),
     "u": (ctypes.c_uint32, _as_it_is),
     "b": (ctypes.c_int32, _as_it_is),
