@@ -79,6 +79,8 @@ class CopyMemory(nn.Module):
         in_gate, in_vector = match_length in ("gate", "both"), match_length in ("embedding", "both")
         self.length_gate = nn.Parameter(torch.zeros(len(self.layers), BUCKETS)) if in_gate else None
         self.length_vector = nn.Parameter(torch.zeros(BUCKETS, width)) if in_vector else None
+        if not self.layers:  # what nobody reads is not trained
+            self.requires_grad_(False)
 
     def roles(self) -> dict[str, Role]:
         roles = {f"from_table.{name}": EMBEDDING for name, _ in self.from_table.named_parameters()}
@@ -117,7 +119,9 @@ class CopyMemory(nn.Module):
 
     def learned(self) -> dict[str, Any]:
         """The gates by layer; by length of the match too, where they know it."""
-        gates = torch.sigmoid(self.gate_logit if self.length_gate is None else self.gate_logit[:, None] + self.length_gate)
+        gates = torch.sigmoid(
+            self.gate_logit if self.length_gate is None else self.gate_logit[:, None] + self.length_gate
+        )
         return {"copy_gate": gates.tolist()}
 
 

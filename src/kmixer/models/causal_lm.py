@@ -86,7 +86,9 @@ class CausalLM(nn.Module):
     def initial_state(self, batch_size: int) -> State:
         """The state before the first token of `batch_size` sequences."""
         state = self.stack.initial_state(batch_size)
-        return state if self.copy_memory is None else RememberingState(state, self.copy_memory.initial_state(batch_size))
+        return (
+            state if self.copy_memory is None else RememberingState(state, self.copy_memory.initial_state(batch_size))
+        )
 
     def check_state(self, state: State, batch: int) -> None:
         """Raises InputError, one line, for a state that this model did not return for a batch of this size."""
