@@ -156,5 +156,5 @@ def test_bfloat16_autocast_streams(kind: str) -> None:
 
 @pytest.mark.parametrize("memory", [3, 0, -2])
 def test_a_memory_that_has_no_halves(memory: int) -> None:
-    with pytest.raises(InputError, match="copy_memory.memory: got"):
+    with pytest.raises(InputError, match=r"copy_memory\.memory: got"):
         parse({**STACK, "copy_memory": {"memory": memory}})

@@ -30,7 +30,7 @@ class Copies(NamedTuple):
     lengths: Tensor
 
 
-def bucket_of(lengths: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+def bucket_of(lengths: Int[Tensor, "*places"]) -> Int[Tensor, "*places"]:
     """The bucket of each length of a match, 0 to 10."""
     return torch.bucketize(lengths, torch.tensor(BUCKET_STARTS, device=lengths.device), right=True)
 
@@ -112,17 +112,16 @@ class CopyMemory(nn.Module):
 
     def gates(self, lengths: Int[Tensor, "b t"]) -> list[Tensor]:
         """The gate of every chosen layer: one number, or (b, t, 1) where it knows the length of the match."""
-        if self.length_gate is None:
-            return list(torch.sigmoid(self.gate_logit))
-        by_bucket = torch.sigmoid(self.gate_logit[:, None] + self.length_gate)  # (layers, buckets)
-        return list(by_bucket[:, bucket_of(lengths)].unsqueeze(-1))
+        gates = torch.sigmoid(self._gate_logits())
+        return list(gates if self.length_gate is None else gates[:, bucket_of(lengths)].unsqueeze(-1))
 
     def learned(self) -> dict[str, Any]:
         """The gates by layer; by length of the match too, where they know it."""
-        gates = torch.sigmoid(
-            self.gate_logit if self.length_gate is None else self.gate_logit[:, None] + self.length_gate
-        )
-        return {"copy_gate": gates.tolist()}
+        return {"copy_gate": torch.sigmoid(self._gate_logits()).tolist()}
+
+    def _gate_logits(self) -> Tensor:
+        """(layers,), or (layers, buckets) where the gates know the length of the match."""
+        return self.gate_logit if self.length_gate is None else self.gate_logit[:, None] + self.length_gate
 
 
 def chosen_layers(layers: Literal["all", "last", "none"] | Sequence[int], count: int) -> tuple[int, ...]:

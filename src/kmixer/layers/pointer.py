@@ -15,7 +15,7 @@ INITIAL_LOGIT = -3.0
 
 
 class Pointer(nn.Module):
-    """p = (1 - g_t) softmax(logits) + g_t onehot(c_t), g_t = sigmoid(a[bucket of l_t] + w . h_t); g_t = 0 where c_t = -1.
+    """p = (1 - g_t) softmax(logits) + g_t onehot(c_t), g_t = sigmoid(a[bucket of l_t] + w . h_t), and 0 where c_t = -1.
 
     Args:
         width: d, of the hidden vectors h that the head reads.

@@ -133,9 +133,11 @@ class CausalLM(nn.Module):
         hidden = self.norm(hidden)
         if targets is None:
             logits = self.head(hidden, self.embedding.weight)
-            return Output(state, logits if self.pointer is None else self.pointer(logits, hidden, copies))
+            if self.pointer is not None and copies is not None:
+                logits = self.pointer(logits, hidden, copies)
+            return Output(state, logits=logits)
         losses = self.head.losses(hidden, targets, self.embedding.weight)
-        if self.pointer is not None:
+        if self.pointer is not None and copies is not None:
             losses = self.pointer.losses(losses, targets, hidden, copies)
         return Output(state, losses=losses)
 
