@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kmixer.bench.copy import CopySizes
 from kmixer.bench.mixer import Shape, bench_mixer
 from kmixer.bench.operators import operator_of
 from kmixer.models.mixers.registry import CARDS
@@ -121,3 +122,13 @@ def test_a_way_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(operator.ways, "sdpa", lambda inputs, causal, window: inputs[0])
     with pytest.raises(RuntimeError, match="sdpa differs from the definition"):
         bench_mixer("gaussian", Shape(t=20, width=16, heads=2, batch=1), (None,), 1)
+
+
+def test_the_copy_memory_on_a_text(kmixer_command: Run, monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
+    monkeypatch.setattr("kmixer.cli.bench.COPY_SIZES", CopySizes(windows=2, window=30, row=80, hard=90))
+    options = ["bench", "copy", "--corpus", text_file, "--repeats", 1]
+    answer = json.loads(kmixer_command(*options, "--json").out)
+    rows = {row["what"]: row for row in answer["rows"]}
+    assert rows["text"]["token_relative_to_text"] == 1
+    assert rows["one token"]["vocabulary"] == 1 and rows["text, windows"]["rows"] == 2
+    assert "x text" in kmixer_command(*options).out

@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
+from kmixer.bench.copy import CopySizes, bench_copy
 from kmixer.bench.length import LENGTHS, LengthSpeed, bench_length, plot_length
 from kmixer.bench.measure import Roofs, roofs
 from kmixer.bench.mixer import Shape, add_peaks, bench_mixer
 from kmixer.bench.models import ModelName, Precision, bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
-from kmixer.cli.options import Json, RecipeName, Settings
+from kmixer.cli.options import DataDir, Json, RecipeName, Settings
+from kmixer.data.corpora import find_corpus
 from kmixer.errors import InputError
 from kmixer.models.mixers.registry import BASELINE, CARDS
 from kmixer.runs.environment import environment
@@ -29,6 +31,7 @@ app = typer.Typer(help="Speed and memory on this machine's CPU, beside the basel
 RECIPES = ["k-operators-v2-shakespeare", "k-operators-local-shakespeare"]
 SHAPES = [(32, 128, 256, 16), (4, 64, 2048, 2)]
 MODELS: tuple[ModelName, ...] = ("recipe", "transformer")
+COPY_SIZES = CopySizes()
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 Threads = Annotated[int, typer.Option(help="Threads of this process.")]
@@ -179,6 +182,27 @@ def mixer(
         "cache per token": "cache",
     }  # fmt: skip
     _report("mixer", roof, rows, columns, as_json)
+
+
+@app.command()
+def copy(
+    corpus: Annotated[str, typer.Option(help="The text: a corpus, a file or a folder.")] = "python-docs",
+    data_dir: DataDir = None,
+    threads: Threads = 1,
+    repeats: Repeats = 5,
+    as_json: Json = False,
+) -> None:
+    """Time the matches of the copy memory on text, and on the inputs that are hardest for them.
+
+    Example: kmixer bench copy --corpus plays
+    """
+    text = "".join(str(block) for block in find_corpus(corpus, data_dir).read())
+    roof = _start(threads)
+    columns = {
+        "section": "section", "what": "what", "rows": "rows", "t": "t", "vocabulary": "vocabulary", "ms": "seconds",
+        "tokens/s": "tokens_per_second", "x text": "token_relative_to_text",
+    }  # fmt: skip
+    _report("copy", roof, bench_copy(text, COPY_SIZES, repeats), columns, as_json)
 
 
 def _start(threads: int) -> Roofs:
