@@ -104,8 +104,16 @@ def test_every_command_has_help_with_an_example(kmixer_command: Run, command: st
     assert f"Example: kmixer {command}" in answer.out
 
 
+UNTRAINED_GATE = -2.1972
+
+
 def koneko_checkpoint(
-    path: Path, *, copy_gate: float = -2.1972, width: int = 8, layers: int = 2, vocabulary: int = 65
+    path: Path,
+    *,
+    copy_gates: tuple[float, ...] = (UNTRAINED_GATE,) * 3,
+    width: int = 8,
+    layers: int = 2,
+    vocabulary: int = 65,
 ) -> None:
     """A file with the layout of Koneko's checkpoints, as torch.compile and its optimiser leave it."""
     torch.manual_seed(0)
@@ -133,7 +141,7 @@ def koneko_checkpoint(
                 "decay_logit": torch.randn(r),
                 "alpha_logit": torch.randn(r),
                 "k_base_gate_logit": torch.randn(()),
-                "rho_logit": torch.tensor(copy_gate),
+                "rho_logit": torch.tensor(copy_gates[index - 1]),
                 "u": torch.randn(d, r),
                 "v": torch.randn(d, r),
                 "proj.weight": torch.randn(d, d),
@@ -200,13 +208,35 @@ def test_a_converted_byte_model_is_measured_on_any_text(kmixer_command: Run, tmp
     assert kmixer_command("eval", tmp_path / "run", "--window", 64).code == 0
 
 
+@pytest.mark.parametrize(("layers", "gates"), [("all", (0.5, -1.0)), ("last", (UNTRAINED_GATE, 2.0))])
+def test_a_trained_copy_branch_becomes_a_copy_memory(
+    kmixer_command: Run, corpus_of_65_characters: Path, tmp_path: Path, layers: str, gates: tuple[float, ...]
+) -> None:
+    import kmixer
+
+    koneko_checkpoint(tmp_path / "koneko.pt", copy_gates=gates)
+    options = [*CONVERT, "--set", f"data.corpus={corpus_of_65_characters}", "--set", "model.copy_gate=false"]
+    options += ["--set", f"model.copy_memory.layers={layers}", "--out", tmp_path / "run"]
+    answer = kmixer_command("convert", tmp_path / "koneko.pt", *options)
+    assert answer.code == 0, answer
+    memory = kmixer.load(tmp_path / "run").copy_memory
+    theirs = torch.load(tmp_path / "koneko.pt", weights_only=False)["model"]
+    assert torch.equal(memory.table.weight, theirs["_orig_mod.rosa_emb.weight"])
+    assert torch.equal(memory.gate_logit, torch.tensor(gates if layers == "all" else gates[1:]))
+    assert kmixer_command("eval", tmp_path / "run", "--window", 64).code == 0
+
+
 def test_checkpoints_that_do_not_fit_are_named(
     kmixer_command: Run, corpus_of_65_characters: Path, tmp_path: Path
 ) -> None:
     options = [*CONVERT, "--set", f"data.corpus={corpus_of_65_characters}", "--out", tmp_path / "run"]
     file = tmp_path / "koneko.pt"
-    koneko_checkpoint(file, copy_gate=0.3)
-    assert "its copy branch (ROSA) was trained" in kmixer_command("convert", file, *options).error()
+    koneko_checkpoint(file, copy_gates=(UNTRAINED_GATE, 0.3))
+    assert "its copy branch (ROSA) was trained in K2 layers [1]" in kmixer_command("convert", file, *options).error()
+    chosen = [*options, "--set", "model.copy_gate=false", "--set", "model.copy_memory.layers=[0]"]
+    assert "its copy branch (ROSA) was trained in K2 layers [1]" in kmixer_command("convert", file, *chosen).error()
+    koneko_checkpoint(file)
+    assert "its copy branch (ROSA) was not trained" in kmixer_command("convert", file, *chosen).error()
     koneko_checkpoint(file, width=16)
     assert "has shape (65, 16); this model needs (65, 8)" in kmixer_command("convert", file, *options).error()
     koneko_checkpoint(file, layers=3)
@@ -247,6 +277,20 @@ def test_the_released_checkpoint_reproduces_its_published_loss(
         measured = json.loads(kmixer_command("eval", tmp_path / "run", "--window", window, "--json", *data).out)
         assert measured["perplexity"] == pytest.approx(perplexity, abs=0.002)
     assert measured["loss"] == pytest.approx(1.4671, abs=0.00005)
+
+
+def test_the_released_checkpoint_with_copies_has_the_loss_of_exact_copies(
+    kmixer_command: Run, shared_data: Path, tmp_path: Path
+) -> None:
+    file = shared_data / "author-checkpoint" / "char_shakespeare_v2.pt"
+    if not file.exists():
+        pytest.skip(f"{file} is not there")
+    options = ["--recipe", "k-operators-copy-shakespeare", "--out", tmp_path / "run", "--data-dir", shared_data]
+    answer = kmixer_command("convert", file, *options)
+    assert "178,692 parameters" in answer.out, answer
+    measured = json.loads(kmixer_command("eval", tmp_path / "run", "--json", "--data-dir", shared_data).out)
+    assert measured["window"] == 2048
+    assert measured["loss"] == pytest.approx(1.4016, abs=0.0003)
 
 
 def test_a_diverged_run_ends_with_code_3(

@@ -13,7 +13,10 @@ import torch
 
 from kmixer.errors import InputError
 from kmixer.interop.koneko import read_checkpoint, translate
+from kmixer.models import ModelConfig
 from tests.cli.test_commands import koneko_checkpoint
+
+CONFIG = ModelConfig(width=8, layers=2, rank=3)
 
 
 class Reduced:
@@ -137,7 +140,10 @@ def test_many_names_of_one_tensor_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "x" * 1_000_000])
 def test_names_reach_the_terminal_quoted_and_cut(name: str, tmp_path: Path) -> None:
     torch.save(checkpoint({name: torch.zeros(3, dtype=torch.int64)}), tmp_path / "file.pt")
-    for read in (lambda: read_checkpoint(tmp_path / "file.pt"), lambda: translate({name: torch.zeros(1)}, 2, "source")):
+    for read in (
+        lambda: read_checkpoint(tmp_path / "file.pt"),
+        lambda: translate({name: torch.zeros(1)}, CONFIG, "source"),
+    ):
         with pytest.raises(InputError) as raised:
             read()
         assert len(str(raised.value)) < 700
@@ -178,4 +184,4 @@ def test_compressed_archives_are_refused(file: Path, tmp_path: Path) -> None:
 
 def test_names_that_become_one_are_refused() -> None:
     with pytest.raises(InputError, match="two of its tensors have one name"):
-        translate({"emb.weight": torch.zeros(1), "_orig_mod.emb.weight": torch.ones(1)}, 2, "source")
+        translate({"emb.weight": torch.zeros(1), "_orig_mod.emb.weight": torch.ones(1)}, CONFIG, "source")

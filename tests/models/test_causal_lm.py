@@ -172,6 +172,8 @@ LOW_RANK = ["model.base_kernel.shared=false", "model.base_kernel.kind=low_rank",
         (WT2, ["model.base_kernel.kind=none"], 3_819_207),
         ("k-operators-local-shakespeare", [], 174_468),
         ("k-operators-local-bytes", [], 186_692),
+        ("k-operators-copy-shakespeare", [], 178_692),
+        ("k-operators-copy-bytes", [], 203_140),
     ],
 )
 def test_published_numbers_of_parameters(recipe: str, settings: list[str], count: int) -> None:
