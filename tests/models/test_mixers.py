@@ -17,6 +17,7 @@ from kmixer.layers.roles import roles_of
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixerName, MixersConfig, build_mixer
 from kmixer.models.mixers.registry import CARDS
+from kmixer.state import join, rows
 from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_layer, one_at_a_time
 
 WIDTH = 12
@@ -144,6 +145,25 @@ def test_without_gradients_the_numbers_are_the_same(form: Any) -> None:
     assert all(y.requires_grad for y in followed)
     assert not any(y.requires_grad for y in unfollowed)
     assert all(torch.equal(y, other) for y, other in zip(followed, unfollowed, strict=True))
+
+
+@forms
+def test_what_is_added_goes_through_the_last_matrix_and_stays_out_of_the_state(form: Any) -> None:
+    mixer, x = make_mixer(form), inputs(20)
+    one, other = inputs(20).flip(1), inputs(20).cos()
+    y, state = mixer(x)
+    with_one, state_of_one = mixer(x, added=one)
+    assert (with_one - y).abs().max() > 1e-3
+    torch.testing.assert_close(state_of_one, state)
+    torch.testing.assert_close(mixer(x, added=one + other)[0] - with_one, mixer(x, added=other)[0] - y)
+    nothing = torch.zeros_like(x)
+    assert torch.equal(mixer(x, added=nothing)[0], y)
+    if isinstance(state, tuple) and hasattr(state, "position"):  # rows that stand at different positions
+        uneven = join([mixer(x[:1, :5])[1], mixer(x[1:])[1]])
+        both, _ = mixer(x, uneven, added=one)
+        for row in range(2):
+            alone, _ = mixer(x[row : row + 1], rows(uneven, [row]), added=one[row : row + 1])
+            torch.testing.assert_close(both[row : row + 1], alone, rtol=1e-9, atol=1e-9)
 
 
 @forms
