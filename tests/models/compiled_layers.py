@@ -16,23 +16,26 @@ import torch._dynamo
 from kmixer.models import KStack, ModelConfig, TransformerConfig
 from kmixer.models.transformer import Transformer
 
+LAYERS = 3
 
-def results(stack: Any, inputs: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+
+def results(stack: Any, inputs: list[torch.Tensor], *, copies: bool) -> list[list[torch.Tensor]]:
     found = []
     for h in inputs:
-        y, _ = stack(h)
+        y, _ = stack(h, added={layer: (h + layer).cos() for layer in range(LAYERS)} if copies else {})
         parameters = [p for p in stack.parameters() if p.requires_grad]
         found.append([y.detach(), *torch.autograd.grad(y.sin().sum(), parameters)])
     return found
 
 
 def unique_graphs(kind: str, settings: dict[str, Any]) -> int:
-    """How many programs a stack was compiled to; settings are those of its configuration, and "dtype"."""
+    """How many programs a stack was compiled to; settings are those of its configuration, "dtype" and "copies"."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     dtype = getattr(torch, settings.pop("dtype", "float32"))
-    values = {"width": 16, "layers": 3, **settings}
+    copies = settings.pop("copies", False)
+    values = {"width": 16, "layers": LAYERS, **settings}
     stack: Any
     if kind == "k-stack":
         stack = KStack(ModelConfig.parse(values, source="test"))
@@ -40,11 +43,11 @@ def unique_graphs(kind: str, settings: dict[str, Any]) -> int:
         stack = Transformer(TransformerConfig.parse({"heads": 2, **values}, source="test"))
     stack.to(dtype)
     inputs = [torch.randn(b, t, 16, dtype=dtype, requires_grad=True) for b, t in ((2, 20), (3, 33), (2, 64), (5, 71))]
-    expected = results(stack, inputs)
+    expected = results(stack, inputs, copies=copies)
     # The backward of a stack with operators of our own is traced too; that of torch's is torch's matter, and slow.
     own = kind == "k-stack" or settings["mixers"] in ("k2", "hierarchical")
     stack.compile_layers(backend="aot_eager" if own else "eager")
-    for actual, exact in zip(results(stack, inputs), expected, strict=True):
+    for actual, exact in zip(results(stack, inputs, copies=copies), expected, strict=True):
         torch.testing.assert_close(actual, exact, rtol=1e-4, atol=1e-4)
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 

@@ -20,7 +20,8 @@ def test_both_k1_layers_share_a_program_and_so_do_all_k2_layers() -> None:
     bases = [{"kind": "conv", "size": 8}, {"kind": "dense", "size": 100}, {"kind": "none"}]
     stacks: list[dict[str, Any]] = [{"rank": 4, "base_kernel": {"shared": True, **base}} for base in bases]
     stacks.append({"rank": 4, "dtype": "float64"})  # not by the compiled kernels, which are for float32
-    assert unique_graphs("k-stack", stacks) == [2] * 4
+    stacks.append({"rank": 4, "copies": True})
+    assert unique_graphs("k-stack", stacks) == [2] * 5
 
 
 def test_blocks_of_a_kind_share_a_program() -> None:
@@ -28,7 +29,7 @@ def test_blocks_of_a_kind_share_a_program() -> None:
         ({"mixers": "softmax", "softmax": {"convolution": 4}}, 1),
         # Windows have one for lengths of whole blocks, and one for the others.
         ({"mixers": "softmax", "windows": "SSL", "window": 8}, 3),
-        ({"mixers": "gaussian", "blocks": "nanochat"}, 1),
+        ({"mixers": "gaussian", "blocks": "nanochat", "copies": True}, 1),
         ({"mixers": "hierarchical"}, 1),
         ({"mixers": "k2"}, 1),
     ]
