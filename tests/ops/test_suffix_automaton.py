@@ -71,13 +71,18 @@ def same(first: tuple[Tensor, Tensor, SuffixState], second: tuple[Tensor, Tensor
 
 
 def split(
-    tokens: Tensor, sizes: list[int], memory: int | None, backend: Backend, state: SuffixState | None = None
+    tokens: Tensor,
+    sizes: list[int],
+    memory: int | None,
+    backend: Backend,
+    state: SuffixState | None = None,
+    longest: int | None = None,
 ) -> tuple[Tensor, Tensor, SuffixState]:
     """In parts of these sizes, over and over, with the state handed on."""
     copied, lengths, begin = [], [], 0
     while begin < tokens.shape[1]:
         end = begin + sizes[len(copied) % len(sizes)]
-        c, n, state = suffix_matches(tokens[:, begin:end], state, memory, backend=backend)
+        c, n, state = suffix_matches(tokens[:, begin:end], state, memory, longest=longest, backend=backend)
         copied.append(c)
         lengths.append(n)
         begin = end
@@ -96,21 +101,37 @@ def test_worked_examples(backend: Backend) -> None:
 
 @pytest.mark.parametrize("backend", FAST)
 @settings(max_examples=150)
-@given(texts, memories)
-def test_fast_ways_are_the_definition(backend: Backend, text: list[int], memory: int | None) -> None:
+@given(texts, memories, st.none() | st.integers(1, 6))
+def test_fast_ways_are_the_definition(
+    backend: Backend, text: list[int], memory: int | None, longest: int | None
+) -> None:
     tokens = torch.tensor([text])
-    exact = suffix_matches(tokens, memory=memory, backend="definition")
-    assert same(suffix_matches(tokens, memory=memory, backend=backend), exact)
+    exact = suffix_matches(tokens, memory=memory, longest=longest, backend="definition")
+    assert same(suffix_matches(tokens, memory=memory, longest=longest, backend=backend), exact)
+    assert same(split(tokens, [1], memory, backend, longest=longest), exact)
+
+
+@given(texts, st.integers(1, 6))
+def test_bounded_matches_are_the_last_tokens_of_the_longest(text: list[int], longest: int) -> None:
+    tokens = torch.tensor([text])
+    copied, lengths, _ = suffix_matches(tokens, longest=longest)
+    unbounded, whole, _ = suffix_matches(tokens)
+    assert torch.equal(lengths, whole.clamp(max=longest))
+    short = whole <= longest
+    assert torch.equal(copied[short], unbounded[short])
+    for t in (~short[0]).nonzero().flatten().tolist():
+        ends = [j for j in range(longest - 1, t) if text[j - longest + 1 : j + 1] == text[t - longest + 1 : t + 1]]
+        assert copied[0, t] == text[max(ends) + 1]
 
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("name", ADVERSARIAL)
-@pytest.mark.parametrize("memory", [None, 64])
-def test_texts_that_are_hard(name: str, memory: int | None, backend: Backend) -> None:
+@pytest.mark.parametrize(("memory", "longest"), [(None, None), (64, None), (None, 3)])
+def test_texts_that_are_hard(name: str, memory: int | None, longest: int | None, backend: Backend) -> None:
     tokens = torch.tensor([ADVERSARIAL[name]])
-    exact = suffix_matches(tokens, memory=memory, backend="definition")
-    assert same(suffix_matches(tokens, memory=memory, backend=backend), exact)
-    assert same(split(tokens, [5], memory, backend), exact)
+    exact = suffix_matches(tokens, memory=memory, longest=longest, backend="definition")
+    assert same(suffix_matches(tokens, memory=memory, longest=longest, backend=backend), exact)
+    assert same(split(tokens, [5], memory, backend, longest=longest), exact)
 
 
 @needs_kernels
@@ -286,6 +307,11 @@ def test_wrong_inputs(unchecked: None, arguments: tuple[object, ...], message: s
     with pytest.raises(InputError, match=message) as refused:
         suffix_matches(*arguments)  # type: ignore[arg-type]
     assert "\n" not in str(refused.value)
+
+
+def test_a_longest_match_of_nothing() -> None:
+    with pytest.raises(InputError, match="longest: got 0; allowed: 1 token or more"):
+        suffix_matches(TOKENS, longest=0)
 
 
 def test_a_backend_by_name(unchecked: None, monkeypatch: pytest.MonkeyPatch) -> None:

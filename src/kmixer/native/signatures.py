@@ -49,7 +49,7 @@ SIGNATURES = {
     "decay_forward": "fffff ff nnnn",
     "decay_backward": "fffffff fffdf nnnn",
     "heads_apart": "f p rr n nn nnnn n",
-    "suffix_matches": "iiii nnn nn",
+    "suffix_matches": "iiii nnnn nn",
     "suffix_begin": "jii nnnn",
     "suffix_step": "jiii nn",
     "hierarchical_forward": "A",

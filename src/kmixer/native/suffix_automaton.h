@@ -19,7 +19,7 @@ namespace {
 
 struct SuffixAutomaton {
   struct Header {
-    int32_t capacity, count, states, newest, shift, unused[11];
+    int32_t capacity, count, states, newest, shift, longest, unused[10];
   };
   struct Edge {  // all edges of a state but its first: an entry of a hash table
     int32_t state, token, target, next;  // next: entry of the next edge of the state, plus 1
@@ -57,10 +57,12 @@ struct SuffixAutomaton {
   explicit SuffixAutomaton(int32_t* buffer) { take(buffer, ((Header*)buffer)->capacity); }
 
   // A buffer of words(capacity) that remembers nothing. When `capacity` tokens are remembered, the next one drops the
-  // older half; where nothing may be dropped, the capacity is the length of the whole text.
-  SuffixAutomaton(int32_t* buffer, int64_t capacity) {
+  // older half; where nothing may be dropped, the capacity is the length of the whole text. Of matches longer than
+  // `longest`, the last so many tokens count.
+  SuffixAutomaton(int32_t* buffer, int64_t capacity, int64_t longest) {
     take(buffer, capacity);
     header->capacity = int32_t(capacity);
+    header->longest = int32_t(longest);
     header->shift = 32 - __builtin_ctzll(entries(capacity));
     clear();
   }
@@ -128,12 +130,8 @@ struct SuffixAutomaton {
     if (match && states[match].length != states[state].length + 1) match = split(match, state, token);
     states[newest].link = match;
     paths[newest] = {0, 0, match, t};
-    *length = states[match].length;
-    if (match == 0) return -1;
-    splay(match);
-    const int32_t copied = text[paths[match].end + 1];
-    end_here(match, t);
-    return copied;
+    *length = std::min(states[match].length, header->longest);
+    return match ? text[end_here(match, t) + 1] : -1;
   }
 
   // Of the strings of `longer`, those up to the length of `state` + 1 end where the newest state ends, too: they become
@@ -160,17 +158,20 @@ struct SuffixAutomaton {
     return shorter;
   }
 
-  // The states from this one up the links become one path, which ends at t.
-  METHOD void end_here(int32_t state, int32_t t) {
-    int32_t below = 0;
+  // The states from this one up the links become one path, which ends at t. Returns where the longest string of the
+  // state, or the last `longest` tokens of it, ended before.
+  METHOD int32_t end_here(int32_t state, int32_t t) {
+    int32_t below = 0, end = -1;
     for (int32_t top = state; top; top = paths[top].parent) {
       splay(top);
+      if (end < 0 && states[paths[top].parent].length < header->longest) end = paths[top].end;
       if (const int32_t rest = paths[top].right) paths[rest].end = paths[top].end;
       paths[top].right = below;
       below = top;
     }
     splay(state);
     paths[state].end = t;
+    return end;
   }
 
   METHOD bool is_root(int32_t state) const {

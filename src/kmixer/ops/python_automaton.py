@@ -12,9 +12,10 @@ from collections.abc import Iterable
 
 
 class PythonAutomaton:
-    """The automaton of a text that grows."""
+    """The automaton of a text that grows; of matches longer than `longest`, the last so many tokens count."""
 
-    def __init__(self, text: Iterable[int] = ()) -> None:
+    def __init__(self, text: Iterable[int], longest: int) -> None:
+        self.longest = longest
         self.text: list[int] = []
         self.edges: list[dict[int, int]] = [{}]
         self.links = [-1]
@@ -41,7 +42,11 @@ class PythonAutomaton:
         self.links[newest] = match
         if match == 0:
             return -1, 0
-        copied, length = self.text[self.ends[match] + 1], self.lengths[match]
+        length = min(self.lengths[match], self.longest)
+        shortest = match  # of which the last `length` tokens are a suffix
+        while self.lengths[self.links[shortest]] >= length:
+            shortest = self.links[shortest]
+        copied = self.text[self.ends[shortest] + 1]
         while match > 0:
             self.ends[match] = t
             match = self.links[match]

@@ -63,6 +63,7 @@ def suffix_matches(
     state: SuffixState | None = None,
     memory: int | None = None,
     *,
+    longest: int | None = None,
     backend: Backend = "auto",
 ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"], SuffixState]:
     """The token that followed the last time the longest repeated suffix was seen, and that suffix's length.
@@ -74,6 +75,7 @@ def suffix_matches(
         tokens: (b, t) int64 or int32, from 0 to 2^31 - 1, on any device; the computation is on the CPU.
         state: what was remembered before; of None, nothing. Rows may stand at different positions.
         memory: M, even: how many tokens are remembered at most; None: all. The same at every call with a state.
+        longest: of a longer suffix its last so many tokens count: where they last occurred, what followed them.
         backend: "auto" takes `native` where the kernels were built, and `python` elsewhere, with a warning.
 
     Returns:
@@ -81,10 +83,10 @@ def suffix_matches(
         token: of every row the p - s(p) tokens that are seen before the token at p, its position.
 
     Raises:
-        InputError: tokens of another shape, dtype or range; a memory that is odd or below 2; a state of another batch,
-            or that remembers too little; a backend that does not exist or cannot run here.
+        InputError: tokens of another shape, dtype or range; a memory that is odd or below 2; a longest match below 1; a
+            state of another batch, or that remembers too little; a backend that does not exist or cannot run here.
     """
-    _check(tokens, memory, backend)
+    _check(tokens, memory, longest, backend)
     b, t = tokens.shape
     initial = initial_state(b, tokens.device)
     if state is None:
@@ -96,7 +98,7 @@ def suffix_matches(
     _check_length(text, memory)
     if backend == "auto":
         backend = _automatic_backend()
-    copied, lengths = _BACKENDS[backend](text.cpu().contiguous(), positions, t, memory)
+    copied, lengths = _BACKENDS[backend](text.cpu().contiguous(), positions, t, memory, longest or LARGEST_TOKEN)
     after = SuffixState(_kept(text, [p + t for p in positions], memory), state.position + t)
     return copied.to(tokens.device), lengths.to(tokens.device), after
 
@@ -107,7 +109,7 @@ def remembers_from(position: int, memory: int | None) -> int:
     return max(0, (position // half - 1) * half) if half else 0
 
 
-def _check(tokens: Tensor, memory: int | None, backend: str) -> None:
+def _check(tokens: Tensor, memory: int | None, longest: int | None, backend: str) -> None:
     check_choice("backend", backend, BACKENDS)
     if backend == "native" and native.kernels() is None:
         raise InputError(
@@ -116,6 +118,8 @@ def _check(tokens: Tensor, memory: int | None, backend: str) -> None:
         )
     if memory is not None and (not isinstance(memory, int) or memory < 2 or memory % 2):
         raise InputError(f"memory: got {memory!r}; allowed: an even number from 2 on, or None to remember everything")
+    if longest is not None and longest < 1:
+        raise InputError(f"longest: got {longest}; allowed: 1 token or more, or None for matches of any length")
     if tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):
         given = f"{tuple(tokens.shape)} in {str(tokens.dtype).removeprefix('torch.')}"
         raise InputError(f"suffix_matches: got tokens {given}; allowed: (b, t) in int64 or int32")
@@ -173,52 +177,54 @@ def _warn_slow() -> None:
     )
 
 
-def _native(text: Tensor, positions: list[int], t: int, memory: int | None) -> tuple[Tensor, Tensor]:
+def _native(text: Tensor, positions: list[int], t: int, memory: int | None, longest: int) -> tuple[Tensor, Tensor]:
     before = torch.tensor([p - remembers_from(p, memory) for p in positions], dtype=torch.int64)
     copied, lengths = (torch.empty(len(text), t, dtype=torch.int64) for _ in range(2))
     sizes = (*text.shape, t, -1 if memory is None else memory)
-    native.call("suffix_matches", text, before, copied, lengths, *sizes, int(t <= FEW_NATIVE))
+    native.call("suffix_matches", text, before, copied, lengths, *sizes, longest, int(t <= FEW_NATIVE))
     return copied, lengths
 
 
-def longest_match(x: Sequence[int]) -> tuple[int, int]:
+def longest_match(x: Sequence[int], longest: int = LARGEST_TOKEN) -> tuple[int, int]:
     """The definition for the last token of x: what it copies, and the length of the match."""
     t, copied, length = len(x) - 1, -1, 0
     for j in range(t - 1, -1, -1):
         same = 0
-        while same <= j and x[j - same] == x[t - same]:
+        while same <= min(j, longest - 1) and x[j - same] == x[t - same]:
             same += 1
         if same > length:
             copied, length = x[j + 1], same
     return copied, length
 
 
-def _defined(row: list[int], position: int, t: int, memory: int | None) -> Matches:
+def _defined(row: list[int], position: int, t: int, memory: int | None, longest: int) -> Matches:
     origin = len(row) - t - position  # where position 0 stands, or would if it were remembered
     return [
-        longest_match(row[origin + remembers_from(at, memory) : origin + at + 1])
+        longest_match(row[origin + remembers_from(at, memory) : origin + at + 1], longest)
         for at in range(position, position + t)
     ]
 
 
-def _stepped(row: list[int], position: int, t: int, memory: int | None) -> Matches:
+def _stepped(row: list[int], position: int, t: int, memory: int | None, longest: int) -> Matches:
     if t <= FEW_PYTHON:
-        return _defined(row, position, t, memory)
+        return _defined(row, position, t, memory, longest)
     origin = len(row) - t - position
     begin = remembers_from(position, memory)
-    automaton = PythonAutomaton(row[origin + begin : origin + position])
+    automaton = PythonAutomaton(row[origin + begin : origin + position], longest)
     matches = []
     for at in range(position, position + t):
         if begin != remembers_from(at, memory):
             begin = remembers_from(at, memory)
-            automaton = PythonAutomaton(row[origin + begin : origin + at])
+            automaton = PythonAutomaton(row[origin + begin : origin + at], longest)
         matches.append(automaton.push(row[origin + at]))
     return matches
 
 
-def _by_row(matches: Callable[[list[int], int, int, int | None], Matches]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(text: Tensor, positions: list[int], t: int, memory: int | None) -> tuple[Tensor, Tensor]:
-        rows = [matches(row, p, t, memory) for row, p in zip(text.tolist(), positions, strict=True)]
+def _by_row(
+    matches: Callable[[list[int], int, int, int | None, int], Matches],
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(text: Tensor, positions: list[int], t: int, memory: int | None, longest: int) -> tuple[Tensor, Tensor]:
+        rows = [matches(row, p, t, memory, longest) for row, p in zip(text.tolist(), positions, strict=True)]
         both = torch.tensor(rows, dtype=torch.int64).view(len(text), t, 2)
         return both[..., 0].contiguous(), both[..., 1].contiguous()
 
