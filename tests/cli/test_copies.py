@@ -66,3 +66,23 @@ def test_a_run_without_copies_says_nothing_of_a_memory(kmixer_command: Run, reci
     assert "memory" not in json.loads(kmixer_command("eval", tmp_path / "run", "--json").out)
     assert "copy memory" not in kmixer_command("eval", tmp_path / "run").out
     assert "has no copy memory" in kmixer_command("eval", tmp_path / "run", "--memory", 64).error()
+
+
+def test_what_copies_are_worth_is_printed_and_drawn(kmixer_command: Run, copying: Path, tmp_path: Path) -> None:
+    measured = json.loads(kmixer_command("analyze", copying, "--json").out)
+    assert len(measured["copy_gate"]) == len(measured["copies"]["layers"]) == 2
+    page = kmixer_command("analyze", copying).out.splitlines()
+    header = next(i for i, line in enumerate(page) if line.startswith("copy gates by length of the match"))
+    for layer, gates in enumerate(measured["copy_gate"]):
+        assert page[header + 2 + layer].split() == [str(layer + 1), *(f"{gate:.3f}" for gate in gates)]
+    rows = [line.split() for line in page[header + 5 :] if not line.startswith("loss at")]
+    counted = [int(row[-5].replace(",", "")) for row in rows]
+    assert counted == [*(count for count in measured["copies"]["positions"] if count), sum(counted[:-1])]
+    assert float(rows[-1][-1]) == pytest.approx(float(rows[-1][-2]) - float(rows[-1][-3]), abs=2e-3)
+
+    assert kmixer_command("report", copying, "--figures", tmp_path / "figures").code == 0
+    report = (copying / "report.html").read_text()
+    for name in ("copy-gates", "copies"):
+        assert f'<figure id="{name}">' in report
+        assert (tmp_path / f"figures/{name}.png").stat().st_size > 1000
+    assert "copy gate" in report
