@@ -16,7 +16,7 @@ from torch import Tensor
 from kmixer.errors import InputError
 from kmixer.layers import BaseKernel
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig
-from kmixer.models.flops import cache_size
+from kmixer.models.flops import state_bytes
 from kmixer.ops.base_kernel import KINDS
 from kmixer.state import State, check_state, join, map_tensors, nbytes, rows, tensors
 from tests.models.test_mixers import FORMS, WIDTH, make_mixer
@@ -150,11 +150,11 @@ def test_bytes_of_a_state_are_those_that_are_counted(name: str, dtype: torch.dty
     if "windows" in STACKS[name]:
         pytest.skip("what is counted knows no windows")
     model = make_model(STACKS[name]).to(dtype)
-    a_token, constant = cache_size(model)
+    a_token, constant = state_bytes(model, dtype.itemsize)
     for b, t in ((1, 8), (3, 16)):
         state = model(inputs(b, t, tokens=True)).state
         positions = sum(tensor.nbytes for tensor in tensors(state) if tensor.dtype == torch.int64)
-        assert nbytes(state) == b * (constant + t * a_token) * dtype.itemsize + positions
+        assert nbytes(state) == b * (constant + t * a_token) + positions
 
 
 @called

@@ -149,20 +149,25 @@ class LanguageModel(CausalLM):
             self.train(was_training)
 
 
-def load(path: str | Path) -> LanguageModel:
+def load(path: str | Path, *, memory: int | None = None) -> LanguageModel:
     """Load a run folder, a model folder or a packaged model: weights, configuration, tokenizer, in evaluation mode.
 
-    Raises InputError, one line, where the folder is not a model or is damaged.
+    Args:
+        path: the folder, or the name of a packaged model.
+        memory: how many tokens its copy memory remembers, an even number; None is as it was trained.
+
+    Raises InputError, one line, where the folder is not a model or is damaged, and for a memory that does not fit it.
     """
     RunFolder(Path(path)).settle()
     folder = find_model_folder(path)
     config = read_config(folder)
     if isinstance(config.model, ClassifierConfig) or config.vocabulary_size is None:
         raise InputError(f"{folder} holds a classifier, not a language model; kmixer eval measures it")
+    settings = config.model if memory is None else config.model.with_memory(memory)
     tokenizer = load_tokenizer(folder)
     tensors, about = load_weights(folder)
     with torch.device("meta"):
-        model = LanguageModel(config.model, config.vocabulary_size, tokenizer)
+        model = LanguageModel(settings, config.vocabulary_size, tokenizer)
     put_weights(model, tensors, str(folder / WEIGHTS))
     RunFolder(folder).check_files()
     model.about = about

@@ -56,6 +56,19 @@ def test_it_is_what_training_recorded(run: Path, text_file: Path, tmp_path: Path
     assert analyze(run, corpus=str(moved)) == measured  # the same text, so its validation part
 
 
+@pytest.mark.parametrize("match_length", ["unused", "gate"])
+def test_copies_are_what_training_recorded(text_file: Path, tmp_path: Path, match_length: str) -> None:
+    values = tiny_recipe_values(text_file)
+    values["model"]["copy_memory"] = {"layers": [1], "memory": 64, "match_length": match_length}
+    train(LanguageRecipe.parse(values, source="test"), tmp_path / "copying")
+    measured, recorded = analyze(tmp_path / "copying"), best_of(tmp_path / "copying")
+    for name, values in recorded["copies"].items():
+        assert measured["copies"][name] == (pytest.approx(values) if name.startswith("loss") else values)
+    assert measured["copies"]["layers"] == [1]
+    assert sum(measured["copies"]["positions"]) > 0
+    assert measured["copy_gate"] == recorded["copy_gate"]
+
+
 def test_another_text_is_measured_as_a_whole(run: Path, text: str, tmp_path: Path) -> None:
     other, short = tmp_path / "other.txt", tmp_path / "short.txt"
     other.write_text(text[:5000])

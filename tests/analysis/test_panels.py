@@ -10,7 +10,8 @@ import pytest
 from matplotlib.axes import Axes
 
 from kmixer.analysis.figures import OVERVIEWS, PANELS, all_figures
-from kmixer.analysis.panels import attention, k2, levels, losses
+from kmixer.analysis.panels import attention, copies, k2, levels, losses
+from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm
 from tests.experiments.records import evaluation, make_record, results_of
 
@@ -38,7 +39,7 @@ def arm_of(tmp_path: Path) -> Any:
 
 def test_every_panel_has_its_own_name_and_a_caption() -> None:
     panels = [*OVERVIEWS, *PANELS]
-    assert len({panel.name for panel in panels}) == len(panels) == 15
+    assert len({panel.name for panel in panels}) == len(panels) == 17
     assert all(panel.caption.endswith(".") for panel in panels)
 
 
@@ -176,6 +177,50 @@ def test_levels_and_their_approximation(arm_of: Any) -> None:
     one_level = arm_of({"level_weights": [[[1.0]]], "levels": [measured]}, name="one")
     assert not levels.LEVEL_APPROXIMATION.applies(one_level)
     assert not levels.LEVEL_WEIGHTS.applies(one_level)
+
+
+WORTH = {
+    "layers": [0, 2],
+    "lengths": ["0", "1", "over 1"],
+    "positions": [5, 2000, 0],
+    "right": [None, 0.25, None],
+    "loss": [3.0, 2.0, None],
+    "loss_without": [3.0, 2.5, None],
+}
+
+
+def test_what_copies_are_worth_by_length_with_counts(arm_of: Any) -> None:
+    earlier = WORTH | {"right": [None, 0.1, 1.0]}
+    arm = arm_of({"copy_gate": [0.1, 0.1], "copies": earlier}, {"copy_gate": [0.2, 0.6], "copies": WORTH})
+    right, loss = copies.COPIES.draw(arm).axes
+    assert [bar.get_height() for bar in right.containers[0]] == [0.0, 0.25, 0.0]
+    assert [text.get_text() for text in right.texts] == ["5", "2,000", ""]
+    assert [text.get_text() for text in loss.get_xticklabels()] == WORTH["lengths"]
+    assert curves(loss) == [pytest.approx([3.0, 2.5, np.nan], nan_ok=True), pytest.approx([3, 2, np.nan], nan_ok=True)]
+    assert copies.COPIES.applies(arm_of({"copy_gate": [0.1, 0.1], "copies": WORTH}, name="once"))
+    assert not copies.COPIES.applies(arm_of({"gate": [0.1]}, name="none"))
+
+
+def test_copy_gates_by_layer_and_by_length_where_they_know_it(arm_of: Any) -> None:
+    arm = arm_of({"copy_gate": [0.1, 0.1], "copies": WORTH}, {"copy_gate": [0.2, 0.6], "copies": WORTH})
+    (axes,) = copies.COPY_GATES.draw(arm).axes
+    assert curves(axes) == [[0.1, 0.2], [0.1, 0.6]]
+    assert [line.get_label() for line in axes.lines] == ["layer 1", "layer 3"]
+    by_length = [{"copy_gate": [[0.1, 0.2, g], [0.4, 0.5, g]], "copies": WORTH} for g in (0.3, 0.6)]
+    over_training, at_the_end = copies.COPY_GATES.draw(arm_of(*by_length, name="by length")).axes
+    assert curves(over_training) == [pytest.approx([0.2, 0.3]), pytest.approx([0.4, 0.5])]
+    assert curves(at_the_end) == [[0.1, 0.2, 0.6], [0.4, 0.5, 0.6]]
+    assert not copies.COPY_GATES.applies(arm_of(by_length[0], name="once"))
+    none = {"copy_gate": [], "copies": WORTH | {"layers": []}}
+    assert not copies.COPY_GATES.applies(arm_of(none, none, name="a pointer alone"))
+
+
+def test_copies_that_do_not_fit_are_one_line(arm_of: Any) -> None:
+    for wrong in ({"copies": WORTH}, {"copy_gate": [0.1]}, {"copy_gate": [0.1], "copies": WORTH}):
+        with pytest.raises(InputError, match="copy_gate"):
+            arm_of(wrong, name=str(len(str(wrong)))).evaluations()
+    with pytest.raises(InputError, match=r"copies\.right: it has another length than copies\.lengths"):
+        arm_of({"copy_gate": [0.1, 0.2], "copies": WORTH | {"right": [0.5]}}, name="short").evaluations()
 
 
 def test_figures_of_several_arms_are_named_after_them(arm_of: Any) -> None:

@@ -42,6 +42,22 @@ def test_a_k_stack_keeps_its_state_whatever_the_length() -> None:
     assert found.constant_state_bytes == 6 * (4 * 64 + 7 * 64) * 2
 
 
+def test_a_copy_memory_is_a_part_and_eight_bytes_a_token(kmixer_command: Run) -> None:
+    recipe = "k-operators-copy-shakespeare"
+    parts = json.loads(kmixer_command("params", recipe, "--json").out)
+    assert parts["total"] == 178_692
+    assert parts["parts"]["copy_memory"] == (65 + 1) * 64 + 6  # the table and a gate per layer
+    everything, some = account_of(recipe), account_of(recipe, ["model.copy_memory.memory=65536"])
+    assert everything.cache_bytes_per_token == 8
+    assert some.cache_bytes_per_token == 0
+    assert some.constant_state_bytes == everything.constant_state_bytes + 8 * 65536
+    without = account_of("k-operators-local-shakespeare")
+    assert everything.constant_state_bytes == without.constant_state_bytes
+    assert everything.forward_flops == without.forward_flops  # a look-up, and a gate
+    pointer = account_of(recipe, ["model.copy_memory.pointer=true"])
+    assert pointer.parameters["pointer"] == 64 + 11
+
+
 @pytest.mark.parametrize(
     ("size", "parameters", "flops", "gka_parameters", "gka_flops"),
     [("ti", 5.72, 2.51, 4.38, 1.98), ("s", 22.05, 9.20, 16.73, 7.11), ("b", 86.57, 35.13, 65.31, 26.76)],

@@ -31,5 +31,6 @@ def test_the_commands_take_a_classifier(
     assert kmixer_command("pack", str(tmp_path / "run"), "--out", str(tmp_path / "run.tar.gz")).code == 0
     assert kmixer_command("unpack", str(tmp_path / "run.tar.gz"), "--out", str(tmp_path / "again")).code == 0
     assert json.loads(kmixer_command("eval", str(tmp_path / "again"), "--json").out) == answer
+    assert "is a classifier and has no copy memory" in kmixer_command("eval", tmp_path / "run", "--memory", 64).error()
     said = kmixer_command("generate", str(tmp_path / "run"), "--prompt", "x").error()
     assert "holds a classifier, not a language model" in said

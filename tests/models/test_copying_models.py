@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kmixer.errors import InputError
+from kmixer.layers.copy_memory import nothing_seen
 from kmixer.layers.roles import roles_of
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig
 from kmixer.models.mixers.registry import CARDS
@@ -110,6 +111,20 @@ def test_a_kept_state_is_a_snapshot(kind: str) -> None:
     expected = model(tokens[:, 20:], kept).logits
     model((tokens[:, 20:] + 1) % VOCABULARY, kept)
     assert torch.equal(model(tokens[:, 20:], kept).logits, expected)
+
+
+@kinds
+@torch.no_grad()
+def test_copies_that_are_told_are_those_that_it_makes(kind: str) -> None:
+    model, tokens = make(kind), make_tokens(40)
+    begun = model(tokens[:, :17]).state
+    expected = model(tokens[:, 17:], begun)
+    assert model.copy_memory is not None
+    told, _ = model.copy_memory.copies(tokens[:, 17:], begun.memory)
+    for copies in (told, nothing_seen(tokens[:, 17:])):
+        output = model(tokens[:, 17:], begun, copies=copies)
+        assert torch.equal(output.logits, expected.logits) == (copies is told)
+        assert all(map(torch.equal, output.state.memory, expected.state.memory))
 
 
 @kinds

@@ -11,6 +11,7 @@ import torch
 import kmixer
 from kmixer.layers.roles import roles_of
 from kmixer.models import TransformerConfig
+from kmixer.models.stack_config import CopyMemoryConfig
 from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 from kmixer.training.language import LanguageTask
 from kmixer.training.loop import train
@@ -56,6 +57,14 @@ def test_attention_to_the_whole_past_is_measured_in_windows_only(hybrid: Languag
     measured = task.final_measures(task.build_model())["validation"]
     assert [each["protocol"] for each in measured] == ["windows"] * 3
     assert [each["window"] for each in measured] == [32, 256, 1024]
+
+
+@pytest.mark.parametrize("memory", [None, 64])
+def test_a_copy_memory_without_end_is_measured_in_windows_only(hybrid: LanguageRecipe, memory: int | None) -> None:
+    model = hybrid.model.model_copy(update={"copy_memory": CopyMemoryConfig(memory=memory)})
+    task = LanguageTask(hybrid.model_copy(update={"model": model}))
+    measured = task.final_measures(task.build_model())["validation"]
+    assert [each["protocol"] for each in measured] == ["windows"] * 3 + ["stream"] * (memory is not None)
 
 
 def test_bandwidths_and_scalars_take_no_decay_and_no_matrix_optimiser(hybrid: LanguageRecipe) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from kmixer.analysis.panels import attention, k2, levels, losses
+from kmixer.analysis.panels import attention, copies, k2, levels, losses
 from kmixer.analysis.panels.drawing import ArmPanel, OverviewPanel
 from kmixer.errors import one_line
 from kmixer.experiments.arms import Arm
@@ -28,6 +28,8 @@ PANELS: tuple[ArmPanel, ...] = (
     attention.LOCALITY,
     levels.LEVEL_WEIGHTS,
     levels.LEVEL_APPROXIMATION,
+    copies.COPY_GATES,
+    copies.COPIES,
     attention.CLASS_TOKEN,
     losses.NORMS,
 )

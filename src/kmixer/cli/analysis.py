@@ -26,7 +26,7 @@ def analyze(
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Measure what a model's weights learned: decays and shares, bandwidths and locality, loss by position.
+    """Measure what a model's weights learned: decays and shares, bandwidths and locality, copies, loss by position.
 
     Example: kmixer analyze runs/shakespeare-quick-seed42 --json
     """
@@ -42,6 +42,8 @@ def analyze(
         _print_attention(measured)
     if "levels" in measured:
         _print_levels(measured)
+    if "copies" in measured:
+        _print_copies(measured["copies"], measured["copy_gate"])
     if "class_token" in measured:
         _print_class_token(measured["class_token"]["rollout"])
     losses = measured.get("loss_by_position", [])
@@ -87,6 +89,34 @@ def _print_levels(measured: dict[str, Any]) -> None:
             for level, heads in enumerate(levels[name]):
                 what = f"levels 0 to {level}" if name in ("fit_error", "remainder") else f"level {level}"
                 print(f"       {name.replace('_', ' ')}, {what}: " + "  ".join(f"{value:.3f}" for value in heads))
+
+
+def _print_copies(copies: dict[str, Any], gates: list[Any]) -> None:
+    """Gates: one line, or one per layer where they know the length of the match; what copies are worth by length."""
+    lengths, by_length = copies["lengths"], bool(gates) and isinstance(gates[0], list)
+    if gates and not by_length:
+        shown = zip(copies["layers"], gates, strict=True)
+        print("copy gates by layer " + "  ".join(f"{layer + 1}: {gate:.3f}" for layer, gate in shown))
+    if by_length:
+        print("copy gates by length of the match, a line per layer:")
+        print("       " + "".join(f"{name:>8}" for name in lengths))
+        for layer, row in zip(copies["layers"], gates, strict=True):
+            print(f"{layer + 1:>5}  " + "".join(f"{gate:8.3f}" for gate in row))
+    print("length of match  positions  copy is next    loss  without copies   worth")
+    columns = [copies[name] for name in ("positions", "right", "loss", "loss_without")]
+    rows = list(zip(lengths, *columns, strict=True))
+    if sum(copies["positions"]):
+        rows.append(("all", sum(copies["positions"]), *(_mean(values, copies["positions"]) for values in columns[1:])))
+    for name, count, right, loss, without in rows:
+        if count:
+            share = "-" if right is None else f"{right:.1%}"
+            print(f"{name:>15}  {count:>9,}  {share:>12}  {loss:6.3f}  {without:14.3f}  {without - loss:+6.3f}")
+
+
+def _mean(values: list[float | None], counts: list[int]) -> float | None:
+    """Of all positions that have a value, from the means of so many."""
+    known = [(value, count) for value, count in zip(values, counts, strict=True) if value is not None and count]
+    return sum(value * count for value, count in known) / sum(count for _, count in known) if known else None
 
 
 def _print_class_token(rollouts: list[list[float]]) -> None:

@@ -32,6 +32,9 @@ def evaluate(
         Literal["windows", "stream"], typer.Option(help="Windows with the state reset, or one stream.")
     ] = "windows",
     window: Annotated[int | None, typer.Option(help="Tokens per window; default: the recipe's, or 1024.")] = None,
+    memory: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Another memory for a model that copies; an even number.")
+    ] = None,
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -47,7 +50,7 @@ def evaluate(
         raise InputError("--window goes with --protocol windows; a stream has none")
     check_one_text(text, corpus)
     if text is not None:
-        model = load(run)
+        model = load(run, memory=memory)
         _report(
             text if text != "-" else "standard input",
             model,
@@ -59,9 +62,11 @@ def evaluate(
     if not folder.exists() and str(run) in packaged_models():
         raise InputError(f"{run} has no data beside it; give a text: kmixer eval {run} --text FILE")
     if isinstance(folder.read_recipe(), ClassificationRecipe):
+        if memory is not None:
+            raise InputError(f"memory: got {memory}; {run} is a classifier and has no copy memory, leave it out")
         _evaluate_classifier(run, corpus, as_json, data_dir)
         return
-    model = load(run)
+    model = load(run, memory=memory)
     assert model.tokenizer is not None
     recipe, split = held_out(folder, model.tokenizer, corpus, data_dir)
     result = measure(model, split, protocol, window or recipe.evaluation_window)
@@ -75,11 +80,14 @@ def _of_text(run: RunFolder, model: LanguageModel, source: str, protocol: Protoc
 
 
 def _report(what: str, model: LanguageModel, result: Evaluation, as_json: bool) -> None:
+    copying = model.config.copy_memory
     if as_json:
-        print(json.dumps(result.to_json()))
+        print(json.dumps(result.to_json() | ({} if copying is None else {"memory": copying.memory})))
         return
     assert model.tokenizer is not None
     where = f"windows of {result.window}, state reset" if result.window else "one stream, state carried"
+    if copying is not None:
+        where += f", copy memory of {'all' if copying.memory is None else f'{copying.memory:,}'} tokens"
     print(f"{what}, {result.tokens:,} tokens, {where}")
     print(f"cross-entropy       {result.loss:.4f} nats per token")
     if result.perplexity is not None:

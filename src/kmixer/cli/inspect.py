@@ -131,7 +131,10 @@ def flops(recipe: RecipeName, settings: Settings = None, beside: Beside = None, 
         print(f"{label:28}" + "".join(f"{cell(each):>20}" for each in accounts.values()))
     positions = " and ".join(str(count) for count in dict.fromkeys(each.positions for each in accounts.values()))
     print(f"* as papers count at {positions} positions: 3 forward passes, every position against all keys of its layer")
-    print("** what a position really sees. State and cache in bfloat16; a layer's cache ends at its window.")
+    print(
+        "** what a position really sees. State and cache in bfloat16, remembered tokens in int64; a layer's cache ends "
+        "at its window."
+    )
 
 
 def account_of(recipe: str, settings: list[str] | None = None) -> Account:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kmixer.experiments.arms import Arm
 from kmixer.experiments.statistics import summarize
 from kmixer.experiments.tables import with_deviation
@@ -33,6 +35,7 @@ COLUMNS = (
     Column("decay", "decay", list[list[float]], chain.from_iterable, 4),
     Column("eta", "eta", float, lambda eta: [eta], 4),
     Column("last residual", "residuals", list[float], lambda residuals: residuals[-1:], 4),
+    Column("copy gate", "copy_gate", list[float] | list[list[float]], lambda gates: np.ravel(gates).tolist(), 3),
     Column("sigma", "sigma", list[list[float]], chain.from_iterable, 2),
     Column(
         "effective keys",

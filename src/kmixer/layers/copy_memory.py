@@ -30,6 +30,11 @@ class Copies(NamedTuple):
     lengths: Tensor
 
 
+def nothing_seen(tokens: Int[Tensor, "b t"]) -> Copies:
+    """What is told of tokens none of which was seen before."""
+    return Copies(torch.full_like(tokens, -1, dtype=torch.int64), torch.zeros_like(tokens, dtype=torch.int64))
+
+
 def bucket_of(lengths: Int[Tensor, "*places"]) -> Int[Tensor, "*places"]:
     """The bucket of each length of a match, 0 to 10."""
     return torch.bucketize(lengths, torch.tensor(BUCKET_STARTS, device=lengths.device), right=True)

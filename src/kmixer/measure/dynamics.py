@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kmixer.layers.measured import Learned, Levels, TwoBranches
+from kmixer.measure.copies import measure_copies
 from kmixer.measure.levels import measure_levels
 from kmixer.measure.locality import attention_weights, inputs_of, measure_locality
 from kmixer.models.causal_lm import CausalLM
@@ -36,7 +37,9 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
         "base_kernel", one list a kernel: mean weight by lag. Of a refined stack "eta" and "residuals", one
         a refinement step: |K(h) - h| / |h|. "sigma", bandwidths of the heads of each Gaussian layer;
         "level_weights", of the levels in every head of each hierarchical layer, and "levels", see `measure_levels`.
-        Of the attention layers "locality", see `measure_locality`. What a model does not have is left out.
+        Of the attention layers "locality", see `measure_locality`. Of a copy memory "copy_gate", of every layer that
+        takes copies, by length of the match where the gate knows it, and "copies", see `measure_copies`. What a model
+        does not have is left out.
     """
     stack = model.stack
     recorder = None
@@ -47,6 +50,9 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
         recorder.remove()
         found["eta"] = float(stack.eta())
         found["residuals"] = recorder.residuals
+    if model.copy_memory is not None:
+        (found["copy_gate"],) = found["copy_gate"]  # one module has those of all layers
+        found["copies"] = measure_copies(model, tokens)
     return found
 
 

@@ -9,11 +9,8 @@ import torch
 
 from kmixer.models.causal_lm import CausalLM, LanguageModelConfig, count_parameters
 from kmixer.models.classifiers import ClassifierConfig, build_classifier, count_example_flops
-from kmixer.models.flops import cache_size, count_flops, matrix_parameters
+from kmixer.models.flops import count_flops, matrix_parameters, state_bytes
 from kmixer.models.vision import VisionConfig
-
-# Bytes of a number in a cache: bfloat16.
-CACHE_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,9 @@ class Account:
     forward_flops: float  # a unit; of causal attention, each position against the keys it sees
     training_flops: float  # a unit, as papers count: three forward passes, every position against all keys
     trained_units: int  # of the whole training
-    cache_bytes_per_token: int  # bfloat16, while no window is full; a mean, rounded
-    constant_state_bytes: int  # bfloat16, whatever the length
+    # Of bfloat16, and of the tokens that a copy memory remembers, int64.
+    cache_bytes_per_token: int  # while no window is full; a mean, rounded
+    constant_state_bytes: int  # whatever the length
 
     @property
     def total_parameters(self) -> int:
@@ -48,7 +46,7 @@ def account_language(config: LanguageModelConfig, vocabulary_size: int, *, windo
     """The costs of a language model for sequences of `window` tokens and a training of `tokens` tokens."""
     with torch.device("meta"):
         model = CausalLM(config, vocabulary_size)
-    a_token, constant = cache_size(model)
+    a_token, constant = state_bytes(model)
     return Account(
         unit="token",
         parameters=count_parameters(model),
@@ -57,8 +55,8 @@ def account_language(config: LanguageModelConfig, vocabulary_size: int, *, windo
         forward_flops=count_flops(model, window),
         training_flops=3 * count_flops(model, window, every_key=True),
         trained_units=tokens,
-        cache_bytes_per_token=round(CACHE_BYTES * a_token),
-        constant_state_bytes=CACHE_BYTES * constant,
+        cache_bytes_per_token=round(a_token),
+        constant_state_bytes=constant,
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.copy_memory import CopyMemory, chosen_layers
+from kmixer.layers.copy_memory import Copies, CopyMemory, chosen_layers
 from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.layers.pointer import Pointer
 from kmixer.layers.roles import EMBEDDING, Role
@@ -107,14 +107,17 @@ class CausalLM(nn.Module):
         tokens: Int[Tensor, "b t"],
         state: State = None,
         targets: Int[Tensor, "b t"] | None = None,
+        *,
+        copies: Copies | None = None,
     ) -> Output:
         """Logits of the next token at every position, and the state after the last.
 
         `model(tokens)` equals `model(tokens[:, :k])` followed by `model(tokens[:, k:], state)` for
-        every k. With `targets`, the cross-entropy of each target takes the place of the logits.
+        every k. With `targets`, the cross-entropy of each target takes the place of the logits. `copies` are told in
+        the place of those that the copy memory makes of the tokens, which it remembers all the same.
 
-        Raises InputError past the window of a model whose base kernel has one, for tokens outside the vocabulary, and
-        for a state that is not of this model and batch.
+        Raises InputError past the window of a model whose base kernel has one, for tokens outside the vocabulary, for
+        a state that is not of this model and batch, and for copies that no copy memory takes.
         """
         check_tokens(tokens, self.vocabulary_size)
         if state is not None:
@@ -122,12 +125,14 @@ class CausalLM(nn.Module):
         embedded = self.from_embedding(self.embedding(tokens))
         if self.training:
             embedded = dropout(embedded, self.config.dropout.embedding)
-        copies = None
         if self.copy_memory is None:
+            if copies is not None:
+                raise InputError("copies: got some; this model has no copy memory, leave them out")
             hidden, state = self.stack(embedded, state, tokens)
         else:
             stack_state, memory = (None, None) if state is None else cast("RememberingState", state)
-            copies, memory = self.copy_memory.copies(tokens, memory)
+            remembered, memory = self.copy_memory.copies(tokens, memory)
+            copies = remembered if copies is None else copies
             hidden, stack_state = self.stack(embedded, stack_state, tokens, self.copy_memory(copies))
             state = RememberingState(stack_state, memory)
         hidden = self.norm(hidden)

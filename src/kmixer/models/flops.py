@@ -15,13 +15,17 @@ from kmixer.models.k_stack import KStack
 from kmixer.models.mixers.choice import mixers_in
 from kmixer.models.mixers.cost import linear_operations
 
+# Bytes of a number of a state, bfloat16, and of a token that is remembered, int64.
+NUMBER_BYTES, TOKEN_BYTES = 2, 8
+
 
 def count_flops(model: CausalLM, window: int, *, every_key: bool = False) -> float:
     """Operations of the forward pass a token, averaged over the positions of a window.
 
     Counted: matrix products, the decay path as its recurrence (6 r d), base kernels and attention
-    below the diagonal. Not counted: norms, activations, additions, look-ups, and all but the first
-    band of an adaptive head. A training step takes three times as many.
+    below the diagonal, of a copy memory the product after its table and a pointer's dot product.
+    Not counted: norms, activations, additions, look-ups in tables, and all but the first band of an
+    adaptive head. A training step takes three times as many.
 
     Args:
         model: the model; one on the meta device will do.
@@ -31,7 +35,9 @@ def count_flops(model: CausalLM, window: int, *, every_key: bool = False) -> flo
     """
     stack, head = model.stack, model.head
     inside = _passes(stack) * operations(stack, window, *_handed_to_mixers(stack), every_key=every_key)
-    outside = linear_operations(model.from_embedding)
+    outside = linear_operations(model.from_embedding) + linear_operations(model.copy_memory)
+    if model.pointer is not None:
+        outside += 2 * model.pointer.direction.numel()
     outside += linear_operations(head.softmax.head if isinstance(head, AdaptiveHead) else head)
     if isinstance(head, LinearHead):
         outside += 2 * model.embedding.weight.numel()
@@ -53,15 +59,23 @@ def matrix_parameters(module: nn.Module) -> int:
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
-def cache_size(model: CausalLM) -> tuple[float, int]:
-    """Numbers a sequence's state holds: (a token more, in all layers that keep it; whatever the length).
+def state_bytes(model: CausalLM, number_bytes: int = NUMBER_BYTES) -> tuple[float, int]:
+    """Bytes of a sequence's state: (a token more, in all layers that keep it; whatever the length).
 
-    Layers with a window keep their tokens only for as long as it reaches.
+    Layers with a window keep their tokens only for as long as it reaches. A copy memory of M tokens is counted at its
+    fullest, 8 M bytes; one without end grows by 8 bytes a token. Counts of positions are left out.
+
+    Args:
+        model: the model; one on the meta device will do.
+        number_bytes: of a number that is no token.
     """
     stack = model.stack
     numbers = [card.state_numbers(layer, *_handed_to_mixers(stack)) for card, layer in mixers_in(stack)]
-    a_token, constant = (sum(column) for column in zip(*numbers, strict=True))
-    return _passes(stack) * a_token, _passes(stack) * int(constant)
+    a_token, constant = (_passes(stack) * number_bytes * sum(column) for column in zip(*numbers, strict=True))
+    if model.copy_memory is not None:
+        a_token += 0 if model.copy_memory.memory else TOKEN_BYTES
+        constant += TOKEN_BYTES * (model.copy_memory.memory or 0)
+    return a_token, int(constant)
 
 
 def _passes(stack: nn.Module) -> int:

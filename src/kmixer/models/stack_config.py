@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kmixer.config import Layers, Positive, Probability, StrictConfig, Width
+from kmixer.errors import InputError
 from kmixer.layers.copy_memory import MatchLength, chosen_layers
 from kmixer.models.heads import HeadConfig
 
@@ -55,6 +56,17 @@ class StackConfig(LayersConfig):
             chosen_layers(self.copy_memory.layers, self.layers)
         return self
 
+    def with_memory(self, memory: int) -> Self:
+        """The same, with a copy memory of another size; its weights fit, as none of them depends on it.
+
+        Raises InputError for a size that has no halves, and where there is no copy memory.
+        """
+        if self.copy_memory is None:
+            raise InputError(f"memory: got {memory}; this model has no copy memory, leave it out")
+        if memory < 2 or memory % 2:
+            raise InputError(f"memory: got {memory}; allowed: an even number of tokens from 2 on")
+        return self.model_copy(update={"copy_memory": self.copy_memory.model_copy(update={"memory": memory})})
+
     @property
     def max_positions(self) -> int | None:
         """Positions a sequence may have; None where the model streams for ever."""
@@ -68,4 +80,4 @@ class StackConfig(LayersConfig):
     @property
     def state_grows(self) -> bool:
         """Whether a stream needs ever more memory and time a position."""
-        return False
+        return self.copy_memory is not None and self.copy_memory.memory is None

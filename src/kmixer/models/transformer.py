@@ -84,7 +84,8 @@ class TransformerConfig(BlocksConfig, StackConfig):
 
     @property
     def state_grows(self) -> bool:
-        return any(self.card_of(layer).state_grows and self.window_of(layer) is None for layer in range(self.layers))
+        grows = (self.card_of(layer).state_grows and self.window_of(layer) is None for layer in range(self.layers))
+        return super().state_grows or any(grows)
 
 
 class Transformer(nn.Module):

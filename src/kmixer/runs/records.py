@@ -175,6 +175,24 @@ class Locality(Record, extra="allow"):
     self_weight: PerHead | None = None
 
 
+class Copies(Record, extra="allow"):
+    """What a copy memory is worth, a number for every bucket of lengths of matches."""
+
+    layers: list[Count]  # that take copies
+    lengths: Annotated[list[str], Field(min_length=1)]  # as the buckets are called
+    positions: list[Count]
+    right: list[Number | None]
+    loss: list[Number | None]
+    loss_without: list[Number | None]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name in ("positions", "right", "loss", "loss_without"):
+            if len(getattr(self, name)) != len(self.lengths):
+                raise ValueError(f"copies.{name}: it has another length than copies.lengths")
+        return self
+
+
 class Dynamics(Record, extra="allow"):
     """What an evaluation recorded of a model, see `kmixer.measure.dynamics`; mixers of others may record more."""
 
@@ -189,6 +207,8 @@ class Dynamics(Record, extra="allow"):
     locality: Locality | None = None
     level_weights: PerLevel | None = None
     levels: Annotated[list[Levels], Field(min_length=1)] | None = None
+    copy_gate: list[Number] | PerHead | None = None  # by layer, and by length of the match where the gate knows it
+    copies: Copies | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -203,6 +223,12 @@ class Dynamics(Record, extra="allow"):
             raise ValueError("levels without level_weights")
         if self.levels is not None and self.level_weights is not None and len(self.levels) != len(self.level_weights):
             raise ValueError("levels and level_weights are of different layers")
+        if (self.copies is None) != (self.copy_gate is None):
+            raise ValueError("copies without copy_gate")
+        if self.copies is not None and self.copy_gate is not None:
+            layers, lengths = len(self.copies.layers), len(self.copies.lengths)
+            if shape_of(self.copy_gate) not in ((layers,), (layers, lengths)):
+                raise ValueError("copy_gate and copies are of different layers or lengths")
         return self
 
 
