@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.copy_memory import BUCKETS, Copies, CopyMemory, MatchLength, bucket_of, chosen_layers
+from kmixer.layers.copy_memory import BUCKETS, Copies, CopyMemory, MatchLength, bucket_of, chosen_layers, nothing_seen
 from kmixer.layers.pointer import Pointer
 from kmixer.ops.suffix_automaton import suffix_matches
 
@@ -76,6 +76,22 @@ def test_gradients(match_length: MatchLength, embedding_width: int | None) -> No
         return tuple(outputs.values())
 
     assert torch.autograd.gradcheck(added, tuple(memory.parameters()))
+
+
+def test_a_second_memory_is_one_of_shorter_matches_beside_the_first() -> None:
+    memory, tokens = make("gate", second=2), repeating(60)
+    assert memory.second is not None
+    copies, state = memory.copies(tokens)
+    copied, lengths, _ = suffix_matches(tokens, longest=2)
+    assert copies.second is not None
+    assert torch.equal(copies.second.tokens, copied)
+    assert torch.equal(copies.second.lengths, lengths)
+    assert torch.equal(state.tokens[..., 0], tokens)
+    alone, beside = memory.second(copies.second), memory(copies)
+    first = memory(copies._replace(second=nothing_seen(tokens)))
+    silent = memory.second(nothing_seen(tokens))
+    for layer in (0, 2):
+        torch.testing.assert_close(beside[layer], first[layer] - silent[layer] + alone[layer])
 
 
 def test_a_token_without_a_match_has_the_first_row_of_the_table() -> None:

@@ -39,6 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "head": {"kind": "untied"},
         "copy_memory": {"pointer": True, "match_length": "embedding", "memory": 40},
     },
+    "a second memory": {**STACK, "copy_memory": {"memory": 40, "match_length": "gate", "second": 2}},
     "a pointer alone": {**STACK, "copy_memory": {"layers": "none", "pointer": True}},
     **{
         f"{name} blocks": {**BLOCKS, "mixers": name, "copy_memory": {"memory": 10, "match_length": "gate"}}

@@ -24,10 +24,14 @@ BUCKETS = len(BUCKET_STARTS) + 1
 
 
 class Copies(NamedTuple):
-    """The tokens (b, t) that may follow next, -1 where nothing was seen before, and how long their matches are."""
+    """The tokens (b, t) that may follow next, -1 where nothing was seen before, and how long their matches are.
+
+    `second` has those of the second memory, where there is one.
+    """
 
     tokens: Tensor
     lengths: Tensor
+    second: Copies | None = None
 
 
 def nothing_seen(tokens: Int[Tensor, "b t"]) -> Copies:
@@ -57,6 +61,9 @@ class CopyMemory(nn.Module):
         embedding_width: e; None is d.
         memory: how many tokens are remembered, an even number; None remembers all. See `suffix_matches`.
         match_length: what knows how long the match is: the gate, the vector, both or neither.
+        longest: of longer matches the last so many tokens count; None: matches of any length.
+        second: m, for a second memory beside this one, of the longest match of at most m tokens, with a table and gates
+            of its own; what both make is added.
 
     Raises InputError for a `match_length` that is not one of these.
 
@@ -72,10 +79,12 @@ class CopyMemory(nn.Module):
         embedding_width: int | None = None,
         memory: int | None = None,
         match_length: MatchLength = "unused",
+        second: int | None = None,
+        longest: int | None = None,
     ) -> None:
         super().__init__()
         check_choice("match_length", match_length, get_args(MatchLength))
-        self.layers, self.memory = tuple(layers), memory
+        self.layers, self.memory, self.longest = tuple(layers), memory, longest
         e = embedding_width or width
         self.table = nn.Embedding(vocabulary_size + 1, e)
         nn.init.normal_(self.table.weight, std=INITIAL_STD)
@@ -84,6 +93,10 @@ class CopyMemory(nn.Module):
         in_gate, in_vector = match_length in ("gate", "both"), match_length in ("embedding", "both")
         self.length_gate = nn.Parameter(torch.zeros(len(self.layers), BUCKETS)) if in_gate else None
         self.length_vector = nn.Parameter(torch.zeros(BUCKETS, width)) if in_vector else None
+        self.second: CopyMemory | None = None
+        if second is not None:
+            options = {"embedding_width": embedding_width, "memory": memory, "match_length": match_length}
+            self.second = CopyMemory(vocabulary_size, width, layers, longest=second, **options)  # type: ignore[arg-type]
         if not self.layers:  # what nobody reads is not trained
             self.requires_grad_(False)
 
@@ -102,13 +115,20 @@ class CopyMemory(nn.Module):
 
     def copies(self, tokens: Int[Tensor, "b t"], state: SuffixState | None = None) -> tuple[Copies, SuffixState]:
         """What may follow each of the tokens, and the state after the last; integers, without gradients."""
-        copied, lengths, state = suffix_matches(tokens, state, self.memory)
-        return Copies(copied, lengths), state
+        second = None if self.second is None else self.second.copies(tokens, state)[0]
+        copied, lengths, state = suffix_matches(tokens, state, self.memory, longest=self.longest)
+        return Copies(copied, lengths, second), state
 
     def forward(self, copies: Copies) -> dict[int, Float[Tensor, "b t d"]]:
         """What is added to what a layer mixes, by the number of the layer."""
+        if not self.layers:
+            return {}
         vectors = self.vectors(copies)
-        return {layer: gate * vectors for layer, gate in zip(self.layers, self.gates(copies.lengths), strict=True)}
+        added = {layer: gate * vectors for layer, gate in zip(self.layers, self.gates(copies.lengths), strict=True)}
+        if self.second is None:
+            return added
+        more = self.second(copies.second or nothing_seen(copies.tokens))
+        return {layer: added[layer] + more[layer] for layer in self.layers}
 
     def vectors(self, copies: Copies) -> Float[Tensor, "b t d"]:
         """R above."""

@@ -158,6 +158,7 @@ def _build_copy_memory(config: ModelConfig | TransformerConfig, vocabulary_size:
         embedding_width=config.embedding_width,
         memory=settings.memory,
         match_length=settings.match_length,
+        second=settings.second,
     )
 
 

@@ -32,6 +32,7 @@ class CopyMemoryConfig(StrictConfig):
     layers: Literal["all", "last", "none"] | list[Annotated[int, Field(ge=0)]] = "all"  # from 0
     memory: Annotated[Positive, Field(multiple_of=2)] | None = None  # tokens remembered; None is all
     match_length: MatchLength = "unused"  # what knows how long the match is
+    second: Positive | None = None  # a second memory beside it, of the longest match of at most so many tokens
     pointer: bool = False  # the copied token gets a share of the probability itself
 
 
