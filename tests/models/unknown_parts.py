@@ -35,7 +35,7 @@ def by_a_replaced_forward(model: nn.Module, name: str) -> None:
     """Another `forward` of this one module, as accelerate's hooks have it."""
     part = model.get_submodule(name)
     forward = part.forward
-    part.forward = lambda *given: _bent(forward(*given))  # type: ignore[method-assign]
+    part.forward = lambda *given, **more: _bent(forward(*given, **more))  # type: ignore[method-assign]
 
 
 def by_a_subclass(model: nn.Module, name: str) -> None:
@@ -43,7 +43,9 @@ def by_a_subclass(model: nn.Module, name: str) -> None:
     part = model.get_submodule(name)
     kind = type(part)
     part.__class__ = type(
-        f"Bent{kind.__name__}", (kind,), {"forward": lambda self, *given: _bent(kind.forward(self, *given))}
+        f"Bent{kind.__name__}",
+        (kind,),
+        {"forward": lambda self, *given, **more: _bent(kind.forward(self, *given, **more))},
     )
 
 
