@@ -102,4 +102,18 @@ void suffix_step(int32_t* buffers, const int64_t* tokens, int64_t* copied, int64
   });
 }
 
+// text (rows, width): at its end the last counts[row] tokens that a row remembers, before them zeros.
+void suffix_text(int32_t* buffers, const int64_t* counts, int64_t* text, int64_t rows, int64_t words, int64_t width,
+                 int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t row = begin; row < end; ++row) {
+      const SuffixAutomaton automaton(buffers + row * words);
+      const int32_t* last = automaton.text + automaton.header->count - counts[row];
+      int64_t* to = text + (row + 1) * width - counts[row];
+      std::memset(text + row * width, 0, sizeof(int64_t) * (width - counts[row]));
+      for (int64_t i = 0; i < counts[row]; ++i) to[i] = last[i];
+    }
+  });
+}
+
 }  // extern "C"
