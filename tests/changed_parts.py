@@ -15,6 +15,8 @@ def change(part: nn.Module) -> None:
 
     def forward(self: nn.Module, *arguments: Any, **more: Any) -> Any:
         answer = kind.forward(self, *arguments, **more)
+        if isinstance(answer, dict):
+            return {key: value * CHANGE for key, value in answer.items()}
         return answer * CHANGE if isinstance(answer, Tensor) else (answer[0] * CHANGE, *answer[1:])
 
     part.__class__ = type(f"Changed{kind.__name__}", (kind,), {"forward": forward})

@@ -20,7 +20,9 @@ Way = Callable[[nn.Module, str], None]
 
 
 def _bent(output: Any) -> Any:
-    """The output, or the first of several; not in proportion, which a norm behind it would undo."""
+    """The output, or the first of several, or all by name; not in proportion, which a norm behind it would undo."""
+    if isinstance(output, dict):
+        return {name: _bent(value) for name, value in output.items()}
     if isinstance(output, tuple):
         return _bent(output[0]), *output[1:]
     return output + torch.sin(output)
@@ -56,8 +58,8 @@ class Wrapper(nn.Module):
         super().__init__()
         self.part = part
 
-    def forward(self, *given: Any) -> Any:
-        return _bent(self.part(*given))
+    def forward(self, *given: Any, **more: Any) -> Any:
+        return _bent(self.part(*given, **more))
 
 
 def by_a_wrapper(model: nn.Module, name: str) -> None:

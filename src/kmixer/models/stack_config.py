@@ -73,4 +73,4 @@ class StackConfig(LayersConfig):
     @property
     def state_grows(self) -> bool:
         """Whether a stream needs ever more memory and time a position."""
-        return False
+        return self.copy_memory is not None and self.copy_memory.memory is None

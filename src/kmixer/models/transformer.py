@@ -84,7 +84,9 @@ class TransformerConfig(BlocksConfig, StackConfig):
 
     @property
     def state_grows(self) -> bool:
-        return any(self.card_of(layer).state_grows and self.window_of(layer) is None for layer in range(self.layers))
+        layers = range(self.layers)
+        grows = any(self.card_of(layer).state_grows and self.window_of(layer) is None for layer in layers)
+        return grows or super().state_grows
 
 
 class Transformer(nn.Module):
