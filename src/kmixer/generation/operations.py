@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 from kmixer.layers import K0, K1, K2, BaseKernel, FeedForward
-from kmixer.layers.copy_memory import BUCKET_STARTS, BUCKETS, CopyMemory
+from kmixer.layers.copy_memory import BUCKET_STARTS, CopyMemory
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.pointer import Pointer
 from kmixer.models.causal_lm import CausalLM
@@ -84,7 +84,7 @@ class Operations:
         vector = -1
         if model.copy_memory is not None:
             vector = self._remember(model.copy_memory, width, model.vocabulary_size)
-            gates = _gates(model.copy_memory)
+            gates = dict(zip(model.copy_memory.layers, model.copy_memory.gates_of_buckets(), strict=True))
         for _ in range(stack.passes):
             target = refined if stack.refined else hidden
             self._k1(stack.first, hidden, target, normed, inner)
@@ -231,11 +231,3 @@ class Operations:
                 self._tensors.append(kept)
                 fields[name] = kept.data_ptr()
         self.list.append(Operation(kind=kind, input=input, output=output, **fields))
-
-
-def _gates(memory: CopyMemory) -> dict[int, Tensor]:
-    """By layer the gates (buckets,) of every length of a match."""
-    logits = memory.gate_logit[:, None].expand(-1, BUCKETS)
-    if memory.length_gate is not None:
-        logits = logits + memory.length_gate
-    return dict(zip(memory.layers, torch.sigmoid(logits), strict=True))
