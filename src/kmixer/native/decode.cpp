@@ -10,6 +10,7 @@ namespace {
 
 enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine, kRemember, kCopy, kPoint };
 enum Activation : int64_t { kNone, kGelu, kGate };
+constexpr int kReadsAhead = 6;  // of the automata of several rows; more are as fast
 
 }  // namespace
 
@@ -20,8 +21,8 @@ struct Operation {
   int64_t activation, residual;  // kLinear: kGelu(in W + bias); kGate: out times SiLU(in W); buffer to add, or -1
   const float* weight;           // kEmbed: table; kNorm, kReadOut: scale; kMix: decays (r,); kRemember: table, from
                                  // "nothing" on; kCopy: gates (buckets,); kPoint: direction
-  const float* bias;             // kLinear, kReadOut: bias or null; kMix: alpha (r,); kRemember: vectors (buckets, width)
-                                 // or null; kPoint: logits (buckets,)
+  const float* bias;             // kLinear, kReadOut: bias or null; kMix: alpha (r,); kRemember: vectors
+                                 // (buckets, width) or null; kPoint: logits (buckets,)
   const float* extra;            // kReadOut: gain; kRefine: eta; kMix: filter (lags,) or null; kRemember: the least
                                  // lengths of matches in the buckets but the first
   float* state;                  // kMix: S (rows, r, width)
@@ -177,6 +178,10 @@ void decode_step(const Operation* operations, int64_t count, const int64_t* toke
         linear(op, buffers, strides, begin, end - begin);
         continue;
       }
+      if (op.kind == kRemember && end - begin > 1)
+        for (int far = 0; far < kReadsAhead; ++far)
+          for (int64_t row = begin; row < end; ++row)
+            SuffixAutomaton(op.automata + row * op.words).ask(int32_t(tokens[row]), far);
       for (int64_t row = begin; row < end; ++row) {
         float* out = buffers[op.out] + row * strides[op.out];
         const float* in = op.kind == kEmbed || op.kind == kRemember ? nullptr : buffers[op.in] + row * strides[op.in];
