@@ -115,6 +115,7 @@ NAMED_BY = {
     "k2": {
         "models/k_stack.py": "the K-Stack is made of it",
         "generation/prepared.py": "steps of the K-Stack, compiled",
+        "generation/operations.py": "lists their operations",
         "models/known_parts.py": "lists the parts of the K-Stack",
         "interop/exported_step.py": "steps of the K-Stack, exported",
         "interop/koneko.py": "Koneko's files hold K-Stacks",

@@ -31,6 +31,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "refined": {"base_kernel": {"kind": "conv"}, "refinement": {"steps": 3}},
     "gated": {"base_kernel": {"kind": "conv"}, "output_gate": True},
     "gelu head": {"base_kernel": {"kind": "conv"}, "head": {"kind": "gelu", "multiplier": 3}},
+    "copies": {"base_kernel": {"kind": "conv"}, "copy_memory": {"memory": 8, "match_length": "gate"}},
+    "copies, refined, gelu head": {
+        "refinement": {"steps": 2},
+        "head": {"kind": "gelu", "multiplier": 2},
+        "copy_memory": {"layers": "last", "match_length": "both", "pointer": True},
+    },
+    "copies, factorised, gated": {
+        "embedding_width": 10,
+        "output_gate": True,
+        "copy_memory": {"layers": [0], "memory": 30, "match_length": "embedding"},
+    },
+    "a pointer alone": {"copy_memory": {"layers": "none", "memory": 20, "pointer": True}},
 }
 compiled = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
@@ -43,14 +55,15 @@ def make_model(values: dict[str, Any], width: int = 20) -> kmixer.LanguageModel:
     torch.manual_seed(0)
     config = ModelConfig.parse({"width": width, "layers": 2, "rank": 3, **values}, source="test")
     model = kmixer.LanguageModel(config, VOCABULARY).eval()
-    for parameter in model.parameters():
-        if parameter.ndim >= 2:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2 or "pointer" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     return model
 
 
 def make_tokens(b: int, t: int) -> Tensor:
-    return torch.randint(VOCABULARY, (b, t), generator=torch.Generator().manual_seed(b + 100 * t))
+    """Of five tokens, so that they repeat; the first and the last of the vocabulary among them."""
+    return 9 * torch.randint(5, (b, t), generator=torch.Generator().manual_seed(b + 100 * t))
 
 
 @compiled
@@ -71,7 +84,7 @@ def test_a_prepared_step_is_the_model(values: dict[str, Any], batch: int) -> Non
             logits = decoder.advance(tokens[:, t : t + 1])
             torch.testing.assert_close(logits.double(), whole.logits[:, t : t + 1], rtol=1e-4, atol=1e-4)
         for mine, reference in zip(tensors(decoder.state()), tensors(whole.state), strict=True):
-            torch.testing.assert_close(mine.double(), reference, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(mine.double(), reference.double(), rtol=1e-4, atol=1e-4)
 
 
 def decoders(kind: str) -> list[type[EagerDecoder] | type[PreparedDecoder]]:
@@ -142,7 +155,9 @@ def parts_of(kind: str) -> list[str]:
     return [n for n, part in make_model(MODELS[kind]).named_modules() if n and not isinstance(part, containers)]
 
 
-PARTS = [(kind, part) for kind in ("no kernel, factorised", "refined", "gated", "gelu head") for part in parts_of(kind)]
+CHANGED = ("no kernel, factorised", "refined", "gated", "gelu head", "copies, factorised, gated")
+PARTS = [(kind, part) for kind in CHANGED for part in parts_of(kind)]
+PARTS += [("copies, refined, gelu head", part) for part in ("pointer", "copy_memory", "copy_memory.from_table")]
 
 
 @pytest.mark.parametrize(("kind", "part"), PARTS)

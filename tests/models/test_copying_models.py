@@ -15,7 +15,7 @@ from kmixer.layers.copy_memory import nothing_seen
 from kmixer.layers.roles import roles_of
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig
 from kmixer.models.mixers.registry import CARDS
-from kmixer.state import join, rows
+from kmixer.state import join, nbytes, rows
 from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_model, one_at_a_time
 
 VOCABULARY = 4
@@ -148,6 +148,14 @@ def test_every_parameter_has_a_role_and_a_gradient(kind: str) -> None:
             continue
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+@kinds
+@torch.no_grad()
+def test_a_state_that_grows_is_known_to(kind: str) -> None:
+    model = make(kind)
+    sizes = [nbytes(model(make_tokens(t)).state) for t in (80, 160)]  # where memories stand at a half
+    assert model.config.state_grows == (sizes[0] != sizes[1])
 
 
 @pytest.mark.parametrize("like", [STACK, BLOCKS], ids=["k-stack", "blocks"])

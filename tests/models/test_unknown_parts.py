@@ -37,6 +37,17 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         base_kernel={"kind": "toeplitz", "size": 4, "shared": False},
         head={"kind": "gelu", "multiplier": 1},
     ),
+    "copying": language(
+        ModelConfig,
+        **STACK,
+        rank=2,
+        embedding_width=4,
+        base_kernel={"kind": "conv", "size": 4},
+        copy_memory={"layers": [0], "memory": 6, "match_length": "both", "pointer": True},
+    ),
+    "copying transformer": language(
+        TransformerConfig, **BLOCKS, mixers=["softmax", "k2"], copy_memory={"match_length": "gate", "pointer": True}
+    ),
     "transformer": language(TransformerConfig, **BLOCKS, mixers=["softmax", "k2"]),
     "other mixers": language(TransformerConfig, **BLOCKS, mixers=["gaussian", "hierarchical"]),
     "nanochat": language(

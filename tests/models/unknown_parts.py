@@ -20,7 +20,9 @@ Way = Callable[[nn.Module, str], None]
 
 
 def _bent(output: Any) -> Any:
-    """The output, or the first of several; not in proportion, which a norm behind it would undo."""
+    """The output, or the first of several, or all by name; not in proportion, which a norm behind it would undo."""
+    if isinstance(output, dict):
+        return {name: _bent(value) for name, value in output.items()}
     if isinstance(output, tuple):
         return _bent(output[0]), *output[1:]
     return output + torch.sin(output)
@@ -35,7 +37,7 @@ def by_a_replaced_forward(model: nn.Module, name: str) -> None:
     """Another `forward` of this one module, as accelerate's hooks have it."""
     part = model.get_submodule(name)
     forward = part.forward
-    part.forward = lambda *given: _bent(forward(*given))  # type: ignore[method-assign]
+    part.forward = lambda *given, **more: _bent(forward(*given, **more))  # type: ignore[method-assign]
 
 
 def by_a_subclass(model: nn.Module, name: str) -> None:
@@ -43,7 +45,9 @@ def by_a_subclass(model: nn.Module, name: str) -> None:
     part = model.get_submodule(name)
     kind = type(part)
     part.__class__ = type(
-        f"Bent{kind.__name__}", (kind,), {"forward": lambda self, *given: _bent(kind.forward(self, *given))}
+        f"Bent{kind.__name__}",
+        (kind,),
+        {"forward": lambda self, *given, **more: _bent(kind.forward(self, *given, **more))},
     )
 
 
@@ -54,8 +58,8 @@ class Wrapper(nn.Module):
         super().__init__()
         self.part = part
 
-    def forward(self, *given: Any) -> Any:
-        return _bent(self.part(*given))
+    def forward(self, *given: Any, **more: Any) -> Any:
+        return _bent(self.part(*given, **more))
 
 
 def by_a_wrapper(model: nn.Module, name: str) -> None:

@@ -7,39 +7,24 @@ the definition; the prepared step agrees with it to rounding.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.layers import K0, K1, K2, BaseKernel, BlockState, FeedForward, K2Mixer, K2State
-from kmixer.layers.norms import NORM_EPS
-from kmixer.models.causal_lm import CausalLM, check_tokens
+from kmixer.generation.live_memory import LiveMemory
+from kmixer.generation.operations import Operation, Operations
+from kmixer.layers import BaseKernel, BlockState, K2Mixer, K2State
+from kmixer.models.causal_lm import CausalLM, RememberingState, check_tokens
 from kmixer.models.heads import GeluHead, LinearHead
 from kmixer.models.k_stack import KStack, KStackState
 from kmixer.models.known_parts import unknown_part
 from kmixer.state import State, batch_of, check_state
 
-LANES = 16  # kPadding in native/common.h
-EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE = range(6)
-NONE, GELU, GATE = range(3)
 # Threads cost more than they save below this many rows each.
 ROWS_PER_THREAD = 16
-
-
-class _Operation(ctypes.Structure):
-    """`Operation` in native/decode.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("kind", "input", "output", "inputs", "outputs")),
-        *((name, ctypes.c_int64) for name in ("activation", "residual")),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "extra", "state", "history")),
-        *((name, ctypes.c_int64) for name in ("rank", "lags", "queries")),
-        ("eps", ctypes.c_float),
-        ("unused", ctypes.c_float),
-    )
 
 
 def why_not_prepared(model: CausalLM) -> str | None:
@@ -90,14 +75,13 @@ class PreparedDecoder:
             raise InputError(f"a prepared decoder cannot take this model: {problem}; use EagerDecoder")
         self.vocabulary_size = model.vocabulary_size
         self._initial = model.initial_state(0)
-        self._operations: list[_Operation] = []
-        self._tensors: list[Tensor] = []  # keeps alive what the operations point to
-        self._widths: list[int] = []  # of the buffers
-        self._mixing: list[int] = []  # which operations have a state, in its order
+        self._copy_memory = None if model.copy_memory is None else model.copy_memory.memory
+        assert isinstance(model.stack, KStack)
+        self._passes = model.stack.passes
+        self._operations = Operations(model)
+        self._program = (Operation * len(self._operations.list))(*self._operations.list)
         self._state: list[K2State] = []
-        with torch.no_grad():
-            self._prepare(model)
-        self._program = (_Operation * len(self._operations))(*self._operations)
+        self._memory: LiveMemory | None = None
         self.restore(state)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -110,6 +94,8 @@ class PreparedDecoder:
             )
         if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocabulary_size:
             check_tokens(tokens[:, None].cpu(), self.vocabulary_size)
+        if self._memory is not None and self._memory.count_step():
+            self._put_automata(self._memory)
         self._tokens[:] = numbers
         self._step(*self._arguments)
         return self._logits
@@ -122,7 +108,7 @@ class PreparedDecoder:
             logits[:, t] = self.step(tokens[:, t])
         return logits
 
-    def state(self) -> KStackState:
+    def state(self) -> State:
         """Where the sequences stand; a snapshot, as the model takes it."""
 
         def copy(state: K2State) -> BlockState:
@@ -133,30 +119,43 @@ class PreparedDecoder:
         blocks = [copy(state) for state in self._state]
         layers = len(blocks) // self._passes
         passes = (blocks[first : first + layers] for first in range(0, len(blocks), layers))
-        return tuple((nothing, *of_pass, nothing) for of_pass in passes)
+        stack = tuple((nothing, *of_pass, nothing) for of_pass in passes)
+        return cast("State", stack if self._memory is None else RememberingState(stack, self._memory.state()))
 
     def restore(self, state: State) -> None:
         """Stand where the state says, of any number of rows; it is copied. Raises InputError for another model's."""
         rows = batch_of(state)
         check_state(state, self._initial, rows)
+        memory = None
+        if isinstance(state, RememberingState):
+            state, remembered = state
+            check_tokens(remembered.tokens[..., 0], self.vocabulary_size)  # they choose rows of a table
+            memory = LiveMemory(remembered, self._copy_memory)
         passes = cast("KStackState", state)
         self._state = [_owned(_k2_state(block)) for blocks in passes for block in blocks[1:-1]]
-        for index, layer in zip(self._mixing, self._state, strict=True):
+        for index, layer in zip(self._operations.mixing, self._state, strict=True):
             self._program[index].state = layer.decay.data_ptr()
             self._program[index].history = layer.base.data_ptr() if isinstance(layer.base, Tensor) else None
         self.rows = rows
-        self._buffers = [torch.zeros(rows, width) for width in self._widths]
-        self._logits = self._buffers[self._logits_buffer]
+        self._memory = memory
+        if memory is not None:
+            self._matches = torch.zeros(rows, 2, dtype=torch.int64)
+            for index in self._operations.matching:
+                self._program[index].matches = self._matches.data_ptr()
+            self._put_automata(memory)
+        widths = self._operations.widths
+        self._buffers = [torch.zeros(rows, width) for width in widths]
+        self._logits = self._buffers[self._operations.logits]
         self._tokens = (ctypes.c_int64 * rows)()
         self._addresses = native.addresses(self._buffers)
-        self._strides = (ctypes.c_int64 * len(self._buffers))(*self._widths)
+        self._strides = (ctypes.c_int64 * len(self._buffers))(*widths)
         library = native.kernels()
         assert library is not None
-        assert library.operation_size() == ctypes.sizeof(_Operation)
+        assert library.operation_size() == ctypes.sizeof(Operation)
         self._step = library.decode_step
         self._arguments = (
             self._program,
-            ctypes.c_int64(len(self._operations)),
+            ctypes.c_int64(len(self._program)),
             self._tokens,
             self._addresses,
             self._strides,
@@ -164,139 +163,9 @@ class PreparedDecoder:
             ctypes.c_int64(max(1, min(torch.get_num_threads(), rows // ROWS_PER_THREAD))),
         )
 
-    # --- the list of operations --------------------------------------------------------------
-
-    def _prepare(self, model: CausalLM) -> None:
-        stack = model.stack
-        assert isinstance(stack, KStack)
-        self._passes = stack.passes
-        width = len(stack.read_out.gain)
-        blocks = [block for block in stack.blocks if isinstance(block, K2)]
-        inner_layers = [stack.first.feed_forward, *(block.feed_forward for block in blocks), stack.last.feed_forward]
-        inner_widths = [len(layer.up.weight) for layer in inner_layers]
-        if isinstance(model.head, GeluHead):
-            inner_widths.append(len(model.head.up.weight))
-        hidden, normed, queries, mixed, inner, refined = (
-            self._buffer(width),
-            self._buffer(width),
-            self._buffer(2 * max((block.mixer.query.shape[1] for block in blocks), default=0)),
-            self._buffer(width),
-            self._buffer(max(inner_widths)),
-            self._buffer(width),
-        )
-        table = model.embedding.weight
-        if isinstance(model.from_embedding, torch.nn.Linear):
-            table = model.from_embedding(table)  # one look-up instead of a look-up and a product
-        self._add(EMBED, output=hidden, inputs=width, weight=table)
-        for _ in range(stack.passes):
-            target = refined if stack.refined else hidden
-            self._k1(stack.first, hidden, target, normed, inner)
-            for block in blocks:
-                kernel = block.mixer._kernel(stack.shared_kernel)
-                self._k2(block, kernel, target, normed, queries, mixed, inner)
-            self._k1(stack.last, target, target, normed, inner)
-            self._k0(stack.read_out, target)
-            if stack.refined:
-                self._add(REFINE, refined, hidden, inputs=width, extra=stack.eta().reshape(1))
-        self._add(NORM, hidden, normed, inputs=width, weight=model.norm.weight, eps=NORM_EPS)
-        self._logits_buffer = self._head(model, normed, mixed, inner)
-
-    def _head(self, model: CausalLM, normed: int, spare: int, inner: int) -> int:
-        logits = self._buffer(model.vocabulary_size)
-        head = model.head
-        if isinstance(head, GeluHead):
-            self._add(NORM, normed, spare, inputs=len(head.norm.weight), weight=head.norm.weight, eps=NORM_EPS)
-            self._linear(spare, inner, head.up.weight, head.up.bias, activation=GELU)
-            self._linear(inner, logits, head.down.weight, head.down.bias)
-            return logits
-        weight, bias = model.embedding.weight, None
-        if isinstance(head.to_embedding, torch.nn.Linear):
-            bias = None if head.to_embedding.bias is None else weight @ head.to_embedding.bias
-            weight = weight @ head.to_embedding.weight
-        self._linear(normed, logits, weight, bias)
-        return logits
-
-    def _k1(self, layer: K1, source: int, target: int, normed: int, inner: int) -> None:
-        self._norm(source, normed, layer.mixing_norm.weight)
-        projection = layer.mixer.projection
-        self._linear(normed, target, projection.weight, projection.bias, residual=source)
-        self._feed_forward(layer.feed_forward_norm.weight, layer.feed_forward, target, normed, inner)
-
-    def _k2(
-        self, layer: K2, kernel: BaseKernel | None, hidden: int, normed: int, queries: int, mixed: int, inner: int
-    ) -> None:
-        mixer = layer.mixer
-        self._norm(hidden, normed, layer.mixing_norm.weight)
-        self._linear(normed, queries, torch.cat([mixer.query, mixer.key], dim=1).T)
-        lags, base = 0, None
-        if kernel is not None:
-            assert mixer.gate_logit is not None
-            base = torch.sigmoid(mixer.gate_logit) * kernel.weights[0]
-            lags = len(base)
-        self._mixing.append(len(self._operations))
-        self._add(
-            MIX,
-            normed,
-            mixed,
-            inputs=mixer.query.shape[0],
-            weight=mixer.decay(),
-            bias=mixer.alpha().expand(mixer.query.shape[1]),
-            extra=base,
-            rank=mixer.query.shape[1],
-            lags=lags,
-            queries=queries,
-            eps=NORM_EPS,
-        )
-        if mixer.output_gate is not None:
-            self._linear(normed, mixed, mixer.output_gate.weight, activation=GATE)
-        self._linear(mixed, hidden, mixer.projection.weight, mixer.projection.bias, residual=hidden)
-        self._feed_forward(layer.feed_forward_norm.weight, layer.feed_forward, hidden, normed, inner)
-
-    def _k0(self, layer: K0, hidden: int) -> None:
-        width = len(layer.gain)
-        tensors = {"weight": layer.norm.weight, "bias": layer.bias, "extra": layer.gain}
-        self._add(READ_OUT, hidden, hidden, inputs=width, eps=NORM_EPS, **tensors)
-
-    def _feed_forward(self, norm: Tensor, layer: FeedForward, hidden: int, normed: int, inner: int) -> None:
-        self._norm(hidden, normed, norm)
-        self._linear(normed, inner, layer.up.weight, layer.up.bias, activation=GELU)
-        self._linear(inner, hidden, layer.down.weight, layer.down.bias, residual=hidden)
-
-    def _norm(self, source: int, target: int, weight: Tensor) -> None:
-        self._add(NORM, source, target, inputs=len(weight), weight=weight, eps=NORM_EPS)
-
-    def _linear(
-        self,
-        source: int,
-        target: int,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        *,
-        activation: int = NONE,
-        residual: int = -1,
-    ) -> None:
-        outputs, inputs = weight.shape
-        if bias is None and (activation == GELU or residual >= 0):  # which read one
-            bias = weight.new_zeros(outputs)
-        padded = weight.new_zeros(inputs, (-(-outputs // LANES) + 1) * LANES)  # stride_of in gemm.h
-        padded[:, :outputs] = weight.T
-        options = {"activation": activation, "residual": residual}
-        self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=padded, bias=bias, **options)
-
-    def _buffer(self, width: int) -> int:
-        self._widths.append(width)
-        return len(self._widths) - 1
-
-    def _add(self, kind: int, input: int = 0, output: int = 0, **fields: Any) -> None:
-        inputs, written = fields["inputs"], fields.get("outputs", fields["inputs"])
-        if written > self._widths[output] or (kind != EMBED and inputs > self._widths[input]):
-            raise InputError(f"the weights of this model do not fit each other: {inputs} to {written} channels")
-        for name, value in fields.items():
-            if isinstance(value, Tensor):
-                kept = value.detach().contiguous()
-                self._tensors.append(kept)
-                fields[name] = kept.data_ptr()
-        self._operations.append(_Operation(kind=kind, input=input, output=output, **fields))
+    def _put_automata(self, memory: LiveMemory) -> None:
+        remember = self._program[self._operations.matching[0]]
+        remember.automata, remember.words = memory.automata.data_ptr(), memory.words
 
 
 def _k2_state(state: BlockState) -> K2State:

@@ -92,15 +92,36 @@ def describe(step: StepModule, format: Format) -> dict[str, Any]:
         "token": {"input": "token", "shape": ["b", 1], "dtype": "int64"},
         "logits": {"output": "logits", "shape": ["b", step.vocabulary_size], "dtype": "float32"},
         "state": state,
+        **({} if step.copies is None else {"copy_memory": _describe_copies(step.copies.memory)}),
+    }
+
+
+def _describe_copies(memory: int | None) -> dict[str, Any]:
+    """What a step with a copy memory takes more, for whoever calls it to know without looking further."""
+    meanings = {
+        "copied": "the token after the most recent earlier occurrence of the longest suffix of all tokens up to this "
+        "one that has occurred before, or -1 where none has",
+        "length": "the number of tokens of that suffix, or 0",
+    }
+    return {
+        "memory": memory,
+        "remembered": "all tokens"
+        if memory is None
+        else f"{memory} tokens at most: when so many are remembered, the older half is dropped before the next",
+        "inputs": [
+            {"input": name, "shape": ["b", 1], "dtype": "int64", "meaning": meaning}
+            for name, meaning in meanings.items()
+        ],
     }
 
 
 @torch.no_grad()
 def trace(step: StepModule) -> ExportedProgram:
     """The step as a program for every batch size."""
-    example = (torch.zeros(2, 1, dtype=torch.long), step.initial_state(2))
+    token, state, *matches = step.example(2)
     b = {0: Dim("b")}
-    program = torch.export.export(step, example, dynamic_shapes=(b, (b,) * len(example[1])))
+    shapes = (b, (b,) * len(state), *(b for _ in matches))
+    program = torch.export.export(step, (token, state, *matches), dynamic_shapes=shapes)
     for node in program.graph.nodes:  # what is given away should not carry paths of this machine
         node.meta.pop("stack_trace", None)
     return program
@@ -113,15 +134,16 @@ def _serialise(step: StepModule, format: Format) -> bytes:
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         return buffer.getvalue()
-    names = step.state_names()
+    names, matches = step.state_names(), [] if step.copies is None else ["copied", "length"]
+    free = {0: Dim.DYNAMIC}
     with _quiet():
         exported = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=["token", *(f"state.{name}" for name in names)],
+            input_names=["token", *(f"state.{name}" for name in names), *matches],
             output_names=["logits", *(f"next.{name}" for name in names)],
-            dynamic_shapes=({0: "b"}, ({0: Dim.DYNAMIC},) * len(names)),  # names the program's axis
+            dynamic_shapes=({0: "b"}, (free,) * len(names), *(free for _ in matches)),  # names the program's axis
             verbose=False,
         )
     assert exported is not None

@@ -1,6 +1,7 @@
 """One decoding step of a language model as a module of its own, with its constants folded.
 
     logits, state = step(token, state)        token (b, 1) int64, logits (b, v), state a flat tuple of tensors
+    logits, state = step(token, state, copied, length)        (b, 1) int64, of a model with a copy memory
 
 This is what `kmixer export` writes: a call on a single position has no chunks, no masks, no dropout and
 no sigmoids of parameters. It works on (b, d), which matrix products with bias want.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
+from kmixer.interop.exported_copies import CopyStep, PointerStep, bucket_of
 from kmixer.layers.base_kernel import BaseKernel
 from kmixer.layers.k_operators import K2
 from kmixer.layers.norms import NORM_EPS
@@ -25,6 +27,7 @@ from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead, GeluHead, LinearHead, UntiedHead
 from kmixer.models.k_stack import KStack
 from kmixer.models.known_parts import unknown_part
+from kmixer.models.stack_config import NOTHING
 from kmixer.ops.fused import linear_dropout_add, rms_norm
 
 StepState = tuple[Tensor, ...]
@@ -33,8 +36,9 @@ StepState = tuple[Tensor, ...]
 class StepModule(nn.Module):
     """The decoding step of a model in evaluation mode, in float32, on copies of its weights.
 
-    Equals `model(token, state)` for one position; `state` is the model's own state, flattened, in
-    the order of `state_names`. All of it is zeros before the first token.
+    Equals `model(token, state)` for one position; `state` is that of the model's stack, flattened, in the order of
+    `state_names`. All of it is zeros before the first token. What a copy memory remembers is left to the caller: the
+    step takes what `suffix_matches` gives for the token, `copied` (-1 for nothing) and `length`.
 
     Folded: the embedding with its projection and the first K1 layer, which sees one token only, into a
     table (v, d); decays, alpha, gates and base kernel taps into constants.
@@ -78,6 +82,10 @@ class StepModule(nn.Module):
             self.mixers.append(K2Step(block, block.mixer.base_kernel or stack.shared_kernel))
         self.last, self.read_out = stack.last, stack.read_out
         self.norm, self.head = model.norm, model.head
+        self.pointer = None if model.pointer is None else PointerStep(model.pointer)
+        self.copies: CopyStep | None = None
+        if model.copy_memory is not None and (model.copy_memory.layers or self.pointer is not None):
+            self.copies = CopyStep(model.copy_memory)
         self.embedding = model.embedding.weight  # the table of a tied head
         self.vocabulary_size = model.vocabulary_size
 
@@ -99,24 +107,47 @@ class StepModule(nn.Module):
             for length in ((mixer.rank,) if mixer.taps is None else (mixer.rank, mixer.taps.shape[1] - 1))
         )
 
-    def forward(self, token: Int[Tensor, "b 1"], state: StepState) -> tuple[Float[Tensor, "b v"], StepState]:
+    def example(self, batch_size: int) -> tuple[Tensor | StepState, ...]:
+        """What `forward` takes first."""
+        token = torch.zeros(batch_size, 1, dtype=torch.int64)
+        return token, self.initial_state(batch_size), *(() if self.copies is None else (token - 1, token.clone()))
+
+    def forward(
+        self,
+        token: Int[Tensor, "b 1"],
+        state: StepState,
+        copied: Int[Tensor, "b 1"] | None = None,
+        length: Int[Tensor, "b 1"] | None = None,
+    ) -> tuple[Float[Tensor, "b v"], StepState]:
         token = token.squeeze(1)
         before, after = iter(state), list[Tensor]()
+        added: Mapping[int, Tensor] = NOTHING
+        if self.copies is not None:
+            if copied is None or length is None:
+                raise InputError(
+                    "copied and length: missing; this model has a copy memory: give what matches the token"
+                )
+            copied, bucket = copied.squeeze(1), bucket_of(length.squeeze(1))
+            added = self.copies(copied, bucket)
         entered = F.embedding(token, self.entered)
         if self.eta is None:
-            h = self._pass(entered, before, after)
+            h = self._pass(entered, before, after, added)
         else:
             assert self.embedded is not None
             assert self.first is not None
             h = F.embedding(token, self.embedded)
             for step in range(self.passes):
-                refined = self._pass(self.first(h)[0] if step else entered, before, after)
+                refined = self._pass(self.first(h)[0] if step else entered, before, after, added)
                 h = h + self.eta * (refined - h)
-        return self.head(self.norm(h), self.embedding), tuple(after)
+        hidden = self.norm(h)
+        logits = self.head(hidden, self.embedding)
+        if self.pointer is not None:
+            logits = self.pointer(logits, hidden, copied, bucket)
+        return logits, tuple(after)
 
-    def _pass(self, h: Tensor, before: Iterator[Tensor], after: list[Tensor]) -> Tensor:
-        for mixer in self._mixers():
-            h, *state = mixer(h, next(before), None if mixer.taps is None else next(before))
+    def _pass(self, h: Tensor, before: Iterator[Tensor], after: list[Tensor], added: Mapping[int, Tensor]) -> Tensor:
+        for layer, mixer in enumerate(self._mixers()):
+            h, *state = mixer(h, next(before), None if mixer.taps is None else next(before), added.get(layer))
             after += [tensor for tensor in state if tensor is not None]
         return self.read_out(self.last(h)[0])
 
@@ -157,7 +188,9 @@ class K2Step(nn.Module):
         self.output_gate, self.projection = mixer.output_gate, mixer.projection
         self.feed_forward_norm, self.feed_forward = layer.feed_forward_norm, layer.feed_forward
 
-    def forward(self, h: Tensor, state: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, h: Tensor, state: Tensor, inputs: Tensor | None, added: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         x = self.mixing_norm(h)
         query = rms_norm(x @ self.query, self.query_scale, self.eps)
         key = rms_norm(x @ self.key, self.key_scale, self.eps)
@@ -169,7 +202,7 @@ class K2Step(nn.Module):
             inputs = torch.cat([inputs, row], dim=1)
             y = y + self.taps @ inputs
             inputs = inputs[:, 1:]
-        mixed = y.squeeze(1)
+        mixed = y.squeeze(1) if added is None else y.squeeze(1) + added
         if self.output_gate is not None:
             mixed = mixed * F.silu(self.output_gate(x))
         h = linear_dropout_add(h, mixed, self.projection.weight, self.projection.bias, 0.0)

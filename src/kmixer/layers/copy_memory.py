@@ -140,6 +140,11 @@ class CopyMemory(nn.Module):
         gates = torch.sigmoid(self._gate_logits())
         return list(gates if self.length_gate is None else gates[:, bucket_of(lengths)].unsqueeze(-1))
 
+    def gates_of_buckets(self) -> Float[Tensor, "layers buckets"]:
+        """The gates of the chosen layers, at every length of a match."""
+        logits = self._gate_logits()
+        return torch.sigmoid(logits if logits.ndim == 2 else logits[:, None].expand(-1, BUCKETS))
+
     def learned(self) -> dict[str, Any]:
         """The gates by layer; by length of the match too, where they know it."""
         return {"copy_gate": torch.sigmoid(self._gate_logits()).tolist()}

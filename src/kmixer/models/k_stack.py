@@ -16,7 +16,7 @@ from kmixer.layers import K0, K1, K2, BaseKernel
 from kmixer.layers.block import BlockState
 from kmixer.layers.roles import LOGIT, Role
 from kmixer.models.mixers.k2 import BaseKernelConfig, DecayConfig, build_base_kernel, decay_options
-from kmixer.models.stack_config import NOTHING, StackConfig
+from kmixer.models.stack_config import NOTHING, StackConfig, added_to
 
 # For every refinement pass, the state of every block, both K1 among them.
 KStackState = tuple[tuple[BlockState, ...], ...]
@@ -129,7 +129,7 @@ class KStack(nn.Module):
         states = []
         for index, (block, extra) in enumerate(self._blocks()):
             # The first block is a K1, and there is no layer -1.
-            h, block_state = block(h, state[index] if state else None, *extra, added=added.get(index - 1))
+            h, block_state = block(h, state[index] if state else None, *extra, **added_to(index - 1, added))
             states.append(block_state)
         return self.read_out(h), tuple(states)
 

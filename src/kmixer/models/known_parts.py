@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from kmixer.layers import K0, K1, K2, BaseKernel, FeedForward, K2Mixer
+from kmixer.layers.copy_memory import CopyMemory
 from kmixer.layers.exactly import exactly
 from kmixer.layers.k_operators import K1Mixer
 from kmixer.layers.linear import Linear
 from kmixer.layers.norms import RMSNorm
+from kmixer.layers.pointer import Pointer
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead, GeluHead, LinearHead, UntiedHead
 from kmixer.models.k_stack import KStack
@@ -27,7 +29,14 @@ _BLOCK = {"mixing_norm": (RMSNorm,), "feed_forward_norm": (RMSNorm,), "feed_forw
 
 # The parts of a language model around a K-stack, but for its head.
 K_STACK: Parts = {
-    CausalLM: {"embedding": (nn.Embedding,), "from_embedding": (Linear, nn.Identity), "norm": (RMSNorm,)},
+    CausalLM: {
+        "embedding": (nn.Embedding,),
+        "from_embedding": (Linear, nn.Identity),
+        "copy_memory": (CopyMemory,),
+        "pointer": (Pointer,),
+        "norm": (RMSNorm,),
+    },
+    CopyMemory: {"table": (nn.Embedding,), "from_table": (Linear, nn.Identity)},
     KStack: {
         "first": (K1,),
         "blocks": (nn.ModuleList,),

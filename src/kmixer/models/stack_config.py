@@ -18,6 +18,11 @@ from kmixer.models.heads import HeadConfig
 NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 
 
+def added_to(layer: int, added: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """What a block is called with: nothing more where nothing is added, as a wrapped block may take no more."""
+    return {"added": added[layer]} if layer in added else {}
+
+
 class DropoutConfig(StrictConfig):
     """Dropout probabilities of the stack."""
 

@@ -26,7 +26,7 @@ from kmixer.layers.roles import LOGIT, Role
 from kmixer.layers.rotary import check_heads
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixersConfig, build_mixer
-from kmixer.models.stack_config import NOTHING, LayersConfig, StackConfig
+from kmixer.models.stack_config import NOTHING, LayersConfig, StackConfig, added_to
 
 # One state a block.
 TransformerState = tuple[BlockState, ...]
@@ -146,7 +146,7 @@ class Transformer(nn.Module):
                 x = self.stream_scale[layer] * x + self.input_scale[layer] * first
             key = str(layer)
             extra = (self.value_embeddings[key](tokens),) if key in self.value_embeddings else ()
-            x, block_state = block(x, state[layer] if state else None, *extra, added=added.get(layer))
+            x, block_state = block(x, state[layer] if state else None, *extra, **added_to(layer, added))
             states.append(block_state)
         return x, tuple(states)
 

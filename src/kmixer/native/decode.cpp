@@ -4,25 +4,33 @@
 // depend on each other: each thread runs the whole list for its share of them.
 
 #include "gemm.h"
+#include "suffix_automaton.h"
 
 namespace {
 
-enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine };
+enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine, kRemember, kCopy, kPoint };
 enum Activation : int64_t { kNone, kGelu, kGate };
+constexpr int kReadsAhead = 6;  // of the automata of several rows; more are as fast
 
 }  // namespace
 
-// One operation; decoding.py builds the same structure. Buffers are numbered scratch rows; weights of
+// One operation; generation/operations.py builds the same structure. Buffers are numbered scratch rows; weights of
 // linear maps are (inputs, outputs) with rows padded by zeros to the stride of gemm.h.
 struct Operation {
   int64_t kind, in, out, inputs, outputs;
   int64_t activation, residual;  // kLinear: kGelu(in W + bias); kGate: out times SiLU(in W); buffer to add, or -1
-  const float* weight;           // kEmbed: table; kNorm, kReadOut: scale; kMix: decays (r,)
-  const float* bias;             // kLinear, kReadOut: bias or null; kMix: alpha (r,)
-  const float* extra;            // kReadOut: gain; kRefine: eta; kMix: filter (lags,) or null
+  const float* weight;           // kEmbed: table; kNorm, kReadOut: scale; kMix: decays (r,); kRemember: table, from
+                                 // "nothing" on; kCopy: gates (buckets,); kPoint: direction
+  const float* bias;             // kLinear, kReadOut: bias or null; kMix: alpha (r,); kRemember: vectors
+                                 // (buckets, width) or null; kPoint: logits (buckets,)
+  const float* extra;            // kReadOut: gain; kRefine: eta; kMix: filter (lags,) or null; kRemember: the least
+                                 // lengths of matches in the buckets but the first
   float* state;                  // kMix: S (rows, r, width)
   float* history;                // kMix: last inputs of the filter (rows, lags - 1, width)
-  int64_t rank, lags, queries;   // kMix: `queries` is the buffer of queries and keys (2 r)
+  int64_t rank, lags, queries;   // kMix: `queries` is the buffer of queries and keys (2 r); kRemember: buckets less one
+  int32_t* automata;             // kRemember: (rows, words)
+  int64_t* matches;              // kRemember writes, kCopy and kPoint read: copied token or -1, and bucket (rows, 2)
+  int64_t words;
   float eps, unused;
 };
 
@@ -88,6 +96,39 @@ INLINE void mix(const Operation& op, int64_t row, const float* x, const float* q
   }
 }
 
+// Remembers a token of one row; the vector of what it copies.
+INLINE void remember(const Operation& op, int64_t row, int64_t token, float* vector) {
+  int32_t length;
+  const int64_t copied = SuffixAutomaton(op.automata + row * op.words).push(int32_t(token), &length);
+  int64_t bucket = 0;
+  while (bucket < op.rank && length >= op.extra[bucket]) ++bucket;
+  op.matches[2 * row] = copied;
+  op.matches[2 * row + 1] = bucket;
+  const int64_t width = op.inputs;
+  const float* from = op.weight + (copied + 1) * width;
+  if (op.bias)
+    for (int64_t j = 0; j < width; ++j) vector[j] = from[j] + op.bias[bucket * width + j];
+  else
+    std::memcpy(vector, from, sizeof(float) * width);
+}
+
+INLINE float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
+
+// Logits become log p, p = (1 - g) softmax(logits) + g onehot(copied), g = sigmoid(bias[bucket] + w . hidden), for one
+// row; nothing copied, g = 0.
+INLINE void point(const Operation& op, int64_t row, const float* hidden, float* logits) {
+  const int64_t v = op.outputs, copied = op.matches[2 * row];
+  const float highest = highest_of(logits, v);
+  float sum = 0, share = op.bias[op.matches[2 * row + 1]];
+  for (int64_t j = 0; j < v; ++j) sum += exp_negative(logits[j] - highest);
+  for (int64_t j = 0; j < op.inputs; ++j) share += op.weight[j] * hidden[j];
+  const float rest = highest + std::log(sum) + (copied < 0 ? 0.0f : softplus(share));
+  for (int64_t j = 0; j < v; ++j) logits[j] -= rest;
+  if (copied < 0) return;
+  const float one = logits[copied], other = -softplus(-share);
+  logits[copied] = std::max(one, other) + std::log1p(std::exp(-std::fabs(one - other)));
+}
+
 INLINE void linear(const Operation& op, float* const* buffers, const int64_t* strides, int64_t first, int64_t rows) {
   const float* in = buffers[op.in] + first * strides[op.in];
   float* out = buffers[op.out] + first * strides[op.out];
@@ -137,9 +178,13 @@ void decode_step(const Operation* operations, int64_t count, const int64_t* toke
         linear(op, buffers, strides, begin, end - begin);
         continue;
       }
+      if (op.kind == kRemember && end - begin > 1)
+        for (int far = 0; far < kReadsAhead; ++far)
+          for (int64_t row = begin; row < end; ++row)
+            SuffixAutomaton(op.automata + row * op.words).ask(int32_t(tokens[row]), far);
       for (int64_t row = begin; row < end; ++row) {
         float* out = buffers[op.out] + row * strides[op.out];
-        const float* in = op.kind == kEmbed ? nullptr : buffers[op.in] + row * strides[op.in];
+        const float* in = op.kind == kEmbed || op.kind == kRemember ? nullptr : buffers[op.in] + row * strides[op.in];
         const int64_t width = op.inputs;
         switch (op.kind) {
           case kEmbed:
@@ -161,6 +206,17 @@ void decode_step(const Operation* operations, int64_t count, const int64_t* toke
           }
           case kRefine:  // in: the refined vector, out: the vector it refines
             for (int64_t j = 0; j < width; ++j) out[j] += op.extra[0] * (in[j] - out[j]);
+            break;
+          case kRemember:
+            remember(op, row, tokens[row], out);
+            break;
+          case kCopy: {
+            const float gate = op.weight[op.matches[2 * row + 1]];
+            for (int64_t j = 0; j < width; ++j) out[j] += gate * in[j];
+            break;
+          }
+          case kPoint:
+            point(op, row, in, out);
             break;
         }
       }

@@ -52,6 +52,7 @@ SIGNATURES = {
     "suffix_matches": "iiii nnnn nn",
     "suffix_begin": "jii nnnn",
     "suffix_step": "jiii nn",
+    "suffix_text": "jii nnn",
     "hierarchical_forward": "A",
     "hierarchical_backward": "AG",
 }

@@ -2,6 +2,10 @@
 
 #include <memory>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "suffix_automaton.h"
 
 namespace {
@@ -26,6 +30,16 @@ int64_t search(const int64_t* newest, int64_t count, int64_t most, int32_t* z, i
   }
   *length = longest;
   return longest ? newest[1 - nearest] : -1;
+}
+
+// Automata are read here and there: with small pages, their addresses alone would be many reads.
+void want_large_pages(int32_t* buffers, int64_t words) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = uintptr_t(1) << 21;
+  const uintptr_t begin = (uintptr_t(buffers) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = uintptr_t(buffers + words) / kPage * kPage;
+  if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 struct Rows {
@@ -82,6 +96,7 @@ void suffix_matches(const int64_t* text, const int64_t* before, int64_t* copied,
 // suffix_matches, without new tokens.
 void suffix_begin(int32_t* buffers, const int64_t* text, const int64_t* before, int64_t rows, int64_t words,
                   int64_t width, int64_t capacity, int64_t threads) {
+  want_large_pages(buffers, rows * words);
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t row = begin; row < end; ++row) {
       SuffixAutomaton automaton(buffers + row * words, capacity, INT32_MAX);
@@ -99,6 +114,20 @@ void suffix_step(int32_t* buffers, const int64_t* tokens, int64_t* copied, int64
       int32_t length;
       copied[row] = SuffixAutomaton(buffers + row * words).push(int32_t(tokens[row]), &length);
       lengths[row] = length;
+    }
+  });
+}
+
+// text (rows, width): at its end the last counts[row] tokens that a row remembers, before them zeros.
+void suffix_text(int32_t* buffers, const int64_t* counts, int64_t* text, int64_t rows, int64_t words, int64_t width,
+                 int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t row = begin; row < end; ++row) {
+      const SuffixAutomaton automaton(buffers + row * words);
+      const int32_t* last = automaton.text + automaton.header->count - counts[row];
+      int64_t* to = text + (row + 1) * width - counts[row];
+      std::memset(text + row * width, 0, sizeof(int64_t) * (width - counts[row]));
+      for (int64_t i = 0; i < counts[row]; ++i) to[i] = last[i];
     }
   });
 }

@@ -74,7 +74,47 @@ struct SuffixAutomaton {
     return insert(token, length);
   }
 
+  // Asks for memory that `push` of this token will read, `far` reads behind what it finds at once. To ask for many
+  // automata, nearest first, hides the time that memory takes: each of these reads needs the one before.
+  METHOD void ask(int32_t token, int far) const {
+    if (far == 0) return __builtin_prefetch(header);
+    if (far == 1) {
+      __builtin_prefetch(states + header->newest);
+      __builtin_prefetch(states + header->states);
+      __builtin_prefetch(paths + header->states);
+      return __builtin_prefetch(text + header->count);
+    }
+    int32_t state = states[header->newest].link, match = 0;
+    for (far -= 2; far > 0; far -= 1) {
+      match = existing(state, token);
+      if (match || state == 0) break;
+      state = states[state].link;
+    }
+    if (far == 0) {
+      __builtin_prefetch(states + state);
+      return __builtin_prefetch(edges + entry(state, token));
+    }
+    for (far -= 1; far > 0 && match; far -= 1) match = paths[match].parent;
+    if (match) {
+      __builtin_prefetch(states + match);
+      __builtin_prefetch(paths + match);
+    }
+  }
+
  private:
+  METHOD uint32_t entry(int32_t state, int32_t token) const {
+    return (uint32_t(state) * 0x9E3779B1u + uint32_t(token) * 0x85EBCA6Bu) * 0xC2B2AE35u >> header->shift;
+  }
+
+  // The target of a state's edge, or 0.
+  METHOD int32_t existing(int32_t state, int32_t token) const {
+    if (states[state].token == token) return states[state].target;
+    const uint32_t mask = (uint32_t(1) << (32 - header->shift)) - 1;
+    for (uint32_t at = entry(state, token); edges[at].target; at = (at + 1) & mask)
+      if (edges[at].state == state && edges[at].token == token) return edges[at].target;
+    return 0;
+  }
+
   METHOD void take(int32_t* buffer, int64_t capacity) {
     header = (Header*)buffer;
     edges = (Edge*)(header + 1);
@@ -104,7 +144,7 @@ struct SuffixAutomaton {
     if (from.target == 0) from.token = token;
     if (from.token == token) return from.target;
     const uint32_t mask = (uint32_t(1) << (32 - header->shift)) - 1;
-    uint32_t at = (uint32_t(state) * 0x9E3779B1u + uint32_t(token) * 0x85EBCA6Bu) * 0xC2B2AE35u >> header->shift;
+    uint32_t at = entry(state, token);
     for (; edges[at].target; at = (at + 1) & mask)
       if (edges[at].state == state && edges[at].token == token) return edges[at].target;
     edges[at] = {state, token, 0, from.more};

@@ -1,0 +1,233 @@
+"""The operations of a prepared decoding step: a language model as a list for native/decode.cpp.
+
+Every operation reads and writes rows of numbered buffers. Weights are folded while the list is made: tables with the
+projections behind them, gates and decays with their sigmoids.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kmixer.errors import InputError
+from kmixer.layers import K0, K1, K2, BaseKernel, FeedForward
+from kmixer.layers.copy_memory import BUCKET_STARTS, CopyMemory
+from kmixer.layers.norms import NORM_EPS
+from kmixer.layers.pointer import Pointer
+from kmixer.models.causal_lm import CausalLM
+from kmixer.models.heads import GeluHead
+from kmixer.models.k_stack import KStack
+
+LANES = 16  # kPadding in native/common.h
+EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE, REMEMBER, COPY, POINT = range(9)
+NONE, GELU, GATE = range(3)
+
+
+class Operation(ctypes.Structure):
+    """`Operation` in native/decode.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("kind", "input", "output", "inputs", "outputs")),
+        *((name, ctypes.c_int64) for name in ("activation", "residual")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "extra", "state", "history")),
+        *((name, ctypes.c_int64) for name in ("rank", "lags", "queries")),
+        *((name, ctypes.c_void_p) for name in ("automata", "matches")),
+        ("words", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("unused", ctypes.c_float),
+    )
+
+
+class Operations:
+    """The operations of a model, in their order.
+
+    Args:
+        model: one for which `can_prepare` holds.
+
+    Raises InputError for weights that do not fit each other.
+    """
+
+    def __init__(self, model: CausalLM) -> None:
+        self.list: list[Operation] = []
+        self.widths: list[int] = []  # of the buffers
+        self.mixing: list[int] = []  # which operations have a state, in its order
+        self.matching: list[int] = []  # which write or read what the rows copy, the one that remembers first
+        self._tensors: list[Tensor] = []  # keeps alive what the operations point to
+        with torch.no_grad():
+            self.logits = self._prepare(model)  # the number of their buffer
+
+    def _prepare(self, model: CausalLM) -> int:
+        stack = model.stack
+        assert isinstance(stack, KStack)
+        width = len(stack.read_out.gain)
+        blocks = [block for block in stack.blocks if isinstance(block, K2)]
+        inner_layers = [stack.first.feed_forward, *(block.feed_forward for block in blocks), stack.last.feed_forward]
+        inner_widths = [len(layer.up.weight) for layer in inner_layers]
+        if isinstance(model.head, GeluHead):
+            inner_widths.append(len(model.head.up.weight))
+        hidden, normed, queries, mixed, inner, refined = (
+            self._buffer(width),
+            self._buffer(width),
+            self._buffer(2 * max((block.mixer.query.shape[1] for block in blocks), default=0)),
+            self._buffer(width),
+            self._buffer(max(inner_widths)),
+            self._buffer(width),
+        )
+        table = model.embedding.weight
+        if isinstance(model.from_embedding, torch.nn.Linear):
+            table = model.from_embedding(table)  # one look-up instead of a look-up and a product
+        self._add(EMBED, output=hidden, inputs=width, weight=table)
+        gates: dict[int, Tensor] = {}
+        vector = -1
+        if model.copy_memory is not None:
+            vector = self._remember(model.copy_memory, width, model.vocabulary_size)
+            gates = dict(zip(model.copy_memory.layers, model.copy_memory.gates_of_buckets(), strict=True))
+        for _ in range(stack.passes):
+            target = refined if stack.refined else hidden
+            self._k1(stack.first, hidden, target, normed, inner)
+            for index, block in enumerate(blocks):
+                kernel = block.mixer._kernel(stack.shared_kernel)
+                copying = (vector, gates[index]) if index in gates else None
+                self._k2(block, kernel, target, normed, queries, mixed, inner, copying)
+            self._k1(stack.last, target, target, normed, inner)
+            self._k0(stack.read_out, target)
+            if stack.refined:
+                self._add(REFINE, refined, hidden, inputs=width, extra=stack.eta().reshape(1))
+        self._add(NORM, hidden, normed, inputs=width, weight=model.norm.weight, eps=NORM_EPS)
+        logits = self._head(model, normed, mixed, inner)
+        if model.pointer is not None and model.copy_memory is not None:
+            self._point(model.pointer, normed, logits)
+        return logits
+
+    def _head(self, model: CausalLM, normed: int, spare: int, inner: int) -> int:
+        logits = self._buffer(model.vocabulary_size)
+        head = model.head
+        if isinstance(head, GeluHead):
+            self._add(NORM, normed, spare, inputs=len(head.norm.weight), weight=head.norm.weight, eps=NORM_EPS)
+            self._linear(spare, inner, head.up.weight, head.up.bias, activation=GELU)
+            self._linear(inner, logits, head.down.weight, head.down.bias)
+            return logits
+        weight, bias = model.embedding.weight, None
+        if isinstance(head.to_embedding, torch.nn.Linear):
+            bias = None if head.to_embedding.bias is None else weight @ head.to_embedding.bias
+            weight = weight @ head.to_embedding.weight
+        self._linear(normed, logits, weight, bias)
+        return logits
+
+    def _k1(self, layer: K1, source: int, target: int, normed: int, inner: int) -> None:
+        self._norm(source, normed, layer.mixing_norm.weight)
+        projection = layer.mixer.projection
+        self._linear(normed, target, projection.weight, projection.bias, residual=source)
+        self._feed_forward(layer.feed_forward_norm.weight, layer.feed_forward, target, normed, inner)
+
+    def _k2(
+        self,
+        layer: K2,
+        kernel: BaseKernel | None,
+        hidden: int,
+        normed: int,
+        queries: int,
+        mixed: int,
+        inner: int,
+        copying: tuple[int, Tensor] | None,
+    ) -> None:
+        mixer = layer.mixer
+        self._norm(hidden, normed, layer.mixing_norm.weight)
+        self._linear(normed, queries, torch.cat([mixer.query, mixer.key], dim=1).T)
+        lags, base = 0, None
+        if kernel is not None:
+            assert mixer.gate_logit is not None
+            base = torch.sigmoid(mixer.gate_logit) * kernel.weights[0]
+            lags = len(base)
+        self.mixing.append(len(self.list))
+        self._add(
+            MIX,
+            normed,
+            mixed,
+            inputs=mixer.query.shape[0],
+            weight=mixer.decay(),
+            bias=mixer.alpha().expand(mixer.query.shape[1]),
+            extra=base,
+            rank=mixer.query.shape[1],
+            lags=lags,
+            queries=queries,
+            eps=NORM_EPS,
+        )
+        if copying is not None:
+            vector, gates = copying
+            self._match(COPY, vector, mixed, inputs=mixer.query.shape[0], weight=gates)
+        if mixer.output_gate is not None:
+            self._linear(normed, mixed, mixer.output_gate.weight, activation=GATE)
+        self._linear(mixed, hidden, mixer.projection.weight, mixer.projection.bias, residual=hidden)
+        self._feed_forward(layer.feed_forward_norm.weight, layer.feed_forward, hidden, normed, inner)
+
+    def _k0(self, layer: K0, hidden: int) -> None:
+        width = len(layer.gain)
+        tensors = {"weight": layer.norm.weight, "bias": layer.bias, "extra": layer.gain}
+        self._add(READ_OUT, hidden, hidden, inputs=width, eps=NORM_EPS, **tensors)
+
+    def _feed_forward(self, norm: Tensor, layer: FeedForward, hidden: int, normed: int, inner: int) -> None:
+        self._norm(hidden, normed, norm)
+        self._linear(normed, inner, layer.up.weight, layer.up.bias, activation=GELU)
+        self._linear(inner, hidden, layer.down.weight, layer.down.bias, residual=hidden)
+
+    def _remember(self, memory: CopyMemory, width: int, vocabulary_size: int) -> int:
+        """The buffer of the vectors of copied tokens, without gates."""
+        table = memory.from_table(memory.table.weight)
+        if table.shape != (vocabulary_size + 1, width):
+            raise InputError(
+                f"the weights of this model do not fit each other: copies {tuple(table.shape)} for {vocabulary_size} "
+                f"tokens and {width} channels"
+            )
+        vector = self._buffer(width)
+        starts = torch.tensor(BUCKET_STARTS, dtype=torch.float32)
+        tensors = {"weight": table, "bias": memory.length_vector, "extra": starts}
+        self._match(REMEMBER, 0, vector, inputs=width, rank=len(starts), **tensors)
+        return vector
+
+    def _point(self, pointer: Pointer, hidden: int, logits: int) -> None:
+        tensors = {"weight": pointer.direction, "bias": pointer.length_logit}
+        self._match(POINT, hidden, logits, inputs=len(pointer.direction), outputs=self.widths[logits], **tensors)
+
+    def _match(self, kind: int, source: int, target: int, **fields: Any) -> None:
+        self.matching.append(len(self.list))
+        self._add(kind, source, target, **fields)
+
+    def _norm(self, source: int, target: int, weight: Tensor) -> None:
+        self._add(NORM, source, target, inputs=len(weight), weight=weight, eps=NORM_EPS)
+
+    def _linear(
+        self,
+        source: int,
+        target: int,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        activation: int = NONE,
+        residual: int = -1,
+    ) -> None:
+        outputs, inputs = weight.shape
+        if bias is None and (activation == GELU or residual >= 0):  # which read one
+            bias = weight.new_zeros(outputs)
+        padded = weight.new_zeros(inputs, (-(-outputs // LANES) + 1) * LANES)  # stride_of in gemm.h
+        padded[:, :outputs] = weight.T
+        options = {"activation": activation, "residual": residual}
+        self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=padded, bias=bias, **options)
+
+    def _buffer(self, width: int) -> int:
+        self.widths.append(width)
+        return len(self.widths) - 1
+
+    def _add(self, kind: int, input: int = 0, output: int = 0, **fields: Any) -> None:
+        inputs, written = fields["inputs"], fields.get("outputs", fields["inputs"])
+        if written > self.widths[output] or (kind not in (EMBED, REMEMBER) and inputs > self.widths[input]):
+            raise InputError(f"the weights of this model do not fit each other: {inputs} to {written} channels")
+        for name, value in fields.items():
+            if isinstance(value, Tensor):
+                kept = value.detach().contiguous()
+                self._tensors.append(kept)
+                fields[name] = kept.data_ptr()
+        self.list.append(Operation(kind=kind, input=input, output=output, **fields))
