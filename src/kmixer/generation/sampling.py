@@ -57,7 +57,7 @@ class Sampling:
         probabilities = self.probabilities(logits)
         return race_winners(probabilities, race_numbers(probabilities, generator))
 
-    def rows(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+    def rows(self, logits: Float[Tensor, "*places v"]) -> Float[Tensor, "*places v"]:
         """The distribution of the next token in float64, at any temperature: one-hot at the first likeliest at 0.
 
         Raises InputError for logits that are no distribution.
@@ -65,10 +65,10 @@ class Sampling:
         if self.temperature > 0:
             return self.probabilities(logits)
         highest, tokens = logits.max(-1)
-        _check_finite(highest.tolist())
+        _check_finite(highest.flatten().tolist())
         return one_hot(tokens, logits.shape[-1])
 
-    def probabilities(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+    def probabilities(self, logits: Float[Tensor, "*places v"]) -> Float[Tensor, "*places v"]:
         """The distribution the next token is drawn from, for temperatures above 0."""
         logits = logits.double()
         highest = logits.amax(-1, keepdim=True)  # NaN where there is one
@@ -87,12 +87,16 @@ class Sampling:
         return probabilities
 
 
-def race_numbers(probabilities: Float[Tensor, "b v"], generator: torch.Generator | None = None) -> Float[Tensor, "b v"]:
+def race_numbers(
+    probabilities: Float[Tensor, "*places v"], generator: torch.Generator | None = None
+) -> Float[Tensor, "*places v"]:
     """The numbers of one race a row, exponential of rate 1, in the shape and precision of the probabilities."""
     return torch.empty_like(probabilities).exponential_(generator=generator)
 
 
-def race_winners(probabilities: Float[Tensor, "b v"], numbers: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:
+def race_winners(
+    probabilities: Float[Tensor, "*places v"], numbers: Float[Tensor, "*places v"]
+) -> Int[Tensor, "*places"]:
     """The token that wins each race; probabilities may have any sum above 0. Ties go to the first."""
     return (probabilities / numbers).argmax(-1)
 
