@@ -113,7 +113,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     save_tensors(path, tensors, metadata | {"kind": "model"})
     with pytest.raises(InputError, match="holds no n-gram counts of this version; make them with kmixer ngram"):
         Ngrams.load(path)
-    for wrong in ({"order": 3}, {"order": 0}, {"order": "x"}, {"about": None}):
+    for wrong in ({"order": 3}, {"order": 0}, {"order": "x"}, {"about": None}, {"about": {"tokenizer": [1]}}):
         save_tensors(path, tensors, metadata | wrong)
         with pytest.raises(InputError, match="is damaged"):
             Ngrams.load(path)

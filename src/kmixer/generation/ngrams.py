@@ -102,7 +102,8 @@ class Ngrams:
         if metadata.get("kind") != KIND or metadata.get("version") != VERSION:
             raise InputError(f"{path} holds no n-gram counts of this version; make them with kmixer ngram")
         order, about = metadata.get("order"), metadata.get("about")
-        if not isinstance(order, int) or not 1 <= order <= LARGEST_ORDER or not isinstance(about, dict):
+        known = isinstance(about, dict) and isinstance(about.get("tokenizer", {}), dict)
+        if not isinstance(order, int) or not 1 <= order <= LARGEST_ORDER or not known:
             raise InputError(f"{path} is damaged (its metadata are not those of n-gram counts); make it again")
         names = {"unigrams": torch.int64}
         names |= {f"{length}.{name}": dtype for length in range(1, order) for name, dtype in ARRAYS.items()}
