@@ -36,6 +36,8 @@ CHECKED = (
     "kmixer.models.transformer",
     "kmixer.models.vision",
     "kmixer.generation.prepared",
+    "kmixer.generation.acceptance",
+    "kmixer.generation.rules",
     "kmixer.generation.sampling",
     "kmixer.interop.exported_step",
     "kmixer.data.batches",

@@ -133,6 +133,7 @@ class Bench:
         return {
             "eval": ["eval", run, "--json"],
             "generate": ["generate", run, "--prompt", "the ", "--max-new-tokens", "6", "--seed", "1"],
+            "ngram": ["ngram", run, "--order", "3", "--out", f"{out}/counts.safetensors", "--json"],
             "analyze": ["analyze", run, "--json"],
             "compare": ["compare", run, "--json", "--learned", "--reach", "3.5"],
             "report": ["report", run, "--out", f"{out}/report.html"],
@@ -194,7 +195,7 @@ class Bench:
         return Verdict("defect" if wrong else "refused", err)
 
 
-COMMANDS = ("eval", "generate", "analyze", "compare", "pack", "results", "resume", "report", "export")
+COMMANDS = ("eval", "generate", "ngram", "analyze", "compare", "pack", "results", "resume", "report", "export")
 
 
 def _without_times(text: str) -> str:

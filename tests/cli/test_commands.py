@@ -96,7 +96,7 @@ def test_corpora_are_listed_and_found(kmixer_command: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "eval", "generate", "recipes", "params", "convert", "pack", "unpack", "export"]
+    "command", ["train", "eval", "generate", "ngram", "recipes", "params", "convert", "pack", "unpack", "export"]
 )
 def test_every_command_has_help_with_an_example(kmixer_command: Run, command: str) -> None:
     answer = kmixer_command(command, "--help")

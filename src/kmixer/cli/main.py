@@ -22,6 +22,7 @@ from kmixer.cli import (
     export,
     generate,
     inspect,
+    ngram,
     score,
     task,
     train,
@@ -58,6 +59,7 @@ app.command()(train.train)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(score.score)
 app.command()(generate.generate)
+app.command()(ngram.ngram)
 app.command()(experiments.sweep)
 app.command(name="compare")(experiments.compare_runs)
 app.command()(experiments.results)

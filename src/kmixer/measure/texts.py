@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kmixer.data.reading import text_source
 from kmixer.data.token_cache import TokenSplit
-from kmixer.data.token_files import prepare_dataset, tokenise
+from kmixer.data.token_files import Dataset, prepare_dataset, tokenise
 from kmixer.data.tokenizers import ByteTokenizer, Tokenizer
 from kmixer.errors import InputError
 from kmixer.models.causal_lm import CausalLM
@@ -30,10 +30,18 @@ def held_out(
 
     Raises InputError where the text is gone, or is not what the run was trained on.
     """
+    recipe, dataset = own_text(run, tokenizer, corpus, data_dir)
+    return recipe, dataset.validation
+
+
+def own_text(
+    run: RunFolder, tokenizer: Tokenizer, corpus: str | None = None, data_dir: Path | None = None
+) -> tuple[LanguageRecipe, Dataset]:
+    """The recipe of a run and all parts of its text; arguments and errors as of `held_out`."""
     recipe = as_language(run.recipe_with_data(corpus))
     dataset = prepare_dataset(recipe.data, tokenizer, data_dir)
     run.check_data(dataset.sha256)
-    return recipe, dataset.validation
+    return recipe, dataset
 
 
 def check_one_text(text: str | None, corpus: str | None) -> None:
