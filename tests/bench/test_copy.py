@@ -14,7 +14,7 @@ from kmixer.bench.copy import CopySizes, bench_copy
 from kmixer.errors import InputError
 from kmixer.ops import suffix_matches
 
-SIZES = CopySizes(windows=3, window=40, row=90, hard=100)
+SIZES = CopySizes(windows=3, window=40, row=90, hard=100, prompt=9, steps=3)
 
 
 def test_ratios_are_those_of_the_times_a_token(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,7 @@ def test_ratios_are_those_of_the_times_a_token(text: str, monkeypatch: pytest.Mo
         return {name: {"seconds": 2.0 + i, "relative": (2.0 + i) / 2.0} for i, name in enumerate(calls)}
 
     monkeypatch.setattr(copy, "time_in_turn", timed)
-    rows = {row["what"]: row for row in bench_copy(text, SIZES, 2)}
+    rows = {row["what"]: row for row in copy.bench_matches(text, SIZES, 2)}
     assert rows["text"]["token_relative_to_text"] == 1
     for row in rows.values():
         assert row["section"] == "matches"
@@ -61,5 +61,6 @@ def test_matches_that_are_wrong_are_not_timed(text: str, monkeypatch: pytest.Mon
 
 
 def test_a_text_that_is_too_short() -> None:
-    with pytest.raises(InputError, match=r"got a text of 119 characters; allowed: 120 or more"):
-        bench_copy("a" * 119, SIZES, 1)
+    needed = 64 * (9 + 3)
+    with pytest.raises(InputError, match=rf"got a text of {needed - 1} characters; allowed: {needed} or more"):
+        bench_copy("a" * (needed - 1), SIZES, 1)

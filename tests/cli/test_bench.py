@@ -125,10 +125,17 @@ def test_a_way_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_copy_memory_on_a_text(kmixer_command: Run, monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
-    monkeypatch.setattr("kmixer.cli.bench.COPY_SIZES", CopySizes(windows=2, window=30, row=80, hard=90))
+    monkeypatch.setattr(
+        "kmixer.cli.bench.COPY_SIZES", CopySizes(windows=2, window=30, row=80, hard=90, prompt=9, steps=3)
+    )
     options = ["bench", "copy", "--corpus", text_file, "--repeats", 1]
     answer = json.loads(kmixer_command(*options, "--json").out)
     rows = {row["what"]: row for row in answer["rows"]}
     assert rows["text"]["token_relative_to_text"] == 1
+    models = [row for row in answer["rows"] if row["section"] != "matches"]
+    assert [row["relative_to_without"] for row in models if row["what"] == "without copies"] == [1] * 5
+    assert {(row["section"], row["rows"]) for row in models} == {
+        ("training", 4), ("steps", 1), ("steps", 64), ("steps and drawing", 1), ("steps and drawing", 64)
+    }  # fmt: skip
     assert rows["one token"]["vocabulary"] == 1 and rows["text, windows"]["rows"] == 2
     assert "x text" in kmixer_command(*options).out

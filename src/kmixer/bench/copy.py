@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kmixer.bench.copy_models import BATCHES, bench_decoding, bench_training
 from kmixer.bench.measure import time_in_turn
 from kmixer.errors import InputError
 from kmixer.ops import suffix_matches
@@ -22,20 +23,24 @@ from kmixer.ops import suffix_matches
 CHECKED_FIRST = 3000
 CHECKED_LAST = 8
 BASELINE = "text"
+# Of the model that is trained and decoded.
+VOCABULARY = 65
 
 
 @dataclass(frozen=True)
 class CopySizes:
-    """Tokens of the inputs."""
+    """Tokens of the inputs; of decoding, those that were read before and those of a timed round."""
 
     windows: int = 64
     window: int = 2048
     row: int = 65_536
     hard: int = 100_000
+    prompt: int = 4096
+    steps: int = 100
 
 
 def bench_copy(text: str, sizes: CopySizes, repeats: int) -> list[dict[str, Any]]:
-    """Rows of every section: what was timed, its tokens, their rate, and the time of a token beside that of text.
+    """Rows of every section: what was timed, its tokens, their rate, and its time beside that of the baseline.
 
     Raises:
         InputError: a text shorter than the inputs that are made of it.
@@ -68,13 +73,18 @@ def bench_matches(text: str, sizes: CopySizes, repeats: int) -> list[dict[str, A
 
 
 # Of the text, the sizes and the number of timed rounds; of every row, `section` and `what`.
-SECTIONS: tuple[Callable[[str, CopySizes, int], list[dict[str, Any]]], ...] = (bench_matches,)
+SECTIONS: tuple[Callable[[str, CopySizes, int], list[dict[str, Any]]], ...] = (
+    bench_matches,
+    lambda text, sizes, repeats: bench_training(_ids(text) % VOCABULARY, repeats),
+    lambda text, sizes, repeats: bench_decoding(_ids(text) % VOCABULARY, sizes.prompt, sizes.steps, repeats),
+)
 
 
 def _texts(text: str, sizes: CopySizes) -> dict[str, Tensor]:
     """The text by characters, in a row as long as the hard inputs, the baseline; in windows; in words, up to a row."""
     characters, words = _ids(text), _ids(text.split())
-    needed = max(sizes.windows * sizes.window, sizes.row, sizes.hard)
+    decoded = max(BATCHES) * (sizes.prompt + sizes.steps)
+    needed = max(sizes.windows * sizes.window, sizes.row, sizes.hard, decoded)
     if len(characters) < needed:
         raise InputError(
             f"bench copy: got a text of {len(characters):,} characters; allowed: {needed:,} or more; give a longer one"

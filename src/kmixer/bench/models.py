@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from kmixer.bench.measure import peak_of, peak_resident_bytes, time_calls
 from kmixer.errors import InputError
 from kmixer.generation.decoder import open_decoder
 from kmixer.generation.prepared import PreparedDecoder
 from kmixer.models import CausalLM, ModelConfig, transformer_like
-from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
+from kmixer.runs.recipe import LanguageRecipe, TrainingConfig, load_language_recipe
 from kmixer.training.optimizers import build_optimizers
 from kmixer.training.process import settle_process
 
@@ -72,6 +74,26 @@ def build(recipe: LanguageRecipe, model: ModelName) -> CausalLM:
     return CausalLM(transformer_like(recipe.model, vocabulary), vocabulary)
 
 
+def training_step(
+    network: CausalLM, config: TrainingConfig, tokens: Tensor, precision: Precision = "float32"
+) -> Callable[[], None]:
+    """A call that makes one step on a batch (b, window + 1): forward, backward, clipping, optimiser."""
+    optimizers = build_optimizers(network, config)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            losses = network(tokens[:, :-1], targets=tokens[:, 1:]).losses
+            assert losses is not None
+            loss = losses.mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
 def bench_train(
     recipe: LanguageRecipe,
     model: ModelName,
@@ -87,21 +109,8 @@ def bench_train(
     """
     config = recipe.training
     network = build(recipe, model)
-    optimizers = build_optimizers(network, config)
     tokens = torch.randint(network.vocabulary_size, (config.batch_size, config.window + 1))
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            losses = network(tokens[:, :-1], targets=tokens[:, 1:]).losses
-            assert losses is not None
-            loss = losses.mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    timing = time_calls(step, repeats, longest)
+    timing = time_calls(training_step(network, config, tokens, precision), repeats, longest)
     parameters = sum(p.numel() for p in network.parameters())
     rate = config.batch_size * config.window / timing.median
     return TrainingSpeed(

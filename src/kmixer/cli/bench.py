@@ -192,7 +192,7 @@ def copy(
     repeats: Repeats = 5,
     as_json: Json = False,
 ) -> None:
-    """Time the matches of the copy memory on text, and on the inputs that are hardest for them.
+    """Time the copy memory: its matches on text and on the inputs that are hardest for them, training, decoding.
 
     Example: kmixer bench copy --corpus plays
     """
@@ -200,7 +200,7 @@ def copy(
     roof = _start(threads)
     columns = {
         "section": "section", "what": "what", "rows": "rows", "t": "t", "vocabulary": "vocabulary", "ms": "seconds",
-        "tokens/s": "tokens_per_second", "x text": "token_relative_to_text",
+        "tokens/s": "tokens_per_second", "x text": "token_relative_to_text", "x without": "relative_to_without",
     }  # fmt: skip
     _report("copy", roof, bench_copy(text, COPY_SIZES, repeats), columns, as_json)
 
