@@ -94,6 +94,12 @@ def test_a_second_memory_is_one_of_shorter_matches_beside_the_first() -> None:
         torch.testing.assert_close(beside[layer], first[layer] - silent[layer] + alone[layer])
 
 
+@pytest.mark.parametrize("token", [-1, V])
+def test_a_token_outside_the_vocabulary(token: int) -> None:
+    with pytest.raises(InputError, match=rf"got tokens .*{token}.*; allowed: 0\.\.{V - 1}"):
+        make().copies(torch.tensor([[0, token]]))
+
+
 def test_a_token_without_a_match_has_the_first_row_of_the_table() -> None:
     memory = make()
     vectors = memory.vectors(memory.copies(torch.tensor([[0, 1, 2, 1]]))[0])

@@ -84,7 +84,8 @@ class CopyMemory(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("match_length", match_length, get_args(MatchLength))
-        self.layers, self.memory, self.longest = tuple(layers), memory, longest
+        self.vocabulary_size, self.layers = vocabulary_size, tuple(layers)
+        self.memory, self.longest = memory, longest
         e = embedding_width or width
         self.table = nn.Embedding(vocabulary_size + 1, e)
         nn.init.normal_(self.table.weight, std=INITIAL_STD)
@@ -114,9 +115,14 @@ class CopyMemory(nn.Module):
         return initial_state(batch_size, self.table.weight.device)
 
     def copies(self, tokens: Int[Tensor, "b t"], state: SuffixState | None = None) -> tuple[Copies, SuffixState]:
-        """What may follow each of the tokens, and the state after the last; integers, without gradients."""
+        """What may follow each of the tokens, and the state after the last; integers, without gradients.
+
+        Raises InputError for a token that is not in the vocabulary, and for a state that is not of this memory.
+        """
         second = None if self.second is None else self.second.copies(tokens, state)[0]
-        copied, lengths, state = suffix_matches(tokens, state, self.memory, longest=self.longest)
+        copied, lengths, state = suffix_matches(
+            tokens, state, self.memory, longest=self.longest, vocabulary_size=self.vocabulary_size
+        )
         return Copies(copied, lengths, second), state
 
     def forward(self, copies: Copies) -> dict[int, Float[Tensor, "b t d"]]:

@@ -64,6 +64,7 @@ def suffix_matches(
     memory: int | None = None,
     *,
     longest: int | None = None,
+    vocabulary_size: int = LARGEST_TOKEN + 1,
     backend: Backend = "auto",
 ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"], SuffixState]:
     """The token that followed the last time the longest repeated suffix was seen, and that suffix's length.
@@ -72,7 +73,7 @@ def suffix_matches(
     gives the result of the whole: pass the returned state on.
 
     Args:
-        tokens: (b, t) int64 or int32, from 0 to 2^31 - 1, on any device; the computation is on the CPU.
+        tokens: (b, t) int64 or int32, from 0 to `vocabulary_size` - 1, on any device; the computation is on the CPU.
         state: what was remembered before; of None, nothing. Rows may stand at different positions.
         memory: M, even: how many tokens are remembered at most; None: all. The same at every call with a state.
         longest: of a longer suffix its last so many tokens count: where they last occurred, what followed them.
@@ -86,7 +87,7 @@ def suffix_matches(
         InputError: tokens of another shape, dtype or range; a memory that is odd or below 2; a longest match below 1; a
             state of another batch, or that remembers too little; a backend that does not exist or cannot run here.
     """
-    _check(tokens, memory, longest, backend)
+    _check(tokens, memory, longest, vocabulary_size, backend)
     b, t = tokens.shape
     initial = initial_state(b, tokens.device)
     if state is None:
@@ -109,7 +110,7 @@ def remembers_from(position: int, memory: int | None) -> int:
     return max(0, (position // half - 1) * half) if half else 0
 
 
-def _check(tokens: Tensor, memory: int | None, longest: int | None, backend: str) -> None:
+def _check(tokens: Tensor, memory: int | None, longest: int | None, vocabulary_size: int, backend: str) -> None:
     check_choice("backend", backend, BACKENDS)
     if backend == "native" and native.kernels() is None:
         raise InputError(
@@ -125,8 +126,8 @@ def _check(tokens: Tensor, memory: int | None, longest: int | None, backend: str
         raise InputError(f"suffix_matches: got tokens {given}; allowed: (b, t) in int64 or int32")
     if tokens.numel():
         lowest, highest = (int(x) for x in torch.aminmax(tokens))
-        if lowest < 0 or highest > LARGEST_TOKEN:
-            raise InputError(f"suffix_matches: got tokens {lowest}..{highest}; allowed: 0..{LARGEST_TOKEN}")
+        if lowest < 0 or highest >= vocabulary_size:
+            raise InputError(f"suffix_matches: got tokens {lowest}..{highest}; allowed: 0..{vocabulary_size - 1}")
 
 
 def _check_length(text: Tensor, memory: int | None) -> None:
