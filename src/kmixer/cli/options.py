@@ -17,5 +17,5 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; KEY= goes back to its default."),
 ]
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
-RunOrPackaged = Annotated[Path, typer.Argument(help="A run folder, or the packaged shakespeare-small.")]
+RunOrPackaged = Annotated[Path, typer.Argument(help="A run folder, or a packaged model: shakespeare-small-copy.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")]
