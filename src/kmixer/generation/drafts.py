@@ -21,11 +21,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kmixer.errors import InputError
+from kmixer.generation.chunks import read_again
 from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
 from kmixer.generation.ngrams import Ngrams
 from kmixer.generation.streaming import PREFILL_CHUNK
 from kmixer.models.causal_lm import CausalLM
-from kmixer.state import join, rows
 
 Draw = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 Proposal = tuple[Tensor, Tensor | None]
@@ -191,21 +191,7 @@ class ModelDraft:
         if all(length == read + 1 for length in lengths):
             self._decoder.advance(self._round[:, read:])
         elif any(length != read for length in lengths):
-            self._read_again(lengths)
-
-    def _read_again(self, lengths: list[int]) -> None:
-        """From the state before the round, so many tokens of every row."""
-        order, states = [], []
-        for length in sorted(set(lengths)):
-            chosen = [row for row, other in enumerate(lengths) if other == length]
-            everyone = len(chosen) == len(lengths)
-            self._decoder.restore(self._before if everyone else rows(self._before, chosen))
-            self._decoder.advance(self._round[chosen, :length])
-            if everyone:
-                return
-            order += chosen
-            states.append(self._decoder.state())
-        self._decoder.restore(rows(join(states), [order.index(row) for row in range(len(order))]))
+            read_again(self._decoder, self._before, self._round, lengths)
 
 
 def check_same_tokens(
