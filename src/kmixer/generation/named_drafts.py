@@ -41,7 +41,7 @@ def tokenizer_of(model: CausalLM) -> Tokenizer | None:
 
 def is_draft_name(name: str) -> bool:
     """Whether `open_draft` takes this for a name; what is none may be a run folder."""
-    return name == "lookup" or name.endswith(".safetensors") or name.startswith(("ngram:", "self:"))
+    return name.endswith(".safetensors") or name.partition(":")[0] in ("ngram", "lookup", "self")
 
 
 def open_draft(model: CausalLM, draft: AnyDraft, speculation: Speculation) -> Draft:
@@ -59,25 +59,31 @@ def open_draft(model: CausalLM, draft: AnyDraft, speculation: Speculation) -> Dr
     if draft == "lookup":
         lockstep = speculation.pace == "lockstep"
         return LookupDraft(speculation.max_match, speculation.min_match, lockstep=lockstep)
-    if draft.endswith(".safetensors"):
-        ngrams = Ngrams.load(Path(draft))
-        _check_tokens(model, ngrams.tokenizer, ngrams.vocabulary_size)
+    if (ngrams := ngrams_of(model, draft)) is not None:
         return NgramDraft(ngrams)
-    if kind == "ngram" and re.fullmatch(r"\d{1,9}", value):
-        return NgramDraft(_count(model, int(value)))
     if kind == "self" and re.fullmatch(r"(passes=)?\d{1,9}", value):
         count = int(value.removeprefix("passes="))
         return ModelDraft((fewer_passes if value.startswith("passes=") else first_layers)(model, count))
     raise InputError(f"draft: got {shown(draft)}; allowed: {NAMES}")
 
 
-def _count(model: CausalLM, order: int) -> Ngrams:
+def ngrams_of(model: CausalLM, draft: str) -> Ngrams | None:
+    """The counts that a draft of this name asks for, read or made of the text of the model's run; None of another.
+
+    Raises InputError as `open_draft` does.
+    """
+    if draft.endswith(".safetensors"):
+        ngrams = Ngrams.load(Path(draft))
+        _check_tokens(model, ngrams.tokenizer, ngrams.vocabulary_size)
+        return ngrams
+    if not re.fullmatch(r"ngram:\d{1,9}", draft):
+        return None
     if not isinstance(model, Loaded) or model.folder is None or model.tokenizer is None:
         raise InputError(
-            f"draft: got ngram:{order}, which counts the text of a run, and this model was loaded from none; "
+            f"draft: got {draft}, which counts the text of a run, and this model was loaded from none; "
             "give a file of kmixer ngram"
         )
-    return count_run(RunFolder(model.folder), model.tokenizer, order)
+    return count_run(RunFolder(model.folder), model.tokenizer, int(draft.removeprefix("ngram:")))
 
 
 def _check_tokens(model: CausalLM, theirs: dict[str, object] | None, size: int) -> None:

@@ -11,6 +11,7 @@ from kmixer.generation.rules import Bounded, Cactus, Exact, Interp, Rule, Typica
 RuleName = Literal["coupled", "exact", "block", "cactus", "bounded", "typical", "interp"]
 Pace = Literal["lockstep", "own"]
 Measure = Literal["law"]
+RULES: tuple[str, ...] = get_args(RuleName)
 # Which rule a setting goes with, where it is given.
 RULE_OF = {"delta": "cactus", "bound": "bounded", "mix": "interp"}
 
@@ -47,7 +48,7 @@ class Speculation:
     pace: Pace = "lockstep"
 
     def __post_init__(self) -> None:
-        check_choice("rule", self.rule, get_args(RuleName))
+        check_choice("rule", self.rule, RULES)
         check_choice("pace", self.pace, get_args(Pace))
         if self.measure is not None:
             check_choice("measure", self.measure, get_args(Measure))

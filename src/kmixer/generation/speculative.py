@@ -163,7 +163,12 @@ class Rounds:
     def result(self, tokens: Tensor, text: str | None = None) -> SpeculationResult:
         """What came of the rounds so far, and the tokens (b, t + new) and text that the caller made of them."""
         assert self._tally is not None
-        return self._tally.result(tokens, text, None if self._reader is None else self._tempo.note)
+        return self._tally.result(tokens, text, self.note)
+
+    @property
+    def note(self) -> str | None:
+        """What the user should know, for example that drafting does not pay."""
+        return None if self._reader is None else self._tempo.note
 
     def state(self) -> State:
         """Where the model stands: before the token of every row that was emitted last."""
