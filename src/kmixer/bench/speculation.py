@@ -155,6 +155,7 @@ def bench_gain(
     right: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Tokens a second by m beside plain decoding, timed in turn; predicted from costs and from a first run's draft."""
+    _decode(model, make_draft(), prompt, _with(speculation, FIRST), sampling, FIRST)  # warms up
     first = _decode(model, make_draft(), prompt, _with(speculation, FIRST), sampling, sizes.tokens)
     draft = first.seconds.draft / max(1, first.drafted)
     overhead = (first.seconds.rule + first.seconds.rollback) / max(1, first.rounds)

@@ -24,6 +24,11 @@ def print_report(
         print(json.dumps({"what": what, "roofs": found, "rows": rows, "environment": made_with}))
         return
     print(f"{made_with['device']}, threads {torch.get_num_threads()}, medians")
+    print_table(rows, columns)
+
+
+def print_table(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Rows of figures, of those columns, by title."""
     table = [list(columns)] + [[_shown(title, row.get(key)) for title, key in columns.items()] for row in rows]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     for line in table:

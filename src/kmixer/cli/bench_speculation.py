@@ -9,7 +9,7 @@ import torch
 import typer
 
 from kmixer.bench.speculation import SpeculationSizes, bench_speculation
-from kmixer.cli.bench_report import print_report
+from kmixer.cli.bench_report import print_report, print_table
 from kmixer.cli.drafting import drafts_of, speculation_of
 from kmixer.cli.options import (
     Accept,
@@ -88,7 +88,9 @@ def speculate(
     if as_json:
         print_report("speculate", None, rows, {}, as_json)
         return
-    for section, columns in COLUMNS.items():
-        print_report("speculate", None, [row for row in rows if row["section"] == section], columns, as_json)
-    for note in {row["note"] for row in rows if row.get("note")}:
+    of_section = {section: [row for row in rows if row["section"] == section] for section in COLUMNS}
+    print_report("speculate", None, of_section["cost"], COLUMNS["cost"], as_json)
+    for section in ("acceptance", "gain"):
+        print_table(of_section[section], COLUMNS[section])
+    for note in {row["note"] for row in of_section["gain"] if row["note"]}:
         print(note)

@@ -9,10 +9,11 @@ from typing import Any
 
 from kmixer.errors import InputError, check_choice, shown
 from kmixer.generation.drafts import Draft, NgramDraft
-from kmixer.generation.named_drafts import is_draft_name, ngrams_of, open_draft
+from kmixer.generation.named_drafts import NAMES, is_draft_name, ngrams_of, open_draft
 from kmixer.generation.speculation import RULES, Speculation
 from kmixer.generation.tally import SpeculationResult
 from kmixer.language_model import LanguageModel, load
+from kmixer.models.model_folder import packaged_models
 
 LARGEST = 1 << 10  # drafted tokens of a round
 
@@ -31,6 +32,8 @@ def speculation_of(accept: str, draft_tokens: str = "4", **settings: Any) -> Spe
 def drafts_of(model: LanguageModel, draft: str, speculation: Speculation) -> Callable[[], Draft]:
     """Makes drafts of a name or of a run folder. Raises InputError for what is neither, or does not fit the model."""
     if not is_draft_name(draft):
+        if not Path(draft).exists() and draft not in packaged_models():
+            raise InputError(f"--draft: got {shown(draft)}, which is no run folder; allowed: a run, {NAMES}")
         return partial(open_draft, model, load(Path(draft)), speculation)
     ngrams = ngrams_of(model, draft)
     return partial(open_draft, model, draft, speculation) if ngrams is None else partial(NgramDraft, ngrams)

@@ -27,7 +27,7 @@ def first_layers(model: CausalLM, count: int) -> CausalLM:
     """
     layers = len(model.stack.blocks)
     if not 1 <= count < layers:
-        raise InputError(f"draft: got self:{count}; {_allowed(layers, 'layers')}")
+        raise InputError(f"draft: got self:{count}; {_allowed(layers, 'layer')}")
     short = _view(model)
     short.stack = _view(model.stack)
     short.stack.blocks = nn.ModuleList(list(model.stack.blocks)[:count])
@@ -43,17 +43,17 @@ def fewer_passes(model: CausalLM, count: int) -> CausalLM:
     """
     passes = model.stack.passes if isinstance(model.stack, KStack) else 1
     if not 1 <= count < passes:
-        raise InputError(f"draft: got self:passes={count}; {_allowed(passes, 'passes')}")
+        raise InputError(f"draft: got self:passes={count}; {_allowed(passes, 'pass', 'passes')}")
     short = _view(model)
     short.stack = _view(model.stack)
     cast("KStack", short.stack).passes = count
     return short
 
 
-def _allowed(parts: int, what: str) -> str:
+def _allowed(parts: int, one: str, several: str = "layers") -> str:
     if parts == 1:
-        return f"this model has one of the {what}, and nothing to leave out; choose another draft"
-    return f"allowed: 1 to {parts - 1}, as this model has {parts} {what}"
+        return f"this model has one {one}, which cannot be left out; choose another draft"
+    return f"allowed: 1 to {parts - 1}, as this model has {parts} {several}"
 
 
 def _view(module: AModule) -> AModule:
