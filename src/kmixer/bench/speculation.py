@@ -116,7 +116,8 @@ def bench_acceptance(
     """How much of the draft's probability is kept where both have read the text, at every position behind the prompt.
 
     Returns a row: "proposed", at which part of the positions the draft has anything to say, and of those the mean
-    acceptance: "exact" is sum_n min(p_n, q_n), "coupled" that of equal random numbers, "rule" that of the chosen rule.
+    acceptance: "exact" is sum_n min(p_n, q_n), "coupled" that of equal random numbers, "independent" sum_n p_n q_n,
+    that two draws are equal, "rule" that of the chosen rule.
     """
     limit = model.config.max_positions
     text = text if limit is None else text[:limit]
@@ -135,7 +136,7 @@ def bench_acceptance(
         chosen = coupled
     else:
         chosen = acceptance(rule_of(speculation, sampling), p[few], q[few])
-    figures = {"exact": exact, "coupled": coupled, "rule": chosen}
+    figures = {"exact": exact, "coupled": coupled, "independent": (p * q).sum(-1), "rule": chosen}
     return {
         "section": "acceptance",
         "positions": len(text) - start,
