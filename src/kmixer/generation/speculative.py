@@ -10,7 +10,6 @@ What each rule guarantees: `kmixer.generation.speculation`. What proposes: `kmix
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -149,6 +148,7 @@ class Rounds:
         self._reader: Reader | None = None  # none before the prompt is read
         self._tempo: Tempo
         self._pending = prompt[:, -1]
+        self._nothing = prompt.new_zeros(len(prompt), 0, dtype=torch.int64)
         self._last: tuple[Verdict, int] | None = None  # the last round and its drafted tokens, while not committed
         self._tally = Tally(self._speculation, self._sampling) if tally else None
 
@@ -203,7 +203,7 @@ class Rounds:
         began = clock()
         self._settle(spent)
         wanted = self._tempo.tokens()
-        p, drafted = None, self._pending.new_zeros(len(self._left), 0)
+        p, drafted = None, self._nothing
         started = clock()
         if wanted:
             drafted, p = self._draft.propose(min(wanted, max(self._left) - 1), self._draws.draft)
@@ -214,20 +214,27 @@ class Rounds:
         else:
             logits = self._reader.step(self._pending)[:, None]
         verified = clock()
-        q = self._sampling.rows(logits)
-        own = self._draws.judge(p, q, drafted)
-        verdict = lockstep(own, drafted) if self._lockstep else own
-        self._draws.emitted(verdict.kept + 1)
+        q, verdict, own = self._judge(p, logits, drafted)
         kept = self._emit(drafted, verdict)
         judged = clock()
         spent.draft, spent.verification, spent.rule = proposed - started, verified - proposed, judged - verified
         spent.whole = judged - began
-        refused = sum(k < m for k in kept)
-        self._tempo.learn(sum(kept), refused, m, spent.draft, spent.rule + spent.rollback)
+        self._tempo.learn(sum(kept), sum(k < m for k in kept), m, spent.draft, spent.rule + spent.rollback)
         if self._tally is not None:
             self._tally.add(p, q, logits, drafted, verdict, own)
-            _add(self._tally.seconds, spent)
+            self._tally.seconds.add(spent)
         self._pending, self._last = verdict.last, (verdict, m) if wanted else None
+
+    def _judge(self, p: Tensor | None, logits: Tensor, drafted: Tensor) -> tuple[Tensor | None, Verdict, Verdict]:
+        """The model's rows, none where nothing was drafted; what stands, and what would of every row alone."""
+        if not drafted.shape[1]:
+            verdict = Verdict(torch.zeros_like(self._pending), self._draws.plain(logits[:, 0]))
+            return None, verdict, verdict
+        q = self._sampling.rows(logits)
+        own = self._draws.judge(p, q, drafted)
+        verdict = lockstep(own, drafted) if self._lockstep else own
+        self._draws.emitted(verdict.kept + 1)
+        return q, verdict, own
 
     def _emit(self, drafted: Tensor, verdict: Verdict) -> list[int]:
         """Note what stands of a round; how many drafted tokens of every row do."""
@@ -249,8 +256,3 @@ class Rounds:
             self._reader.commit(verdict.kept + 1)
         self._draft.commit(verdict.kept, verdict.last)
         spent.rollback += time.perf_counter() - began
-
-
-def _add(total: Seconds, more: Seconds) -> None:
-    for part in dataclasses.fields(Seconds):
-        setattr(total, part.name, getattr(total, part.name) + getattr(more, part.name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ class Seconds:
     rule: float = 0.0  # filters, random numbers and the verdict
     rollback: float = 0.0  # standing where the text stands, draft and verifier
     whole: float = 0.0
+
+    def add(self, more: Seconds) -> None:
+        """Those of another round too."""
+        for part in fields(self):
+            setattr(self, part.name, getattr(self, part.name) + getattr(more, part.name))
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,16 @@ class Tally:
     def add(
         self,
         p: Float[Tensor, "b m v"] | None,
-        q: Float[Tensor, "b n v"],
+        q: Float[Tensor, "b n v"] | None,
         logits: Float[Tensor, "b n v"],
         tokens: Int[Tensor, "b m"],
         verdict: Verdict,
         own: Verdict,
     ) -> None:
-        """One round: rows of draft and verifier, what was drafted, what stands of it, and what did by row alone."""
+        """One round: rows of draft and verifier, what was drafted, what stands of it, and what did by row alone.
+
+        q is None in a round without draft.
+        """
         b, m = tokens.shape
         kept: list[int] = verdict.kept.tolist()
         self.rounds += 1
@@ -140,7 +148,7 @@ class Tally:
         for position in range(m):
             self.by_position[position] += sum(position < k for k in kept)
         self._measure_nll(logits, tokens, verdict)
-        if m:
+        if q is not None:
             self._measure_budget(p, q[:, :m], tokens, verdict.kept)
 
     def _measure_nll(self, logits: Tensor, tokens: Tensor, verdict: Verdict) -> None:
