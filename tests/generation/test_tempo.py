@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -63,3 +65,28 @@ def test_the_text_does_not_depend_on_it() -> None:
         assert torch.equal(result.tokens[:, 3:], plain)
         if result.note is not None:
             assert "drafting does not pay here" in result.note
+
+
+class Stops:
+    """Drafts for four rounds, and never again."""
+
+    def __init__(self, tokens: int) -> None:
+        self.note, self._tokens, self._rounds = None, tokens, 0
+
+    def tokens(self) -> int:
+        self._rounds += 1
+        return self._tokens if self._rounds <= 4 else 0
+
+    def learn(self, kept: int, refused: int, drafted: int, draft: float, overhead: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("pace", ["lockstep", "own"])
+def test_the_text_goes_on_as_it_was_where_drafting_ends(pace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmixer.generation.speculative.FixedTempo", Stops)
+    model, prompt = make(STACK), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    for seed in range(3):
+        result = speculate(model, "self:1", prompt, 25, Speculation(tokens=3, pace=pace), seed=seed)
+        plain = torch.stack(list(generate_tokens(model, prompt, 25, Sampling(), seed=seed)), 1)
+        assert torch.equal(result.tokens[:, 3:], plain)
+        assert result.drafted == 4 * 3 * 2
