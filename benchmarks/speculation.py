@@ -103,7 +103,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for row in rows:
         figures = [f"{row['mean_kept']:.2f}", f"{row['mean_emitted']:.2f}", f"{row['acceptance'] or 0:.3f}"]
-        more = [pair(row, "spent"), pair(row, "divergence"), f"{row['verifier_nll']:.3f}", f"{row['gain']:.2f}"]
+        more = [pair(row, "spent"), pair(row, "output_divergence"), f"{row['verifier_nll']:.3f}", f"{row['gain']:.2f}"]
         lines.append(f"| {' | '.join([name_of(row), *figures, *more])} |")
     return "\n".join(lines)
 
@@ -117,7 +117,7 @@ def plot(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
         series: dict[str, list[tuple[float, float]]] = {}
         for row in of_draft:
             name = row["rule"] + (", exact gamma" if row.get("exact_gamma") else "")
-            series.setdefault(name, []).append((row["divergence_mean"] or 0.0, row["gain"]))
+            series.setdefault(name, []).append((row["output_divergence_mean"] or 0.0, row["gain"]))
         for name, points in series.items():
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
         axes.set_title(f"draft {draft}", loc="left")

@@ -38,7 +38,11 @@ def test_a_draft_changes_no_letter(kmixer_command: Run, run: Path, tmp_path: Pat
     measured = kmixer_command(*options, "--draft", "ngram:3", "--draft-tokens", "auto", "--stats")
     assert measured.out == plain
     lines = measured.err.splitlines()
-    assert lines[0].startswith("40 tokens in ") and lines[1].startswith("kept ")
+    assert (
+        lines[0].startswith("40 tokens in ")
+        and lines[0].endswith(" a second without a draft")
+        and lines[1].startswith("kept ")
+    )
     assert "nats a token" in lines[2] and lines[3].startswith("seconds: draft ")
     lossy = kmixer_command(
         *options, "--draft", run, "--draft-tokens", 3, "--accept", "cactus", "--delta", 0.5, "--stats"
@@ -85,6 +89,8 @@ def test_bench_says_what_is_accepted_and_what_it_costs(kmixer_command: Run, run:
     assert accepted["positions"] == 60 and accepted["proposed"] == 1
     assert 0 < accepted["rule"] == accepted["coupled"] <= accepted["exact"] <= 1
     assert [row["m"] for row in rows[5:]] == [1, 3, "auto"]
+    for row in rows[5:]:
+        assert row["tokens_per_second"] > 0 and row["plain_tokens_per_second"] > 0 and row["verification_seconds"] > 0
     assert all(row["measured"] > 0 for row in rows[5:]) and all(row["predicted"] > 0 for row in rows[5:7])
 
     itself = json.loads(kmixer_command(*options, "--draft", run, "--accept", "exact", "--json").out)["rows"]

@@ -249,9 +249,9 @@ def test_what_is_counted_is_what_happened() -> None:
             losses = model(result.tokens[:, :-1], targets=result.tokens[:, 1:]).losses
         assert result.verifier_nll == pytest.approx(float(losses[0, 2:].mean()), abs=1e-9)
         assert "tokens" not in json.loads(json.dumps(result.to_json()))
-    assert results["exact"].spent_max == 0 and results["exact"].divergence_max == pytest.approx(0, abs=1e-9)
+    assert results["exact"].spent_max == 0 and results["exact"].output_divergence_max == pytest.approx(0, abs=1e-9)
     assert 0 < results["cactus"].spent_mean <= results["cactus"].spent_max
-    assert results["bounded"].spent_mean is None and 0 < results["bounded"].divergence_max <= 0.05 + 1e-9
+    assert results["bounded"].spent_mean is None and 0 < results["bounded"].output_divergence_max <= 0.05 + 1e-9
 
 
 @given(st.lists(st.integers(0, V - 1), min_size=4, max_size=4), st.lists(st.integers(0, 4), min_size=2, max_size=2))

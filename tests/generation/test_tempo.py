@@ -63,6 +63,7 @@ def test_the_text_does_not_depend_on_it() -> None:
         result = speculate(model, draft, prompt, 40, Speculation(tokens="auto"), seed=seed)
         plain = torch.stack(list(generate_tokens(model, prompt, 40, Sampling(), seed=seed)), 1)
         assert torch.equal(result.tokens[:, 3:], plain)
+        assert result.plain_tokens_per_second is not None and result.plain_tokens_per_second > 0
         if result.note is not None:
             assert "drafting does not pay here" in result.note
 
@@ -71,7 +72,7 @@ class Stops:
     """Drafts for four rounds, and never again."""
 
     def __init__(self, tokens: int) -> None:
-        self.note, self._tokens, self._rounds = None, tokens, 0
+        self.note, self.plain_seconds, self._tokens, self._rounds = None, None, tokens, 0
 
     def tokens(self) -> int:
         self._rounds += 1

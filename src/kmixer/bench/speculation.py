@@ -174,21 +174,22 @@ def bench_gain(
     for m in ms:
         result = _decode(model, make_draft(), prompt, _with(speculation, m), sampling, sizes.tokens)
         ratios = [plain / own for plain, own in zip(seconds["plain"], seconds[m], strict=True)]
+        figures = result.to_json()
+        spent = {f"{name}_seconds": value for name, value in figures.pop("seconds").items()}
         rows.append(
             {
+                **figures,
+                **spent,
                 "section": "gain",
                 "m": m,
                 "predicted": None if m == "auto" else _predicted(costs, m, right, draft, overhead),
                 "measured": statistics.median(ratios),
                 "tokens_per_second": sizes.tokens / statistics.median(seconds[m]),
                 "plain_tokens_per_second": sizes.tokens / statistics.median(seconds["plain"]),
-                **result.to_json(),
                 "draft_token_seconds": draft,
                 "overhead_seconds": overhead,
             }
         )
-        del rows[-1]["seconds"]
-        rows[-1] |= {f"{name}_seconds": value for name, value in dataclasses.asdict(result.seconds).items()}
     return rows
 
 

@@ -42,10 +42,11 @@ def drafts_of(model: LanguageModel, draft: str, speculation: Speculation) -> Cal
 def statistics_of(result: SpeculationResult) -> list[str]:
     """What came of a decoding, in lines."""
     emitted = result.kept + result.rounds
-    seconds = result.seconds
+    seconds, plain = result.seconds, result.plain_tokens_per_second
     lines = [
         f"{emitted:,} tokens in {seconds.whole:.3f} s, {result.tokens_per_second:,.0f} a second: {result.rounds:,} "
-        f"rounds of {result.mean_emitted:.2f} tokens",
+        f"rounds of {result.mean_emitted:.2f} tokens"
+        + ("" if plain is None else f"; about {plain:,.0f} a second without a draft"),
         f"kept {result.kept:,} of {result.drafted:,} drafted tokens, {result.mean_kept:.2f} a round"
         + ("" if result.acceptance is None else f"; acceptance {result.acceptance:.3f}"),
     ]

@@ -163,7 +163,8 @@ class Rounds:
     def result(self, tokens: Tensor, text: str | None = None) -> SpeculationResult:
         """What came of the rounds so far, and the tokens (b, t + new) and text that the caller made of them."""
         assert self._tally is not None
-        return self._tally.result(tokens, text, self.note)
+        plain_seconds = None if self._reader is None else self._tempo.plain_seconds
+        return self._tally.result(tokens, text, self.note, plain_seconds)
 
     @property
     def note(self) -> str | None:

@@ -45,10 +45,10 @@ class SpeculationResult:
     acceptance: kept of kept and refused, None where nothing was drafted.
     spent_mean, spent_max: kl(gamma, q_n) of the drafted tokens that were judged; 0 of rules with the verifier's law,
         None of others than "cactus", which have no such budget.
-    divergence_mean, divergence_max: KL(h, q) of what is emitted, with `Speculation.measure` "law".
+    output_divergence_mean, output_divergence_max: KL(h, q) of what is emitted, with `Speculation.measure` "law".
     verifier_nll: mean -ln q at temperature 1, before filters, of what was emitted.
     seconds: of the rounds, without the prompt.
-    plain_tokens_per_second: where it was measured.
+    plain_tokens_per_second: of the model without draft, where it was measured: with tokens "auto".
     note: what the user should know, for example that drafting does not pay.
     """
 
@@ -64,8 +64,8 @@ class SpeculationResult:
     acceptance: float | None
     spent_mean: float | None
     spent_max: float | None
-    divergence_mean: float | None
-    divergence_max: float | None
+    output_divergence_mean: float | None
+    output_divergence_max: float | None
     verifier_nll: float | None
     seconds: Seconds
     tokens_per_second: float
@@ -167,8 +167,10 @@ class Tally:
             p, q = p[judged], q[judged]
             self.divergence.add(divergence(emitted(rule, p, q), q).clamp_min(0))
 
-    def result(self, tokens: Tensor, text: str | None, note: str | None = None) -> SpeculationResult:
-        """Of all rounds so far."""
+    def result(
+        self, tokens: Tensor, text: str | None, note: str | None = None, plain_seconds: float | None = None
+    ) -> SpeculationResult:
+        """Of all rounds so far; plain_seconds are those of a step without draft, where they were measured."""
         judged = self.kept + self.refused
         return SpeculationResult(
             tokens=tokens,
@@ -183,11 +185,12 @@ class Tally:
             acceptance=self.kept / judged if judged else None,
             spent_mean=self.spent.mean,
             spent_max=self.spent.maximum,
-            divergence_mean=self.divergence.mean,
-            divergence_max=self.divergence.maximum,
+            output_divergence_mean=self.divergence.mean,
+            output_divergence_max=self.divergence.maximum,
             verifier_nll=self.nll.mean,
             seconds=self.seconds,
             tokens_per_second=self.emitted / self.seconds.whole if self.seconds.whole else 0.0,
+            plain_tokens_per_second=None if plain_seconds is None else len(tokens) / plain_seconds,
             note=note,
         )
 

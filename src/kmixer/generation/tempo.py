@@ -90,6 +90,7 @@ class Tempo(Protocol):
     """Chooses m, round by round."""
 
     note: str | None  # what the user should know
+    plain_seconds: float | None  # of a token without draft, where they were measured
 
     def tokens(self) -> int:
         """Of the next round; 0 from now on where drafting does not pay."""
@@ -105,6 +106,7 @@ class FixedTempo:
 
     def __init__(self, tokens: int) -> None:
         self.note: str | None = None
+        self.plain_seconds: float | None = None
         self._tokens = tokens
 
     def tokens(self) -> int:
@@ -123,6 +125,7 @@ class MeasuredTempo:
 
     def __init__(self, costs: Costs) -> None:
         self.note: str | None = None
+        self.plain_seconds: float | None = costs.plain
         self._costs = costs
         self._kept = self._refused = 0.0
         self._draft: deque[float] = deque(maxlen=REMEMBERED)
