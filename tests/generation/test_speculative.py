@@ -232,7 +232,7 @@ def test_the_prepared_step_gives_the_plain_text_too(kind: str) -> None:
     for seed in range(4):
         for pace in ("lockstep", "own"):
             draft = make_draft("layers", model, lockstep=True)
-            result = speculate(model, draft, prompt, 25, Speculation(tokens=3, pace=pace), sampling, seed)
+            result = speculate(model, draft, prompt.int(), 25, Speculation(tokens=3, pace=pace), sampling, seed)
             assert torch.equal(result.tokens[:, 3:], plain(model, prompt, 25, sampling, seed))
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from jaxtyping import Float, Int
@@ -83,15 +84,22 @@ def open_reader(model: CausalLM, state: State) -> Reader:
 
 def read_again(decoder: Decoder, before: State, tokens: Int[Tensor, "b n"], lengths: list[int]) -> None:
     """Let a decoder stand after so many of the tokens, by row, from the state before the first of them."""
-    order, states = [], []
+    states: dict[int, State] = {}
     for length in sorted(set(lengths)):
-        chosen = [row for row, other in enumerate(lengths) if other == length]
-        everyone = len(chosen) == len(lengths)
-        decoder.restore(before if everyone else rows(before, chosen))
+        decoder.restore(before)
         if length:
-            decoder.advance(tokens[chosen, :length])
-        if everyone:
-            return
-        order += chosen
-        states.append(decoder.state())
-    decoder.restore(rows(join(states), [order.index(row) for row in range(len(order))]))
+            decoder.advance(tokens[:, :length])
+        states[length] = decoder.state()
+    if len(states) > 1:
+        decoder.restore(of_rows(states, lengths))
+
+
+def of_rows(states: Mapping[int, State] | Sequence[State], lengths: list[int]) -> State:
+    """The state whose row i is that of states[lengths[i]]."""
+    different = sorted(set(lengths))
+    if len(different) == 1:
+        return states[different[0]]
+    members = [[row for row, other in enumerate(lengths) if other == length] for length in different]
+    order = [row for rows_of_length in members for row in rows_of_length]
+    joined = join([rows(states[length], chosen) for length, chosen in zip(different, members, strict=True)])
+    return rows(joined, [order.index(row) for row in range(len(order))])

@@ -131,6 +131,7 @@ class Rounds:
         tally: bool = False,
     ) -> None:
         check_request(model, prompt, max_new_tokens)
+        prompt = prompt.long()
         if model.training:
             raise InputError("model: got one in training mode; call model.eval() first")
         self._model, self._draft, self._prompt = model, draft, prompt
