@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmixer.generation import Sampling, Speculation, generate_tokens, speculate
+from kmixer.generation.speculative import generate_drafted
 from kmixer.generation.tempo import FIRST, LARGEST, PAYS, Costs, MeasuredTempo, expected_tokens, gain_of
 from tests.generation.test_speculative import STACK, make
 
@@ -91,3 +92,5 @@ def test_the_text_goes_on_as_it_was_where_drafting_ends(pace: Any, monkeypatch: 
         plain = torch.stack(list(generate_tokens(model, prompt, 25, Sampling(), seed=seed)), 1)
         assert torch.equal(result.tokens[:, 3:], plain)
         assert result.drafted == 4 * 3 * 2
+        streamed = generate_drafted(model, "self:1", prompt, 25, Speculation(tokens=3, pace=pace), seed=seed)
+        assert torch.equal(torch.stack(list(streamed), 1), plain)

@@ -27,7 +27,7 @@ from kmixer.generation.draws import open_draws
 from kmixer.generation.named_drafts import AnyDraft, open_draft, tokenizer_of
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.speculation import Speculation
-from kmixer.generation.streaming import PREFILL_CHUNK, check_request, encode_prompt, seeded_generator, text_of
+from kmixer.generation.streaming import PREFILL_CHUNK, check_request, encode_prompt, seeded_generator, step_of, text_of
 from kmixer.generation.tally import Seconds, SpeculationResult, Tally
 from kmixer.generation.tempo import LARGEST, FixedTempo, MeasuredTempo, Tempo, measure_costs
 from kmixer.models.causal_lm import CausalLM
@@ -148,6 +148,7 @@ class Rounds:
         self._ready: list[deque[int]] = [deque() for _ in self._left]  # emitted and not given out
         self._reader: Reader | None = None  # none before the prompt is read
         self._tempo: Tempo
+        self._drafting = True  # not yet given up
         self._pending = prompt[:, -1]
         self._nothing = prompt.new_zeros(len(prompt), 0, dtype=torch.int64)
         self._last: tuple[Verdict, int] | None = None  # the last round and its drafted tokens, while not committed
@@ -155,11 +156,22 @@ class Rounds:
 
     def columns(self) -> Iterator[Int[Tensor, " b"]]:
         """The new tokens of every row, one position at a time, as `generate_tokens` gives them."""
-        for _ in range(self._count):
+        for index in range(self._count):
             while not all(self._ready):
+                if not self._drafting and self._tally is None and not any(self._ready):
+                    yield from self._plain(self._count - index)
+                    return
                 self._round()
             tokens = [row.popleft() for row in self._ready]
             yield torch.tensor(tokens, dtype=torch.int64, device=self._prompt.device)
+
+    def _plain(self, count: int) -> Iterator[Int[Tensor, " b"]]:
+        """The rest without a draft and without counting, as fast as plain generation."""
+        assert self._reader is not None
+        step = step_of(self._reader)
+        for _ in range(count):
+            self._pending = self._draws.plain(step(self._pending))
+            yield self._pending
 
     def result(self, tokens: Tensor, text: str | None = None) -> SpeculationResult:
         """What came of the rounds so far, and the tokens (b, t + new) and text that the caller made of them."""
@@ -205,6 +217,7 @@ class Rounds:
         began = clock()
         self._settle(spent)
         wanted = self._tempo.tokens()
+        self._drafting = wanted > 0
         p, drafted = None, self._nothing
         started = clock()
         if wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Int
@@ -50,13 +50,18 @@ def generate_tokens(
         logits, decoder = _read(model, prompt, model.initial_state(len(prompt)) if state is None else state)
         if max_new_tokens > 1:
             decoder = open_decoder(model, decoder.state())
-    # A prepared step is no work of torch's: for one row, to say so at every token would take a tenth of it.
-    step = decoder.step if isinstance(decoder, PreparedDecoder) else torch.inference_mode()(decoder.step)
+    step = step_of(decoder)
     for index in range(max_new_tokens):
         tokens = sampling(logits, generator)
         yield tokens
         if index + 1 < max_new_tokens:
             logits = step(tokens)
+
+
+def step_of(decoder: Decoder) -> Callable[[Tensor], Tensor]:
+    """The step of a decoder, without gradients."""
+    # A prepared step is no work of torch's: for one row, to say so at every token would take a tenth of it.
+    return decoder.step if isinstance(decoder, PreparedDecoder) else torch.inference_mode()(decoder.step)
 
 
 def check_request(model: CausalLM, prompt: Tensor, max_new_tokens: int, *, begins: bool = True) -> None:
