@@ -39,6 +39,7 @@ CHECKED = (
     "kmixer.generation.acceptance",
     "kmixer.generation.rules",
     "kmixer.generation.sampling",
+    "kmixer.generation.tally",
     "kmixer.interop.exported_step",
     "kmixer.data.batches",
     "kmixer.data.images",

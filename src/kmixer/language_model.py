@@ -11,8 +11,11 @@ from torch import Tensor
 
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
+from kmixer.generation.named_drafts import AnyDraft
 from kmixer.generation.sampling import Sampling
-from kmixer.generation.streaming import generate_text, generate_tokens
+from kmixer.generation.speculation import Speculation
+from kmixer.generation.speculative import generate_drafted
+from kmixer.generation.streaming import encode_prompt, generate_tokens, text_of
 from kmixer.models.causal_lm import CausalLM, LanguageModelConfig
 from kmixer.models.classifiers import ClassifierConfig
 from kmixer.models.model_folder import (
@@ -39,6 +42,7 @@ class LanguageModel(CausalLM):
         super().__init__(config, vocabulary_size)
         self.tokenizer = tokenizer
         self.about: dict[str, Any] = {}  # where loaded weights come from: recipe, step, losses, corpus
+        self.folder: Path | None = None  # that they were loaded from
 
     @classmethod
     def from_recipe(cls, recipe: str, settings: list[str] | None = None) -> LanguageModel:
@@ -59,6 +63,9 @@ class LanguageModel(CausalLM):
         seed: int | None = ...,
         stop: Sequence[str] = ...,
         stream: Literal[False] = ...,
+        *,
+        draft: AnyDraft | None = ...,
+        speculation: Speculation | None = ...,
     ) -> str: ...
     @overload
     def generate(
@@ -72,6 +79,8 @@ class LanguageModel(CausalLM):
         stop: Sequence[str] = ...,
         *,
         stream: Literal[True],
+        draft: AnyDraft | None = ...,
+        speculation: Speculation | None = ...,
     ) -> Iterator[str]: ...
     @overload
     def generate(
@@ -84,6 +93,9 @@ class LanguageModel(CausalLM):
         seed: int | None = ...,
         stop: Sequence[str] = ...,
         stream: Literal[False] = ...,
+        *,
+        draft: AnyDraft | None = ...,
+        speculation: Speculation | None = ...,
     ) -> Tensor: ...
     @overload
     def generate(
@@ -97,6 +109,8 @@ class LanguageModel(CausalLM):
         stop: Sequence[str] = ...,
         *,
         stream: Literal[True],
+        draft: AnyDraft | None = ...,
+        speculation: Speculation | None = ...,
     ) -> Iterator[Tensor]: ...
     def generate(
         self,
@@ -108,6 +122,9 @@ class LanguageModel(CausalLM):
         seed: int | None = None,
         stop: Sequence[str] = (),
         stream: bool = False,
+        *,
+        draft: AnyDraft | None = None,
+        speculation: Speculation | None = None,
     ) -> str | Tensor | Iterator[str] | Iterator[Tensor]:
         """Continue a prompt with dropout off.
 
@@ -118,26 +135,35 @@ class LanguageModel(CausalLM):
             seed: makes the result repeatable.
             stop: texts before which generation ends; for a text prompt.
             stream: return an iterator over new text (or new tokens (b,)) instead of the whole.
+            draft: what proposes tokens that this model verifies, several in one pass: a smaller model with the same
+                tokens, "ngram:5", "lookup" or other names, see `kmixer.generation.named_drafts`.
+            speculation: how they are verified; by default so that the text is that of the same seed without draft.
 
         Returns:
             Prompt and continuation: a text for a text, tokens (b, t + new) for tokens.
 
         Raises:
-            InputError: a prompt the tokenizer does not know, or settings out of range.
+            InputError: a prompt the tokenizer does not know, settings out of range, or a draft that does not fit.
         """
         sampling = Sampling(temperature, top_k, top_p)
+        if speculation is not None and draft is None:
+            raise InputError("speculation: got settings without a draft; give draft too, for example 'ngram:5'")
+
+        def columns(tokens: Tensor) -> Iterator[Tensor]:
+            if draft is None:
+                return generate_tokens(self, tokens, max_new_tokens, sampling, seed=seed)
+            return generate_drafted(self, draft, tokens, max_new_tokens, speculation, sampling, seed=seed)
+
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise InputError("this model has no tokenizer: give the prompt as tokens (b, t)")
-            text = generate_text(self, self.tokenizer, prompt, max_new_tokens, sampling, seed=seed, stop=stop)
-            pieces = self._evaluating(text)
+            tokens = encode_prompt(self, self.tokenizer, prompt)
+            pieces = self._evaluating(text_of(tokens, columns(tokens), self.tokenizer, stop))
             return pieces if stream else prompt + "".join(pieces)
         if stop:
             raise InputError("stop texts go with a text prompt, not with tokens")
-        columns = self._evaluating(generate_tokens(self, prompt, max_new_tokens, sampling, seed=seed))
-        if stream:
-            return columns
-        return torch.cat([prompt, *(column[:, None] for column in columns)], dim=1)
+        new = self._evaluating(columns(prompt))
+        return new if stream else torch.cat([prompt, *(column[:, None] for column in new)], dim=1)
 
     def _evaluating(self, items: Iterator[Item]) -> Iterator[Item]:
         """The same items, made with dropout off; the mode is afterwards what it was."""
@@ -170,5 +196,5 @@ def load(path: str | Path, *, memory: int | None = None) -> LanguageModel:
         model = LanguageModel(settings, config.vocabulary_size, tokenizer)
     put_weights(model, tensors, str(folder / WEIGHTS))
     RunFolder(folder).check_files()
-    model.about = about
+    model.about, model.folder = about, folder
     return model.eval()

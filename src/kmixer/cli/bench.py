@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +17,12 @@ from kmixer.bench.measure import Roofs, roofs
 from kmixer.bench.mixer import Shape, add_peaks, bench_mixer
 from kmixer.bench.models import ModelName, Precision, bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
-from kmixer.cli.options import DataDir, Json, RecipeName, Settings
+from kmixer.cli import bench_speculation
+from kmixer.cli.bench_report import print_report
+from kmixer.cli.options import DataDir, Json, RecipeName, Repeats, Settings, Threads
 from kmixer.data.corpora import find_corpus
 from kmixer.errors import InputError
 from kmixer.models.mixers.registry import BASELINE, CARDS
-from kmixer.runs.environment import environment
 from kmixer.runs.recipe import load_language_recipe
 from kmixer.training.process import settle_process
 
@@ -34,8 +34,6 @@ MODELS: tuple[ModelName, ...] = ("recipe", "transformer")
 COPY_SIZES = CopySizes()
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
-Threads = Annotated[int, typer.Option(help="Threads of this process.")]
-Repeats = Annotated[int, typer.Option(help="Timed calls, after the first.")]
 Recipes = Annotated[list[str] | None, typer.Option("--recipe", help="A recipe; may be given again.")]
 Model = Annotated[Literal["both", "recipe", "transformer"], typer.Option(help="Which of the two models.")]
 
@@ -53,7 +51,7 @@ def op(threads: Threads = 1, repeats: Repeats = 7, as_json: Json = False) -> Non
         "backend": "backend", "r": "r", "d": "d", "t": "t", "b": "b", "forward ms": "forward_seconds",
         "fwd+bwd ms": "training_seconds", "of bound": "part_of_fused_bound", "x mask": "times_faster_than_mask",
     }  # fmt: skip
-    _report("op", roof, rows, columns, as_json)
+    print_report("op", roof, rows, columns, as_json)
 
 
 @app.command()
@@ -75,7 +73,7 @@ def train(
         "recipe": "recipe", "model": "model", "precision": "precision", "parameters": "parameters",
         "tokens/s": "tokens_per_second", "of roof": "part_of_roof",
     }  # fmt: skip
-    _report("train", roof, rows, columns, as_json)
+    print_report("train", roof, rows, columns, as_json)
 
 
 @app.command()
@@ -105,7 +103,7 @@ def decode(
         "first token ms": "seconds_to_first_token", "tokens/s": "tokens_per_second",
         "2nd/1st half": "second_half_over_first",
     }  # fmt: skip
-    _report("decode", roof, rows, columns, as_json)
+    print_report("decode", roof, rows, columns, as_json)
 
 
 @app.command()
@@ -139,7 +137,7 @@ def length(
     if plot is not None:
         plot_length(rows, plot)
     columns = {"series": "series", "window": "window", "batch": "batch_size", "tokens/s": "tokens_per_second"}
-    _report("length", roof, [row.to_json() for row in rows], columns, as_json)
+    print_report("length", roof, [row.to_json() for row in rows], columns, as_json)
 
 
 @app.command()
@@ -149,7 +147,7 @@ def memory(recipe: Recipes = None, settings: Settings = None, as_json: Json = Fa
     Example: kmixer bench memory --recipe k-operators-local-shakespeare
     """
     rows = [asdict(bench_memory(name, settings or [], model)) for name in recipe or RECIPES for model in MODELS]
-    _report("memory", None, rows, {"recipe": "recipe", "model": "model", "peak MB": "peak_bytes"}, as_json)
+    print_report("memory", None, rows, {"recipe": "recipe", "model": "model", "peak MB": "peak_bytes"}, as_json)
 
 
 @app.command()
@@ -181,7 +179,7 @@ def mixer(
         f"of {BASELINE}": "relative", "x definition": "times_faster", "peak MB": "peak_bytes",
         "cache per token": "cache",
     }  # fmt: skip
-    _report("mixer", roof, rows, columns, as_json)
+    print_report("mixer", roof, rows, columns, as_json)
 
 
 @app.command()
@@ -202,39 +200,13 @@ def copy(
         "section": "section", "what": "what", "rows": "rows", "t": "t", "vocabulary": "vocabulary", "ms": "seconds",
         "tokens/s": "tokens_per_second", "x text": "token_relative_to_text", "x without": "relative_to_without",
     }  # fmt: skip
-    _report("copy", roof, bench_copy(text, COPY_SIZES, repeats), columns, as_json)
+    print_report("copy", roof, bench_copy(text, COPY_SIZES, repeats), columns, as_json)
+
+
+app.command()(bench_speculation.speculate)
 
 
 def _start(threads: int) -> Roofs:
     settle_process()
     torch.set_num_threads(threads)
     return roofs()
-
-
-SCALES = {"ms": 1e3, "MB": 1e-6}
-
-
-def _report(
-    what: str, measured: Roofs | None, rows: list[dict[str, Any]], columns: dict[str, str], as_json: bool
-) -> None:
-    """Print rows, and the roofs of the machine where they were measured."""
-    made_with = environment(torch.device("cpu"))
-    if as_json:
-        found = {"threads": torch.get_num_threads()} if measured is None else asdict(measured)
-        print(json.dumps({"what": what, "roofs": found, "rows": rows, "environment": made_with}))
-        return
-    print(f"{made_with['device']}, threads {torch.get_num_threads()}, medians")
-    table = [list(columns)] + [[_shown(title, row.get(key)) for title, key in columns.items()] for row in rows]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-
-
-def _shown(title: str, value: Any) -> str:
-    scale = SCALES.get(title.split()[-1])
-    if value is None:
-        return "-"
-    if isinstance(value, float) or scale is not None:
-        value = value * (scale or 1)
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
-from kmixer.cli.options import RunOrPackaged
+from kmixer.cli.drafting import drafts_of, speculation_of, statistics_of
+from kmixer.cli.options import Accept, Bound, Delta, Draft, ExactGamma, Mix, RunOrPackaged
 from kmixer.data.reading import lines_of, text_source
 from kmixer.errors import InputError
 from kmixer.generation.conversation import Conversation
 from kmixer.generation.sampling import Sampling
-from kmixer.generation.streaming import generate_text
+from kmixer.generation.speculative import Rounds
+from kmixer.generation.streaming import encode_prompt, generate_tokens, text_of
 from kmixer.language_model import load
 
 
@@ -33,6 +35,16 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of total probability p.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the text repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text to stop before; may be given again.")] = None,
+    draft: Draft = None,
+    draft_tokens: Annotated[
+        str, typer.Option(metavar="M", help="Tokens drafted in a round; auto: as many as pay, or none.")
+    ] = "auto",
+    accept: Accept = "coupled",
+    delta: Delta = None,
+    bound: Bound = None,
+    mix: Mix = None,
+    exact_gamma: ExactGamma = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Say on standard error what came of the draft.")] = False,
 ) -> None:
     """Continue a text with a run's model, printed as it is written.
 
@@ -41,6 +53,13 @@ def generate(
     if (prompt is not None) + (prompt_file is not None) + interactive != 1:
         raise InputError("give one of --prompt TEXT, --prompt-file FILE (- is standard input) and --interactive")
     sampling = Sampling(temperature, top_k, top_p)
+    speculation = speculation_of(accept, draft_tokens, delta=delta, bound=bound, mix=mix, exact_gamma=exact_gamma)
+    if draft is None and (stats or speculation != speculation_of("coupled", "auto")):
+        raise InputError(
+            "--accept, --draft-tokens, their settings and --stats go with --draft; add it, or leave them out"
+        )
+    if draft is not None and interactive:
+        raise InputError("--draft goes with --prompt and --prompt-file; leave it out for --interactive")
     model = load(run)
     assert model.tokenizer is not None
     if interactive:
@@ -52,11 +71,23 @@ def generate(
         with text_source(prompt_file, raw=False) as blocks:
             prompt = "".join(map(str, blocks))
     assert prompt is not None
-    pieces = generate_text(model, model.tokenizer, prompt, max_new_tokens, sampling, seed=seed, stop=stop or ())
+    tokens = encode_prompt(model, model.tokenizer, prompt)
+    rounds = None
+    if draft is None:
+        columns = generate_tokens(model, tokens, max_new_tokens, sampling, seed=seed)
+    else:
+        drafts = drafts_of(model, draft, speculation)()
+        rounds = Rounds(model, drafts, tokens, max_new_tokens, speculation, sampling, seed=seed, tally=stats)
+        columns = rounds.columns()
+    pieces = text_of(tokens, columns, model.tokenizer, stop or ())
     first = next(pieces, "")  # wrong input shows before anything is printed
     for piece in itertools.chain([prompt, first], pieces):
         print(piece, end="", flush=True)
     print()
+    if rounds is not None:
+        lines = statistics_of(rounds.result(tokens)) if stats else []
+        for line in [*lines, *([rounds.note] if rounds.note else [])]:
+            print(line, file=sys.stderr)
 
 
 def _typed_lines() -> Iterator[str]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kmixer.generation.speculation import RULES
+
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the corpora; default: the user's cache folder, kmixer below it.")
 ]
@@ -16,6 +18,19 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; KEY= goes back to its default."),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN|NAME", help="What proposes tokens: a run, ngram:5, lookup, self:2, or a file of kmixer ngram."
+    ),
+]
+Accept = Annotated[str, typer.Option(metavar="RULE", help=f"How drafted tokens are judged: {', '.join(RULES)}.")]
+Delta = Annotated[float | None, typer.Option(help="Of cactus: nats that one drafted token may spend.")]
+Bound = Annotated[float | None, typer.Option(help="Of bounded: nats between what is emitted and the model.")]
+Mix = Annotated[float | None, typer.Option(help="Of interp: the part of the draft, 0 to 1.")]
+ExactGamma = Annotated[bool, typer.Option("--exact-gamma", help="Of cactus: solve for gamma.")]
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
 RunOrPackaged = Annotated[Path, typer.Argument(help="A run folder, or a packaged model: shakespeare-small-copy.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")]
+Threads = Annotated[int, typer.Option(help="Threads of this process.")]
+Repeats = Annotated[int, typer.Option(help="Timed calls, after the first.")]

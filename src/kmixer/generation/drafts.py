@@ -21,11 +21,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kmixer.errors import InputError
+from kmixer.generation.chunks import of_rows, read_again
 from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
 from kmixer.generation.ngrams import Ngrams
 from kmixer.generation.streaming import PREFILL_CHUNK
 from kmixer.models.causal_lm import CausalLM
-from kmixer.state import join, rows
 
 Draw = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 Proposal = tuple[Tensor, Tensor | None]
@@ -174,12 +174,14 @@ class ModelDraft:
 
     def propose(self, count: int, draw: Draw) -> Proposal:
         """Reads the pending token and all that it proposes but the last."""
-        self._before = self._decoder.state()
+        self._states = [self._decoder.state()]
         read, drawn_from = [self._pending], []
         for i in range(count):
             tokens, row = draw(self._decoder.step(read[-1]), i)
             read.append(tokens)
             drawn_from.append(row)
+            if isinstance(self._decoder, EagerDecoder):  # whose states are there, and no copies
+                self._states.append(self._decoder.state())
         self._round = torch.stack(read, 1)
         return self._round[:, 1:], torch.stack(drawn_from, 1) if drawn_from else None
 
@@ -188,24 +190,17 @@ class ModelDraft:
         self._pending = last
         lengths: list[int] = (kept + 1).tolist()
         read = self._round.shape[1] - 1
+        if all(length == read for length in lengths):
+            return
         if all(length == read + 1 for length in lengths):
             self._decoder.advance(self._round[:, read:])
-        elif any(length != read for length in lengths):
-            self._read_again(lengths)
-
-    def _read_again(self, lengths: list[int]) -> None:
-        """From the state before the round, so many tokens of every row."""
-        order, states = [], []
-        for length in sorted(set(lengths)):
-            chosen = [row for row, other in enumerate(lengths) if other == length]
-            everyone = len(chosen) == len(lengths)
-            self._decoder.restore(self._before if everyone else rows(self._before, chosen))
-            self._decoder.advance(self._round[chosen, :length])
-            if everyone:
-                return
-            order += chosen
-            states.append(self._decoder.state())
-        self._decoder.restore(rows(join(states), [order.index(row) for row in range(len(order))]))
+        elif len(self._states) <= read:
+            read_again(self._decoder, self._states[0], self._round, lengths)
+        else:
+            if max(lengths) > read:
+                self._decoder.advance(self._round[:, read:])
+                self._states.append(self._decoder.state())
+            self._decoder.restore(of_rows(self._states, lengths))
 
 
 def check_same_tokens(

@@ -4,6 +4,7 @@
     tokens, rows = draws.draft(logits, i)             the draft's token i of this round (0 .. m - 1)
     verdict = draws.judge(p, q, tokens)               after all m; p of None is one-hot at the tokens
     draws.emitted(verdict.kept + 1)                   the next round begins behind them
+    tokens = draws.plain(logits)                      a round without draft: drawn, and emitted
 
 `FreshDraws` draws the numbers of a round in a fixed order: m races of the draft, m uniforms a row, one race more.
 `SharedDraws` has one race a position of the text, in which draft and verifier take part; it draws them in the order of
@@ -38,6 +39,10 @@ class Draws(Protocol):
         """So many tokens (b,) of every row were emitted."""
         ...
 
+    def plain(self, logits: Tensor) -> Tensor:
+        """The next tokens (b,) where nothing was drafted, from logits (b, v); they are emitted."""
+        ...
+
 
 class FreshDraws:
     """Numbers of a round that no other round uses, for `accept` with a rule and, with None, for `accept_block`."""
@@ -58,6 +63,9 @@ class FreshDraws:
 
     def emitted(self, count: Tensor) -> None:
         pass
+
+    def plain(self, logits: Tensor) -> Tensor:
+        return self._sampling(logits, self._generator)
 
 
 class SharedDraws:
@@ -84,6 +92,17 @@ class SharedDraws:
         passed = min(self._positions) - self._first
         del self._races[:passed]
         self._first += passed
+
+    def plain(self, logits: Tensor) -> Tensor:
+        if self._races:
+            rows = self._sampling.rows(logits)
+            tokens = race_winners(rows, self._numbers(rows, 0))
+            self.emitted(torch.ones_like(tokens))
+            return tokens
+        # Nothing was drawn ahead, so that all rows stand at one position: what plain generation does.
+        self._positions = [position + 1 for position in self._positions or [0] * len(logits)]
+        self._first += 1
+        return self._sampling(logits, self._generator)
 
     def _numbers(self, like: Tensor, index: int) -> Tensor:
         """Of the race (b, v) at this index of the round, rows at their own positions."""

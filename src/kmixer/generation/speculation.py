@@ -10,6 +10,8 @@ from kmixer.generation.rules import Bounded, Cactus, Exact, Interp, Rule, Typica
 
 RuleName = Literal["coupled", "exact", "block", "cactus", "bounded", "typical", "interp"]
 Pace = Literal["lockstep", "own"]
+Measure = Literal["law"]
+RULES: tuple[str, ...] = get_args(RuleName)
 # Which rule a setting goes with, where it is given.
 RULE_OF = {"delta": "cactus", "bound": "bounded", "mix": "interp"}
 
@@ -28,6 +30,7 @@ class Speculation:
     mix: of "interp", which has to say it: the draft's part, 0 to 1.
     epsilon, alpha: of "typical".
     max_match, min_match: tokens that a look-up draft compares, at most and at least.
+    measure: "law" measures the divergence of what is emitted too, which takes v^2 operations a position.
     pace: "lockstep" lets all rows of a batch advance as far as the shortest, "own" every row by itself.
     """
 
@@ -41,11 +44,14 @@ class Speculation:
     alpha: float = 0.3
     max_match: int = 4
     min_match: int = 2
+    measure: Measure | None = None
     pace: Pace = "lockstep"
 
     def __post_init__(self) -> None:
-        check_choice("rule", self.rule, get_args(RuleName))
+        check_choice("rule", self.rule, RULES)
         check_choice("pace", self.pace, get_args(Pace))
+        if self.measure is not None:
+            check_choice("measure", self.measure, get_args(Measure))
         if self.tokens != "auto" and (isinstance(self.tokens, str) or self.tokens < 1):
             raise InputError(f"tokens: got {self.tokens!r}; allowed: 1 or more, or 'auto'")
         for name, rule in RULE_OF.items():

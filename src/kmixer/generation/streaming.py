@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Int
@@ -43,37 +43,53 @@ def generate_tokens(
         InputError: an empty prompt, tokens outside the vocabulary, or a model whose base kernel
             ends before the last token.
     """
-    if prompt.ndim != 2 or prompt.shape[1] == 0:
-        raise InputError(f"prompt: got shape {tuple(prompt.shape)}; allowed: (batch, time) with one token or more")
-    check_tokens(prompt, model.vocabulary_size)
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens: got {max_new_tokens}; allowed: 0 or more")
-    if seed is not None and not 0 <= seed < 1 << 63:
-        raise InputError(f"seed: got {seed}; allowed: 0 to 2^63 - 1")
-    limit = model.config.max_positions
-    if limit is not None and state is None and prompt.shape[1] + max_new_tokens > limit:
-        raise InputError(
-            f"prompt and new tokens are {prompt.shape[1] + max_new_tokens} positions; "
-            f"{model.config.limited_by} ends at {limit}: ask for {max(0, limit - prompt.shape[1])} "
-            "or fewer new tokens, or use a model with a toeplitz or conv base kernel, which stream"
-        )
+    check_request(model, prompt, max_new_tokens, begins=state is None)
     sampling = sampling or Sampling()
-    generator = torch.Generator(prompt.device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
+    generator = seeded_generator(prompt.device, seed)
     with torch.inference_mode():
         logits, decoder = _read(model, prompt, model.initial_state(len(prompt)) if state is None else state)
         if max_new_tokens > 1:
             decoder = open_decoder(model, decoder.state())
-    # A prepared step is no work of torch's: for one row, to say so at every token would take a tenth of it.
-    step = decoder.step if isinstance(decoder, PreparedDecoder) else torch.inference_mode()(decoder.step)
+    step = step_of(decoder)
     for index in range(max_new_tokens):
         tokens = sampling(logits, generator)
         yield tokens
         if index + 1 < max_new_tokens:
             logits = step(tokens)
+
+
+def step_of(decoder: Decoder) -> Callable[[Tensor], Tensor]:
+    """The step of a decoder, without gradients."""
+    # A prepared step is no work of torch's: for one row, to say so at every token would take a tenth of it.
+    return decoder.step if isinstance(decoder, PreparedDecoder) else torch.inference_mode()(decoder.step)
+
+
+def check_request(model: CausalLM, prompt: Tensor, max_new_tokens: int, *, begins: bool = True) -> None:
+    """Raises InputError where a prompt cannot be continued so far; it begins the sequence, or goes on from a state."""
+    if prompt.ndim != 2 or prompt.shape[1] == 0:
+        raise InputError(f"prompt: got shape {tuple(prompt.shape)}; allowed: (batch, time) with one token or more")
+    check_tokens(prompt, model.vocabulary_size)
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens: got {max_new_tokens}; allowed: 0 or more")
+    limit = model.config.max_positions
+    if limit is not None and begins and prompt.shape[1] + max_new_tokens > limit:
+        raise InputError(
+            f"prompt and new tokens are {prompt.shape[1] + max_new_tokens} positions; "
+            f"{model.config.limited_by} ends at {limit}: ask for {max(0, limit - prompt.shape[1])} "
+            "or fewer new tokens, or use a model with a toeplitz or conv base kernel, which stream"
+        )
+
+
+def seeded_generator(device: torch.device, seed: int | None) -> torch.Generator:
+    """What tokens are drawn with; None draws a fresh seed. Raises InputError for one out of range."""
+    if seed is not None and not 0 <= seed < 1 << 63:
+        raise InputError(f"seed: got {seed}; allowed: 0 to 2^63 - 1")
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
 
 
 def _read(model: CausalLM, prompt: Tensor, state: State) -> tuple[Tensor, Decoder]:
@@ -99,6 +115,13 @@ def generate_text(
 
     Raises InputError for an empty prompt, or one with characters the tokenizer does not know.
     """
+    tokens = encode_prompt(model, tokenizer, prompt)
+    new = generate_tokens(model, tokens, max_new_tokens, sampling, seed=seed)
+    return text_of(tokens, new, tokenizer, stop)
+
+
+def encode_prompt(model: CausalLM, tokenizer: Tokenizer, prompt: str) -> Int[Tensor, "1 t"]:
+    """The tokens of a prompt, where the model is. Raises InputError as `generate_text` does."""
     if not prompt:
         raise InputError('prompt: got ""; give one character or more')
     unknown = tokenizer.unknown(prompt)
@@ -107,8 +130,14 @@ def generate_text(
     tokens = torch.from_numpy(tokenizer.encode(prompt)).to(model.embedding.weight.device)[None]
     if tokens.numel() == 0:
         raise InputError(f"prompt: got {prompt!r}, in which this tokenizer sees no token; give a word or more")
-    new = generate_tokens(model, tokens, max_new_tokens, sampling, seed=seed)
-    return until(decoded_after(tokens, new, tokenizer), [text for text in stop if text])
+    return tokens
+
+
+def text_of(
+    prompt: Int[Tensor, "1 t"], columns: Iterator[Tensor], tokenizer: Tokenizer, stop: Sequence[str] = ()
+) -> Iterator[str]:
+    """The text of new tokens (1,), in pieces, as what follows the prompt, up to the first stop string."""
+    return until(decoded_after(prompt, columns, tokenizer), [text for text in stop if text])
 
 
 def decoded_after(prompt: Int[Tensor, "1 t"], columns: Iterator[Tensor], tokenizer: Tokenizer) -> Iterator[str]:

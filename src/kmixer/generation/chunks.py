@@ -1,0 +1,105 @@
+"""Reading a chunk of tokens and then keeping a prefix of it, for a decoder that only goes forward.
+
+    logits = reader.read(tokens)      (b, n) to (b, n, v), and stays
+    reader.commit(lengths)            stand after so many (b,) of the tokens of the last read, by row
+
+`ReadAgain` keeps a snapshot, and reads what is kept a second time: right for every decoder, and dear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kmixer.generation.decoder import Decoder, open_decoder
+from kmixer.models.causal_lm import CausalLM
+from kmixer.state import State, join, rows
+
+
+class Reader(Decoder, Protocol):
+    """A decoder that reads ahead. Whatever else moves it forgets what was read and not committed."""
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Logits (b, n, v) after each of the tokens (b, n); the sequences stay. Another read forgets this one."""
+        ...
+
+    def commit(self, lengths: Tensor) -> None:
+        """Stand after so many tokens (b,) of the last read, 0 to n, by row."""
+        ...
+
+
+class ReadAgain:
+    """A `Reader` made of any decoder.
+
+    Args:
+        decoder: it belongs to the reader from now on.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._read: tuple[State, Tensor] | None = None  # the state before, and the tokens
+
+    def read(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n v"]:
+        self._go_back()
+        before = self._decoder.state()
+        logits = self._decoder.advance(tokens)
+        self._read = (before, tokens)
+        return logits
+
+    def commit(self, lengths: Int[Tensor, " b"]) -> None:
+        assert self._read is not None
+        (before, tokens), self._read = self._read, None
+        counts = lengths.tolist()
+        if any(count != tokens.shape[1] for count in counts):
+            read_again(self._decoder, before, tokens, counts)
+
+    def advance(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n v"]:
+        self._go_back()
+        return self._decoder.advance(tokens)
+
+    def step(self, tokens: Int[Tensor, " b"]) -> Float[Tensor, "b v"]:
+        self._go_back()
+        return self._decoder.step(tokens)
+
+    def state(self) -> State:
+        return self._decoder.state() if self._read is None else self._read[0]
+
+    def restore(self, state: State) -> None:
+        self._read = None
+        self._decoder.restore(state)
+
+    def _go_back(self) -> None:
+        if self._read is not None:
+            self._decoder.restore(self._read[0])
+            self._read = None
+
+
+def open_reader(model: CausalLM, state: State) -> Reader:
+    """The fastest reader that the model has."""
+    return ReadAgain(open_decoder(model, state))
+
+
+def read_again(decoder: Decoder, before: State, tokens: Int[Tensor, "b n"], lengths: list[int]) -> None:
+    """Let a decoder stand after so many of the tokens, by row, from the state before the first of them."""
+    states: dict[int, State] = {}
+    for length in sorted(set(lengths)):
+        decoder.restore(before)
+        if length:
+            decoder.advance(tokens[:, :length])
+        states[length] = decoder.state()
+    if len(states) > 1:
+        decoder.restore(of_rows(states, lengths))
+
+
+def of_rows(states: Mapping[int, State] | Sequence[State], lengths: list[int]) -> State:
+    """The state whose row i is that of states[lengths[i]]."""
+    different = sorted(set(lengths))
+    if len(different) == 1:
+        return states[different[0]]
+    members = [[row for row, other in enumerate(lengths) if other == length] for length in different]
+    order = [row for rows_of_length in members for row in rows_of_length]
+    joined = join([rows(states[length], chosen) for length, chosen in zip(different, members, strict=True)])
+    return rows(joined, [order.index(row) for row in range(len(order))])
