@@ -16,7 +16,7 @@ from kmixer.models.mixers.registry import CARDS
 ROOT = Path(kmixer.__file__).parent
 # From the bottom. A module may import what stands lower, and beside it where that makes no circle of packages.
 LEVELS = (
-    ("errors", "version", "config", "files", "tensor_files", "state"),
+    ("errors", "version", "config", "files", "tensor_files", "state", "trail"),
     ("native",),
     ("ops",),
     ("layers",),

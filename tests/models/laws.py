@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kmixer.state import State
+from kmixer.state import State, tensors
 
 # What is called on a part of the positions, from a state: what comes out, and the state after it.
 Call = Callable[[slice, State], tuple[Tensor, State]]
@@ -52,3 +52,27 @@ def of_model(model: Any, tokens: Tensor) -> Call:
         return output.logits, output.state
 
     return call
+
+
+def assert_close(state: State, expected: State) -> None:
+    """Equal to rounding: 1e-12 where any of it is float64, 1e-5 where it is float32."""
+    tolerance = 1e-12 if any(tensor.dtype == torch.float64 for tensor in tensors(expected)) else 1e-5
+    torch.testing.assert_close(state, expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_owns_its_memory(state: State) -> None:
+    """No tensor is a view of more."""
+    for tensor in tensors(state):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def draw_rows(data: st.DataObject, most: int = 12) -> tuple[list[int], int, list[int]]:
+    """Positions of two to three rows, the length of a chunk, and how much of it is kept of each row."""
+    positions = data.draw(st.lists(st.integers(0, 20), min_size=2, max_size=3))
+    if data.draw(st.booleans()):
+        positions = [positions[0]] * len(positions)
+    n = data.draw(st.integers(1, most))
+    lengths = [data.draw(st.sampled_from([0, n, *range(n)])) for _ in positions]
+    if data.draw(st.booleans()):
+        lengths = [lengths[0]] * len(lengths)
+    return positions, n, lengths

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -17,8 +17,17 @@ from kmixer.layers.roles import roles_of
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixerName, MixersConfig, build_mixer
 from kmixer.models.mixers.registry import CARDS
-from kmixer.state import join, rows
-from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_layer, one_at_a_time
+from kmixer.state import State, join, rows
+from kmixer.trail import Trail
+from tests.models.laws import (
+    assert_a_split_gives_the_whole,
+    assert_close,
+    assert_owns_its_memory,
+    draw_cuts,
+    draw_rows,
+    of_layer,
+    one_at_a_time,
+)
 
 WIDTH = 12
 Form = tuple[MixerName, dict[str, Any], dict[str, Any]]
@@ -79,6 +88,40 @@ def test_any_split_gives_the_whole(form: Any, t: int, data: st.DataObject) -> No
 @forms
 def test_one_at_a_time_gives_the_whole(form: Any) -> None:
     assert_a_split_gives_the_whole(of_layer(make_mixer(form), inputs(30)), 30, one_at_a_time(30))
+
+
+@forms
+@settings(max_examples=10)
+@given(data=st.data())
+@torch.no_grad()
+def test_a_trail_has_the_state_after_any_part_by_row(form: Any, data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from([torch.float64, torch.float32]))
+    mixer = make_mixer(form).to(dtype)
+    positions, n, lengths = draw_rows(data)
+    x = torch.randn(len(positions), 32, WIDTH, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(
+        dtype
+    )
+
+    def read(row: int, first: int, last: int, state: State) -> State:
+        return mixer(x[row : row + 1, first:last], state)[1]
+
+    begun = [read(row, 0, p, mixer.initial_state(1)) for row, p in enumerate(positions)]
+    state = join(begun) if data.draw(st.booleans()) or any(positions) else None
+    chunk = torch.cat([x[row : row + 1, p : p + n] for row, p in enumerate(positions)])
+    y, logs = mixer(chunk, state, trail=True)
+    expected_y, after = mixer(chunk, state)
+    assert torch.equal(y, expected_y)
+    trail = Trail(logs, len(positions), n)
+    assert_close(trail.at(torch.full((len(positions),), n)), after)
+    kept = trail.at(torch.tensor(lengths))
+    ways = enumerate(zip(positions, lengths, strict=True))
+    assert_close(kept, join([read(row, p, p + k, begun[row]) for row, (p, k) in ways]))
+    assert_owns_its_memory(kept)
+    # From there, a trail again.
+    _, logs = mixer(chunk, kept, trail=True)
+    again = Trail(logs, len(positions), n).at(torch.tensor(lengths).flip(0))
+    mine = [mixer(chunk[row : row + 1, :k], rows(kept, [row]))[1] for row, k in enumerate(reversed(lengths))]
+    assert_close(again, join(mine))
 
 
 @forms

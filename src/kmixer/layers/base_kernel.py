@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.roles import TABLE, VECTOR, Role
-from kmixer.ops.base_kernel import KINDS, Kind, State, base_kernel, initial_state
+from kmixer.ops.base_kernel import KINDS, Kind, State, base_kernel, initial_state, trail_of
 
 Init = Literal["exponential", "uniform"]
 
@@ -76,6 +76,10 @@ class BaseKernel(nn.Module):
         first, *others = self.weights
         scaled = first if gate is None else gate * first
         return base_kernel(x, (scaled, *others), kind=self.kind, state=state)
+
+    def trail(self, x: Float[Tensor, "b t d"], state: State | None, after: State) -> Any:
+        """Its trail over the inputs x, from the state before them and the one after."""
+        return trail_of(x, tuple(self.weights), state, after)
 
 
 def _best_low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

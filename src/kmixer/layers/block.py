@@ -5,7 +5,7 @@ Where its parts are exactly those that a compiled kernel implements, the kernel 
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from kmixer.layers.norms import NORM_EPS, RMSNorm, UnweightedRMSNorm
 from kmixer.ops.feed_forward import Activation, feed_forward
 from kmixer.ops.fused import linear_dropout_add
 from kmixer.state import State
+from kmixer.trail import asked_for
 
 
 class BlockState(NamedTuple):
@@ -34,7 +35,8 @@ class Block(nn.Module):
     Args:
         mixing_norm, feed_forward_norm: a norm before each branch: (b, t, d) to (b, t, d).
         mixer: `y, state = mixer(x, state, *extra)`, with `initial_state(batch_size, *extra)`. Where a stack has a copy
-            memory it is also given `added`, (b, t, d), for what it mixed before its last matrix.
+            memory it is also given `added`, (b, t, d), for what it mixed before its last matrix; with `trail=True` it
+            gives its trail in the place of its state.
         feed_forward: (b, t, d) to (b, t, d), position by position.
         mixing_dropout: on what the mixer adds, in training.
         drop_path: probability of leaving a branch out of an example, in training.
@@ -74,14 +76,18 @@ class Block(nn.Module):
         state: BlockState | None = None,
         *extra: object,
         added: Float[Tensor, "... d"] | None = None,
+        trail: bool = False,
     ) -> tuple[Float[Tensor, "... d"], BlockState]:
-        """The block; `extra` and `added` are handed to the mixer: a base kernel, a value embedding; copied tokens."""
-        more = {} if added is None else {"added": added}
+        """The block; `extra` and `added` are handed to the mixer: a base kernel, a value embedding; copied tokens.
+
+        With `trail`, the trail is in the place of the state: see `kmixer.trail`.
+        """
+        more = asked_for(self.mixer, trail) if added is None else {"added": added, **asked_for(self.mixer, trail)}
         x, mixed = self._add_mixed(x, None if state is None else state.mixer, extra, more)
         return self._add_feed_forward(x), BlockState(mixed)
 
     def _add_mixed(
-        self, x: Tensor, state: State, extra: tuple[object, ...], more: dict[str, Tensor]
+        self, x: Tensor, state: State, extra: tuple[object, ...], more: dict[str, Any]
     ) -> tuple[Tensor, State]:
         mixer = self.mixer
         x, normed = _keep(x, self.mixing_norm)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kmixer.errors import InputError, check_choice
 from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.layers.roles import EMBEDDING, LOGIT, Role
-from kmixer.ops.suffix_automaton import SuffixState, initial_state, suffix_matches
+from kmixer.ops.suffix_automaton import SuffixState, initial_state, suffix_matches, trail_of
 
 # sigmoid(-2.1972) = 0.1: how much of a copy a layer takes before it has learned to.
 INITIAL_GATE = -2.1972
@@ -113,11 +113,13 @@ class CopyMemory(nn.Module):
         """The state before the first token: nothing remembered."""
         return initial_state(batch_size, self.table.weight.device)
 
-    def copies(self, tokens: Int[Tensor, "b t"], state: SuffixState | None = None) -> tuple[Copies, SuffixState]:
-        """What may follow each of the tokens, and the state after the last; integers, without gradients."""
+    def copies(
+        self, tokens: Int[Tensor, "b t"], state: SuffixState | None = None, *, trail: bool = False
+    ) -> tuple[Copies, SuffixState]:
+        """What may follow each of the tokens, and the state after the last, or the trail; without gradients."""
         second = None if self.second is None else self.second.copies(tokens, state)[0]
-        copied, lengths, state = suffix_matches(tokens, state, self.memory, longest=self.longest)
-        return Copies(copied, lengths, second), state
+        copied, lengths, after = suffix_matches(tokens, state, self.memory, longest=self.longest)
+        return Copies(copied, lengths, second), trail_of(tokens, state, self.memory) if trail else after
 
     def forward(self, copies: Copies) -> dict[int, Float[Tensor, "b t d"]]:
         """What is added to what a layer mixes, by the number of the layer."""

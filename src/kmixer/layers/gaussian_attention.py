@@ -29,6 +29,7 @@ from kmixer.layers.roles import LOGIT, Role
 from kmixer.layers.rotary import check_heads
 from kmixer.ops.attention.gaussian import Backend, as_softmax, gaussian_attention
 from kmixer.state import known_position
+from kmixer.trail import cached, counted, unmoved
 
 ValueSource = Literal["kernel", "pre_rope"]
 
@@ -120,12 +121,14 @@ class GaussianAttention(nn.Module):
         state: GaussianCache | None = None,
         *,
         added: Float[Tensor, "b t d"] | None = None,
+        trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], GaussianCache]:
         check_takes_state(self.causal, state)
         start = 0 if state is None else known_position(state.position)
         state = self.initial_state(x.shape[0]) if state is None else state
-        if x.shape[1] == 0:
-            return x, state
+        t = x.shape[1]
+        if t == 0:
+            return x, unmoved(state) if trail else state
         new, values = self._heads_of(x, state.position, start)
         keys = after(seen_before(state.keys, state.position, start), new)
         if values is not None:
@@ -135,8 +138,13 @@ class GaussianAttention(nn.Module):
             y = self._attend_in_each(new, keys, keys if values is None else values, state.position)
         else:
             y = self._attend(new, keys, values)
-        kept_values = None if values is None else kept(values, self.reach)
-        state = GaussianCache(kept(keys, self.reach), kept_values, state.position + x.shape[1])
+        if trail:
+            most = None if self.reach is None else self.reach - 1
+            of_values = None if values is None else cached(values, state.position, t, most)
+            state = GaussianCache(cached(keys, state.position, t, most), of_values, counted(state.position, t))
+        else:
+            kept_values = None if values is None else kept(values, self.reach)
+            state = GaussianCache(kept(keys, self.reach), kept_values, state.position + t)
         return self.out(merge_heads(y, added)), state
 
     @torch.no_grad()

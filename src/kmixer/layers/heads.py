@@ -15,6 +15,7 @@ from kmixer.errors import InputError
 from kmixer.layers.rotary import Rotation, rotate, rotation
 from kmixer.ops.gradients import HandWritten, first_order
 from kmixer.state import AState, join, longest, owned, rows
+from kmixer.trail import in_rows
 
 
 def split_heads(x: Float[Tensor, "b t d"], heads: int) -> Float[Tensor, "b h t e"]:
@@ -153,6 +154,8 @@ def in_groups(
     state: AState,
     position: Tensor,
     added: Float[Tensor, "b t d"] | None,
+    *,
+    trail: bool = False,
 ) -> tuple[Tensor, AState]:
     """`layer(x, state, added=added)` for rows at positions (b,): those at one position together, then the next.
 
@@ -163,12 +166,13 @@ def in_groups(
     for row, place in enumerate(position.tolist()):
         groups.setdefault(place, []).append(row)
     answers = [
-        layer(x[members], rows(state, members), added=None if added is None else added[members])
+        layer(x[members], rows(state, members), added=None if added is None else added[members], trail=trail)
         for members in groups.values()
     ]
     order = torch.tensor([row for members in groups.values() for row in members]).argsort()
-    together = join([answer for _, answer in answers])
-    return torch.cat([y for y, _ in answers])[order.to(x.device)], rows(together, order)
+    y = torch.cat([y for y, _ in answers])[order.to(x.device)]
+    states = [state for _, state in answers]
+    return y, in_rows(states, [*groups.values()]) if trail else rows(join(states), order)
 
 
 def identity_values(like: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h t t"]:

@@ -29,6 +29,7 @@ from kmixer.ops.attention.hierarchical import Backend, hierarchical_attention
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.downsampling import filter_and_halve, lag
 from kmixer.state import common_position, owned
+from kmixer.trail import counted, ends, last_inputs, unmoved
 
 Downsampling = Literal["depthwise", "dense", "average"]
 Fusion = Literal["score", "output"]
@@ -212,15 +213,16 @@ class HierarchicalAttention(nn.Module):
         state: HierarchicalCache | None = None,
         *,
         added: Float[Tensor, "b t d"] | None = None,
+        trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], HierarchicalCache]:
         check_takes_state(self.causal, state)
         start = 0 if state is None else common_position(state.position)
         state = self.initial_state(x.shape[0]) if state is None else state
         t = x.shape[1]
         if t == 0:
-            return x, state
+            return x, unmoved(state) if trail else state
         if start is None:
-            return in_groups(self, x, state, state.position, added)
+            return in_groups(self, x, state, state.position, added, trail=trail)
         rows, tails = self._levels_of(x, state, start)
         queries, keys, values = [], [], []
         for level, (q, k, *new_values) in enumerate(self._project(rows, start)):
@@ -232,6 +234,8 @@ class HierarchicalAttention(nn.Module):
             queries.append(after(state.query[level], q) if begun else q)
         y = self._fuse(queries, keys, values, start, t)
         y, convolution = self._convolve(y, x, state.convolution)
+        if trail:
+            return self.out(merge_heads(y, added)), self._trail(state, rows, queries, keys, values, start)
         kept = tuple(q[:, :, -1:].clone() for q in queries)  # views would keep all queries in memory
         caches = tuple(map(owned, keys)), tuple(map(owned, values))
         state = HierarchicalCache(*caches, kept, tails, convolution, state.position + t)
@@ -278,6 +282,35 @@ class HierarchicalAttention(nn.Module):
             tails.append(whole[:, whole.shape[1] - self.taps + 1 :].clone())  # a view would keep all of `whole`
             start = -(-start // 2)
         return rows, tuple(tails)
+
+    def _trail(
+        self,
+        state: HierarchicalCache,
+        rows: list[Tensor],
+        queries: list[Tensor],
+        keys: list[Tensor],
+        values: list[Tensor],
+        start: int,
+    ) -> HierarchicalCache:
+        """The trail over new rows of every level, from all keys and values and the new queries; see `kmixer.trail`."""
+        x = rows[0]
+        positions = torch.arange(start, start + x.shape[1] + 1, device=x.device)
+        seen = [-(-positions >> level) for level in range(self.levels)]  # rows of each level, by the tokens read
+        later = [(counts[-1] - counts).tolist() for counts in seen]
+        whole = [
+            after(last, q[:, :, q.shape[2] - rows[level].shape[1] :])
+            for level, (last, q) in enumerate(zip(state.query, queries, strict=True))
+        ]
+        tail = torch.full_like(positions, self.taps - 1)
+        below = zip(state.tails, rows, later, strict=False)
+        return HierarchicalCache(
+            keys=tuple(map(ends, keys, later, seen)),
+            values=tuple(map(ends, values, later, seen)),
+            query=tuple(map(ends, whole, later, (counts.clamp(max=1) for counts in seen))),
+            tails=tuple(ends(torch.cat([t.to(x.dtype), r], dim=1), after_it, tail) for t, r, after_it in below),
+            convolution=None if state.convolution is None else last_inputs(state.convolution, x),
+            position=counted(state.position, x.shape[1]),
+        )
 
     def _project(self, rows: list[Tensor], start: int) -> list[tuple[Tensor, ...]]:
         """Of every level queries, keys and, where it has them, values (b, h, n, e) of its rows from `start` on."""

@@ -23,6 +23,7 @@ from kmixer.ops.base_kernel import State as BaseKernelState
 from kmixer.ops.decay.recurrence import Backend, decayed_linear_attention
 from kmixer.ops.fused import normalize, scaled_norm_add, silu_gate
 from kmixer.ops.linear import linear_map
+from kmixer.trail import folded
 
 DecayInit = Literal["time_constant", "linear", "fraction"]
 
@@ -48,10 +49,14 @@ class K1Mixer(nn.Module):
         """None."""
         return
 
-    def forward(self, x: Float[Tensor, "... d"], state: None = None) -> tuple[Float[Tensor, "... d"], None]:
+    def forward(
+        self, x: Float[Tensor, "... d"], state: None = None, *, trail: bool = False
+    ) -> tuple[Float[Tensor, "... d"], None]:
         return self.projection(x), None
 
-    def mix(self, x: Float[Tensor, "... d"], state: None = None) -> tuple[Float[Tensor, "... d"], None]:
+    def mix(
+        self, x: Float[Tensor, "... d"], state: None = None, *, trail: bool = False
+    ) -> tuple[Float[Tensor, "... d"], None]:
         """What `forward` does, but for the matrix: nothing."""
         return x, None
 
@@ -216,9 +221,10 @@ class K2Mixer(nn.Module):
         base_kernel: BaseKernel | None = None,
         *,
         added: Float[Tensor, "b t d"] | None = None,
+        trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], K2State]:
         """Mix. `base_kernel` is the stack's kernel when this layer was made for a shared one; `added` goes to y."""
-        y, state = self.mix(x, state, base_kernel, added=added)
+        y, state = self.mix(x, state, base_kernel, added=added, trail=trail)
         return self.projection(y), state
 
     def mix(
@@ -228,9 +234,10 @@ class K2Mixer(nn.Module):
         base_kernel: BaseKernel | None = None,
         *,
         added: Float[Tensor, "b t d"] | None = None,
+        trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], K2State]:
         """What `forward` does, but for the last matrix."""
-        y, base, state = self.branches(x, state, base_kernel)
+        y, base, state = self.branches(x, state, base_kernel, trail=trail)
         if base is not None:
             y = y + base
         if added is not None:
@@ -244,9 +251,12 @@ class K2Mixer(nn.Module):
         x: Float[Tensor, "b t d"],
         state: K2State | None = None,
         base_kernel: BaseKernel | None = None,
+        *,
+        trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"] | None, K2State]:
         """What the two ways of mixing make of the normalised input: decay path, gated base kernel or None."""
         kernel = self._kernel(base_kernel)
+        state = self.initial_state(len(x), base_kernel) if state is None and trail else state
         queries_keys = linear_map(x, torch.cat([self.query, self.key], dim=1).T).unflatten(-1, (2, self.rank))
         q, k = normalize(queries_keys.to(x.dtype), NORM_EPS).unbind(-2)  # under autocast the product is bfloat16
         y, decay_state = decayed_linear_attention(
@@ -257,11 +267,14 @@ class K2Mixer(nn.Module):
             state=None if state is None else state.decay,
             backend=self.backend,
         )
+        if trail and state is not None:
+            decay_state = folded(state.decay, self.decay(), k, x, decay_state)
         if kernel is None:
             return y, None, K2State(decay_state, None)
         assert self.gate_logit is not None
-        base, base_state = kernel(x, None if state is None else state.base, torch.sigmoid(self.gate_logit))
-        return y, base, K2State(decay_state, base_state)
+        before = None if state is None else state.base
+        base, base_state = kernel(x, before, torch.sigmoid(self.gate_logit))
+        return y, base, K2State(decay_state, kernel.trail(x, before, base_state) if trail else base_state)
 
     @torch.no_grad()
     def branch_energies(self, x: Tensor, state: Any = None, *extra: Any) -> tuple[float, float] | None:

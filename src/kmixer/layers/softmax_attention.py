@@ -31,6 +31,7 @@ from kmixer.layers.rotary import check_heads
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.linear import linear_map
 from kmixer.state import known_position
+from kmixer.trail import cached, counted, last_inputs, unmoved
 
 # Channels of the input that decide how much of a value embedding each head takes.
 GATE_CHANNELS = 32
@@ -130,13 +131,14 @@ class SoftmaxAttention(nn.Module):
         value_embedding: Float[Tensor, "b t d"] | None = None,
         *,
         added: Float[Tensor, "b t d"] | None = None,
+        trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], KeyValueCache]:
         check_takes_state(self.causal, state)
         start = 0 if state is None else known_position(state.position)
         state = self.initial_state(x.shape[0]) if state is None else state
         t = x.shape[1]
         if t == 0:
-            return x, state
+            return x, unmoved(state) if trail else state
         queries, keys, values, tail = self._project(x, state, start)
         if self.gate is not None:
             if value_embedding is None:
@@ -152,7 +154,13 @@ class SoftmaxAttention(nn.Module):
             y = F.scaled_dot_product_attention(queries, keys, values.to(keys.dtype), attn_mask=mask)
         else:
             y = softmax_attention(queries, keys, values.to(keys.dtype), causal=self.causal, reach=self.reach)
-        cache = KeyValueCache(kept(keys, self.reach), kept(values, self.reach), state.position + t, tail)
+        if trail:
+            most = None if self.reach is None else self.reach - 1
+            keys, values = (cached(part, state.position, t, most) for part in (keys, values))
+            tail = None if state.tail is None else last_inputs(state.tail, x)
+            cache = KeyValueCache(keys, values, counted(state.position, t), tail)
+        else:
+            cache = KeyValueCache(kept(keys, self.reach), kept(values, self.reach), state.position + t, tail)
         return self.out(merge_heads(y, added)), cache
 
     @torch.no_grad()

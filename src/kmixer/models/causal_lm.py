@@ -20,6 +20,7 @@ from kmixer.models.transformer import Transformer, TransformerConfig, build_norm
 from kmixer.ops.fused import dropout
 from kmixer.ops.suffix_automaton import SuffixState
 from kmixer.state import State, check_state
+from kmixer.trail import Trail, asked_for
 
 
 def kind_of(values: Any) -> str:
@@ -38,6 +39,7 @@ class Output(NamedTuple):
     state: State  # of the stack, see KStack and Transformer; with a copy memory a `RememberingState`
     logits: Tensor | None = None
     losses: Tensor | None = None
+    trail: Trail | None = None  # the states after any part of the tokens, where it was asked for
 
 
 class RememberingState(NamedTuple):
@@ -109,15 +111,18 @@ class CausalLM(nn.Module):
         targets: Int[Tensor, "b t"] | None = None,
         *,
         copies: Copies | None = None,
+        trail: bool = False,
     ) -> Output:
         """Logits of the next token at every position, and the state after the last.
 
         `model(tokens)` equals `model(tokens[:, :k])` followed by `model(tokens[:, k:], state)` for
         every k. With `targets`, the cross-entropy of each target takes the place of the logits. `copies` are told in
-        the place of those that the copy memory makes of the tokens, which it remembers all the same.
+        the place of those that the copy memory makes of the tokens, which it remembers all the same. With `trail`,
+        `output.trail.at(lengths)` is the state after the first lengths[i] tokens of each row i.
 
         Raises InputError past the window of a model whose base kernel has one, for tokens outside the vocabulary, for
-        a state that is not of this model and batch, and for copies that no copy memory takes.
+        a state that is not of this model and batch, for copies that no copy memory takes, and for a trail where a mixer
+        has none.
         """
         check_tokens(tokens, self.vocabulary_size)
         if state is not None:
@@ -128,23 +133,28 @@ class CausalLM(nn.Module):
         if self.copy_memory is None:
             if copies is not None:
                 raise InputError("copies: got some; this model has no copy memory, leave them out")
-            hidden, state = self.stack(embedded, state, tokens)
+            hidden, state = self.stack(embedded, state, tokens, **asked_for(self.stack, trail))
         else:
             stack_state, memory = (None, None) if state is None else cast("RememberingState", state)
-            remembered, memory = self.copy_memory.copies(tokens, memory)
+            remembered, memory = self.copy_memory.copies(tokens, memory, **asked_for(self.stack, trail))
             copies = remembered if copies is None else copies
-            hidden, stack_state = self.stack(embedded, stack_state, tokens, self.copy_memory(copies))
+            added = self.copy_memory(copies)
+            hidden, stack_state = self.stack(embedded, stack_state, tokens, added, **asked_for(self.stack, trail))
             state = RememberingState(stack_state, memory)
+        walked = None
+        if trail:  # which the layers gave in the place of their states
+            walked = Trail(state, *tokens.shape)
+            state = walked.at(torch.full((len(tokens),), tokens.shape[1], device=tokens.device))
         hidden = self.norm(hidden)
         if targets is None:
             logits = self.head(hidden, self.embedding.weight)
             if self.pointer is not None and copies is not None:
                 logits = self.pointer(logits, hidden, copies)
-            return Output(state, logits=logits)
+            return Output(state, logits=logits, trail=walked)
         losses = self.head.losses(hidden, targets, self.embedding.weight)
         if self.pointer is not None and copies is not None:
             losses = self.pointer.losses(losses, targets, hidden, copies)
-        return Output(state, losses=losses)
+        return Output(state, losses=losses, trail=walked)
 
 
 def _build_copy_memory(config: ModelConfig | TransformerConfig, vocabulary_size: int) -> CopyMemory | None:

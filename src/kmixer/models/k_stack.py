@@ -17,6 +17,7 @@ from kmixer.layers.block import BlockState
 from kmixer.layers.roles import LOGIT, Role
 from kmixer.models.mixers.k2 import BaseKernelConfig, DecayConfig, build_base_kernel, decay_options
 from kmixer.models.stack_config import NOTHING, StackConfig, added_to
+from kmixer.trail import asked_for
 
 # For every refinement pass, the state of every block, both K1 among them.
 KStackState = tuple[tuple[BlockState, ...], ...]
@@ -111,25 +112,28 @@ class KStack(nn.Module):
         state: KStackState | None = None,
         tokens: Int[Tensor, "b t"] | None = None,
         added: Mapping[int, Float[Tensor, "b t d"]] = NOTHING,
+        *,
+        trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], KStackState]:
         """All blocks, in every pass. Nothing here reads `tokens`; `added` goes to what K2 layer 0, 1, ... mixes."""
         if not self.refined:
-            h, layers = self._pass(h, state[0] if state else None, added)
+            h, layers = self._pass(h, state[0] if state else None, added, trail=trail)
             return h, (layers,)
         states = []
         for step in range(self.passes):
-            refined, layers = self._pass(h, state[step] if state else None, added)
+            refined, layers = self._pass(h, state[step] if state else None, added, trail=trail)
             h = h + self.eta() * (refined - h)
             states.append(layers)
         return h, tuple(states)
 
     def _pass(
-        self, h: Tensor, state: tuple[BlockState, ...] | None, added: Mapping[int, Tensor]
+        self, h: Tensor, state: tuple[BlockState, ...] | None, added: Mapping[int, Tensor], *, trail: bool
     ) -> tuple[Tensor, tuple[BlockState, ...]]:
         states = []
         for index, (block, extra) in enumerate(self._blocks()):
             # The first block is a K1, and there is no layer -1.
-            h, block_state = block(h, state[index] if state else None, *extra, **added_to(index - 1, added))
+            more = {**added_to(index - 1, added), **asked_for(block, trail)}
+            h, block_state = block(h, state[index] if state else None, *extra, **more)
             states.append(block_state)
         return self.read_out(h), tuple(states)
 

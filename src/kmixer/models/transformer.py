@@ -27,6 +27,7 @@ from kmixer.layers.rotary import check_heads
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixersConfig, build_mixer
 from kmixer.models.stack_config import NOTHING, LayersConfig, StackConfig, added_to
+from kmixer.trail import asked_for
 
 # One state a block.
 TransformerState = tuple[BlockState, ...]
@@ -135,6 +136,8 @@ class Transformer(nn.Module):
         state: TransformerState | None = None,
         tokens: Int[Tensor, "b t"] | None = None,
         added: Mapping[int, Float[Tensor, "b t d"]] = NOTHING,
+        *,
+        trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], TransformerState]:
         """All blocks. `tokens` are those of x, for value embeddings; `added` goes to what layer 0, 1, ... mixes."""
         if self.value_embeddings and tokens is None:
@@ -146,7 +149,8 @@ class Transformer(nn.Module):
                 x = self.stream_scale[layer] * x + self.input_scale[layer] * first
             key = str(layer)
             extra = (self.value_embeddings[key](tokens),) if key in self.value_embeddings else ()
-            x, block_state = block(x, state[layer] if state else None, *extra, **added_to(layer, added))
+            more = {**added_to(layer, added), **asked_for(block, trail)}
+            x, block_state = block(x, state[layer] if state else None, *extra, **more)
             states.append(block_state)
         return x, tuple(states)
 

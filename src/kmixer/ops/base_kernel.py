@@ -25,6 +25,7 @@ from kmixer.ops.checks import check_tensors
 from kmixer.ops.decay.recurrence import decayed_linear_attention
 from kmixer.ops.gradients import HandWritten, first_order
 from kmixer.state import known_position, longest
+from kmixer.trail import cached, counted, folded, last_inputs
 
 Kind = Literal["dense", "low_rank", "toeplitz", "conv"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -107,6 +108,18 @@ def base_kernel(
     if isinstance(state, DenseState):
         return _dense(x, weights[0], state, start)
     return _filter(x, weights[0], state)
+
+
+def trail_of(x: Float[Tensor, "b t d"], weights: tuple[Tensor, ...], state: State | None, after: State) -> Any:
+    """The trail (`kmixer.trail`) of a call of `base_kernel` with inputs x, from its state and the one that it gave."""
+    t = x.shape[1]
+    if isinstance(state, DenseState) and isinstance(after, DenseState):
+        return DenseState(cached(after.inputs, state.position, t), counted(state.position, t))
+    if isinstance(state, LowRankState) and isinstance(after, LowRankState):
+        keys = weights[1][_positions(state.position, t)]
+        return LowRankState(folded(state.sums, None, keys, x, after.sums), counted(state.position, t))
+    assert isinstance(state, Tensor)
+    return last_inputs(state, x)
 
 
 def _check_window(kind: str, position: Tensor, start: int | None, t: int, window: int) -> None:

@@ -29,6 +29,7 @@ from kmixer import native
 from kmixer.errors import InputError, check_choice
 from kmixer.ops.python_automaton import PythonAutomaton
 from kmixer.state import check_state
+from kmixer.trail import counted, ends
 
 Backend = Literal["auto", "definition", "python", "native"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -101,6 +102,16 @@ def suffix_matches(
     copied, lengths = _BACKENDS[backend](text.cpu().contiguous(), positions, t, memory, longest or LARGEST_TOKEN)
     after = SuffixState(_kept(text, [p + t for p in positions], memory), state.position + t)
     return copied.to(tokens.device), lengths.to(tokens.device), after
+
+
+def trail_of(tokens: Int[Tensor, "b t"], state: SuffixState | None, memory: int | None) -> SuffixState:
+    """The trail (`kmixer.trail`) of a call of `suffix_matches` with these arguments."""
+    b, t = tokens.shape
+    before, position = initial_state(b, tokens.device) if state is None else state
+    text = torch.cat([before, tokens.long()[..., None]], dim=1)
+    counts = [[at - remembers_from(at, memory) for at in range(p, p + t + 1)] for p in position.tolist()]
+    kept = torch.tensor(counts, dtype=torch.int64, device=tokens.device).view(b, t + 1)
+    return SuffixState(ends(text, range(t, -1, -1), kept), counted(position, t))
 
 
 def remembers_from(position: int, memory: int | None) -> int:
