@@ -1,22 +1,27 @@
-"""Reading a chunk of tokens and then keeping a prefix of it, for a decoder that only goes forward.
+"""Reading a chunk of tokens and then keeping a prefix of it.
 
     logits = reader.read(tokens)      (b, n) to (b, n, v), and stays
     reader.commit(lengths)            stand after so many (b,) of the tokens of the last read, by row
 
-`ReadAgain` keeps a snapshot, and reads what is kept a second time: right for every decoder, and dear.
+`TrailReader` goes back by the trail of a model that runs module by module (`kmixer.trail`). `ReadAgain` keeps a
+snapshot, and reads what is kept a second time: right for every decoder, and dear.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kmixer.generation.decoder import Decoder, open_decoder
+from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
+from kmixer.layers import Block
 from kmixer.models.causal_lm import CausalLM
 from kmixer.state import State, join, rows
+from kmixer.trail import Trail
 
 
 class Reader(Decoder, Protocol):
@@ -77,9 +82,37 @@ class ReadAgain:
             self._read = None
 
 
+class TrailReader(EagerDecoder):
+    """A `Reader` of a model whose layers leave a trail: going back reads nothing again."""
+
+    _trail: Trail | None = None
+
+    @torch.no_grad()
+    def read(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n v"]:
+        output = self._model(tokens, self._state, trail=True)
+        assert output.logits is not None
+        self._trail = output.trail
+        return output.logits
+
+    @torch.no_grad()
+    def commit(self, lengths: Int[Tensor, " b"]) -> None:
+        assert self._trail is not None
+        self._state, self._trail = self._trail.at(lengths), None
+
+
 def open_reader(model: CausalLM, state: State) -> Reader:
     """The fastest reader that the model has."""
-    return ReadAgain(open_decoder(model, state))
+    decoder = open_decoder(model, state)
+    if isinstance(decoder, EagerDecoder) and leaves_a_trail(model):
+        return TrailReader(model, state)
+    return ReadAgain(decoder)
+
+
+def leaves_a_trail(model: CausalLM) -> bool:
+    """Whether all layers of the model take `trail`, see `kmixer.trail`; somebody else's mixer may not."""
+    blocks = [part for part in model.stack.modules() if isinstance(part, Block)]
+    layers = (model.stack, *model.stack.blocks, *blocks, *(block.mixer for block in blocks))
+    return all("trail" in inspect.signature(layer.forward).parameters for layer in layers)
 
 
 def read_again(decoder: Decoder, before: State, tokens: Int[Tensor, "b n"], lengths: list[int]) -> None:
