@@ -17,7 +17,7 @@ from kmixer import native
 from kmixer.data.tokenizers import ByteTokenizer
 from kmixer.errors import InputError
 from kmixer.generation import Sampling, Speculation, generate_tokens, speculate
-from kmixer.generation.chunks import ReadAgain, TrailReader, open_reader
+from kmixer.generation.chunks import ReadAgain, open_reader
 from kmixer.generation.cut_short import fewer_passes, first_layers
 from kmixer.generation.decoder import EagerDecoder
 from kmixer.generation.drafts import Draft, LookupDraft, ModelDraft, NgramDraft
@@ -270,7 +270,7 @@ def test_a_read_does_not_move_and_its_beginning_is_kept(tokens: list[int], lengt
             for row, length in enumerate(lengths):
                 text = torch.cat([chunk[row], chunk[row, :length], torch.tensor([row + 1])])
                 torch.testing.assert_close(following[row], model(text[None]).logits[0, -1])
-    assert isinstance(open_reader(model, state), TrailReader)
+    assert isinstance(open_reader(model, state), EagerDecoder)
 
 
 def test_a_mixer_without_a_trail_is_read_again() -> None:

@@ -1,19 +1,13 @@
-"""Reading a chunk of tokens and then keeping a prefix of it.
+"""Reading a chunk of tokens and keeping a part of it, for a model that has a mixer without a trail.
 
-    logits = reader.read(tokens)      (b, n) to (b, n, v), and stays
-    reader.commit(lengths)            stand after so many (b,) of the tokens of the last read, by row
-
-`TrailReader` goes back by the trail of a model that runs module by module (`kmixer.trail`). `ReadAgain` keeps a
-snapshot, and reads what is kept a second time: right for every decoder, and dear.
+`ReadAgain` keeps a snapshot, and reads what is kept a second time: right for every decoder, and dear.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -21,26 +15,13 @@ from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
 from kmixer.layers import Block
 from kmixer.models.causal_lm import CausalLM
 from kmixer.state import State, join, rows
-from kmixer.trail import Trail
-
-
-class Reader(Decoder, Protocol):
-    """A decoder that reads ahead. Whatever else moves it forgets what was read and not committed."""
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Logits (b, n, v) after each of the tokens (b, n); the sequences stay. Another read forgets this one."""
-        ...
-
-    def commit(self, lengths: Tensor) -> None:
-        """Stand after so many tokens (b,) of the last read, 0 to n, by row."""
-        ...
 
 
 class ReadAgain:
-    """A `Reader` made of any decoder.
+    """A `Decoder` whose `read` and `commit` are made of another's `advance`, `state` and `restore`.
 
     Args:
-        decoder: it belongs to the reader from now on.
+        decoder: it belongs to this one from now on.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -82,30 +63,10 @@ class ReadAgain:
             self._read = None
 
 
-class TrailReader(EagerDecoder):
-    """A `Reader` of a model whose layers leave a trail: going back reads nothing again."""
-
-    _trail: Trail | None = None
-
-    @torch.no_grad()
-    def read(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n v"]:
-        output = self._model(tokens, self._state, trail=True)
-        assert output.logits is not None
-        self._trail = output.trail
-        return output.logits
-
-    @torch.no_grad()
-    def commit(self, lengths: Int[Tensor, " b"]) -> None:
-        assert self._trail is not None
-        self._state, self._trail = self._trail.at(lengths), None
-
-
-def open_reader(model: CausalLM, state: State) -> Reader:
-    """The fastest reader that the model has."""
+def open_reader(model: CausalLM, state: State) -> Decoder:
+    """The fastest decoder that the model has for reading ahead."""
     decoder = open_decoder(model, state)
-    if isinstance(decoder, EagerDecoder) and leaves_a_trail(model):
-        return TrailReader(model, state)
-    return ReadAgain(decoder)
+    return ReadAgain(decoder) if isinstance(decoder, EagerDecoder) and not leaves_a_trail(model) else decoder
 
 
 def leaves_a_trail(model: CausalLM) -> bool:
