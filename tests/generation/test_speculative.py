@@ -17,7 +17,7 @@ from kmixer import native
 from kmixer.data.tokenizers import ByteTokenizer
 from kmixer.errors import InputError
 from kmixer.generation import Sampling, Speculation, generate_tokens, speculate
-from kmixer.generation.chunks import ReadAgain
+from kmixer.generation.chunks import ReadAgain, open_reader
 from kmixer.generation.cut_short import fewer_passes, first_layers
 from kmixer.generation.decoder import EagerDecoder
 from kmixer.generation.drafts import Draft, LookupDraft, ModelDraft, NgramDraft
@@ -261,15 +261,34 @@ def test_a_read_does_not_move_and_its_beginning_is_kept(tokens: list[int], lengt
     chunk = torch.tensor([tokens, tokens[::-1]])
     with torch.no_grad():
         state = model(chunk).state
-        reader = ReadAgain(EagerDecoder(model, state))
-        reader.read(chunk.flip(1))
-        torch.testing.assert_close(reader.read(chunk), model(chunk, state).logits)
-        torch.testing.assert_close(reader.state(), state, rtol=0, atol=0)
-        reader.commit(torch.tensor(lengths))
-        following = reader.step(torch.tensor([1, 2]))
-        for row, length in enumerate(lengths):
-            text = torch.cat([chunk[row], chunk[row, :length], torch.tensor([row + 1])])
-            torch.testing.assert_close(following[row], model(text[None]).logits[0, -1])
+        for reader in (ReadAgain(EagerDecoder(model, state)), open_reader(model, state)):
+            reader.read(chunk.flip(1))
+            torch.testing.assert_close(reader.read(chunk), model(chunk, state).logits)
+            torch.testing.assert_close(reader.state(), state, rtol=0, atol=0)
+            reader.commit(torch.tensor(lengths))
+            following = reader.step(torch.tensor([1, 2]))
+            for row, length in enumerate(lengths):
+                text = torch.cat([chunk[row], chunk[row, :length], torch.tensor([row + 1])])
+                torch.testing.assert_close(following[row], model(text[None]).logits[0, -1])
+    assert isinstance(open_reader(model, state), EagerDecoder)
+
+
+def test_a_mixer_without_a_trail_is_read_again() -> None:
+    class Foreign(torch.nn.Module):
+        def __init__(self, mixer: Any) -> None:
+            super().__init__()
+            self.inner, self.initial_state = mixer, mixer.initial_state
+
+        def forward(self, x: Tensor, state: Any, *extra: object) -> Any:
+            return self.inner(x, state, *extra)
+
+    model = make(MODELS["softmax"])
+    block: Any = model.stack.blocks[0]
+    block.mixer = Foreign(block.mixer)
+    prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert isinstance(open_reader(model, model.initial_state(2)), ReadAgain)
+    result = speculate(model, "lookup", prompt, 20, Speculation(pace="own"), seed=1)
+    assert torch.equal(result.tokens[:, 3:], plain(model, prompt, 20, Sampling(), 1))
 
 
 def test_a_model_cut_short_is_that_of_fewer_layers_or_passes() -> None:

@@ -33,7 +33,11 @@ def test_tokens_of_a_round_are_a_geometric_sum(acceptance: float, m: int) -> Non
     assert CHEAP.of_read(2) <= CHEAP.of_read(m + 1) <= CHEAP.of_read(17)
 
 
-@given(st.floats(0.0, 1.0), st.floats(0.0, 2.0))
+# In twentieths: what kmixer bench runs in this process lets numbers that are nearly 0 be 0, which st.floats refuses.
+TWENTIETHS = st.integers(0, 20).map(lambda n: n / 20)
+
+
+@given(TWENTIETHS, TWENTIETHS.map(lambda x: 2 * x))
 def test_what_pays_most_is_drafted_and_nothing_where_nothing_pays(acceptance: float, draft: float) -> None:
     tempo = MeasuredTempo(CHEAP)
     assert tempo.tokens() == FIRST and tempo.note is None

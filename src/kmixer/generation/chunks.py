@@ -1,41 +1,27 @@
-"""Reading a chunk of tokens and then keeping a prefix of it, for a decoder that only goes forward.
-
-    logits = reader.read(tokens)      (b, n) to (b, n, v), and stays
-    reader.commit(lengths)            stand after so many (b,) of the tokens of the last read, by row
+"""Reading a chunk of tokens and keeping a part of it, for a model that has a mixer without a trail.
 
 `ReadAgain` keeps a snapshot, and reads what is kept a second time: right for every decoder, and dear.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kmixer.generation.decoder import Decoder, open_decoder
+from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
+from kmixer.layers import Block
 from kmixer.models.causal_lm import CausalLM
 from kmixer.state import State, join, rows
 
 
-class Reader(Decoder, Protocol):
-    """A decoder that reads ahead. Whatever else moves it forgets what was read and not committed."""
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Logits (b, n, v) after each of the tokens (b, n); the sequences stay. Another read forgets this one."""
-        ...
-
-    def commit(self, lengths: Tensor) -> None:
-        """Stand after so many tokens (b,) of the last read, 0 to n, by row."""
-        ...
-
-
 class ReadAgain:
-    """A `Reader` made of any decoder.
+    """A `Decoder` whose `read` and `commit` are made of another's `advance`, `state` and `restore`.
 
     Args:
-        decoder: it belongs to the reader from now on.
+        decoder: it belongs to this one from now on.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -77,9 +63,17 @@ class ReadAgain:
             self._read = None
 
 
-def open_reader(model: CausalLM, state: State) -> Reader:
-    """The fastest reader that the model has."""
-    return ReadAgain(open_decoder(model, state))
+def open_reader(model: CausalLM, state: State) -> Decoder:
+    """The fastest decoder that the model has for reading ahead."""
+    decoder = open_decoder(model, state)
+    return ReadAgain(decoder) if isinstance(decoder, EagerDecoder) and not leaves_a_trail(model) else decoder
+
+
+def leaves_a_trail(model: CausalLM) -> bool:
+    """Whether all layers of the model take `trail`, see `kmixer.trail`; somebody else's mixer may not."""
+    blocks = [part for part in model.stack.modules() if isinstance(part, Block)]
+    layers = (model.stack, *model.stack.blocks, *blocks, *(block.mixer for block in blocks))
+    return all("trail" in inspect.signature(layer.forward).parameters for layer in layers)
 
 
 def read_again(decoder: Decoder, before: State, tokens: Int[Tensor, "b n"], lengths: list[int]) -> None:

@@ -34,8 +34,8 @@ class LiveMemory:
         self._memory = memory
         self.automata: Tensor
         self._position: Tensor
-        self._room: float  # steps until they are full
-        self._steps = 0  # that were made since
+        self._room: float  # tokens until they may be full
+        self._steps = 0  # counted since
         self._begin(state)
 
     @property
@@ -53,6 +53,18 @@ class LiveMemory:
         self._steps = 1
         return True
 
+    def make_room(self, tokens: int) -> bool:
+        """To be called before so many are read at once; whether the automata lie elsewhere now."""
+        if self._steps + tokens <= self._room:
+            return False
+        self._begin(self.state(), tokens)
+        return True
+
+    def count_kept(self, lengths: Tensor) -> None:
+        """To be called after so many (b,) of the tokens that were read at once were remembered."""
+        self._position = self._position + lengths
+        self._room -= max(lengths.tolist(), default=0)
+
     def state(self) -> SuffixState:
         """The state after the steps that were counted, as `suffix_matches` gives it."""
         position = self._position + self._steps
@@ -61,14 +73,14 @@ class LiveMemory:
         native.call("suffix_text", self.automata, counts, text, *self.automata.shape, text.shape[1])
         return SuffixState(text[..., None], position)
 
-    def _begin(self, state: SuffixState) -> None:
+    def _begin(self, state: SuffixState, more: int = 1) -> None:
         rows = len(state.position)
         # No new tokens: the state itself, checked, with as many tokens as are needed.
         _, _, (tokens, position) = suffix_matches(state.position.new_zeros(rows, 0), state, self._memory)
         width = tokens.shape[1]
         largest = LONGEST_TEXT if self._memory is None else self._memory
-        capacity = min(largest, max(FIRST_CAPACITY, 2 * width))
-        if capacity <= width:
+        capacity = min(largest, max(FIRST_CAPACITY, 2 * width, width + more))
+        if capacity < width + more and capacity != self._memory:
             raise InputError(
                 f"got {width:,} tokens to remember; allowed: fewer than {largest:,}; give a smaller memory"
             )

@@ -10,6 +10,7 @@ import ctypes
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kmixer.errors import InputError
@@ -21,7 +22,7 @@ from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import GeluHead
 from kmixer.models.k_stack import KStack
 
-LANES = 16  # kPadding in native/common.h
+PANEL = 32  # columns: kPanel in native/few_rows.h
 EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE, REMEMBER, COPY, POINT = range(9)
 NONE, GELU, GATE = range(3)
 
@@ -32,7 +33,7 @@ class Operation(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("kind", "input", "output", "inputs", "outputs")),
         *((name, ctypes.c_int64) for name in ("activation", "residual")),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "extra", "state", "history")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "extra", "state", "history", "keys", "log")),
         *((name, ctypes.c_int64) for name in ("rank", "lags", "queries")),
         *((name, ctypes.c_void_p) for name in ("automata", "matches")),
         ("words", ctypes.c_int64),
@@ -55,9 +56,10 @@ class Operations:
         self.widths: list[int] = []  # of the buffers
         self.mixing: list[int] = []  # which operations have a state, in its order
         self.matching: list[int] = []  # which write or read what the rows copy, the one that remembers first
-        self._tensors: list[Tensor] = []  # keeps alive what the operations point to
+        self._tensors: dict[int, Tensor] = {}  # keeps alive what the operations point to, by its address
         with torch.no_grad():
             self.logits = self._prepare(model)  # the number of their buffer
+            self._put_in_order()
 
     def _prepare(self, model: CausalLM) -> int:
         stack = model.stack
@@ -101,6 +103,16 @@ class Operations:
         if model.pointer is not None and model.copy_memory is not None:
             self._point(model.pointer, normed, logits)
         return logits
+
+    def _put_in_order(self) -> None:
+        """Weights of linear maps one after the other, as they are read: the next are on their way before their turn."""
+        linear = [operation for operation in self.list if operation.kind == LINEAR]
+        weights = torch.cat([self._tensors.pop(operation.weight).flatten() for operation in linear])
+        size, at = weights.element_size(), weights.data_ptr()
+        for operation in linear:
+            operation.weight = at
+            at += size * operation.inputs * -(-operation.outputs // PANEL) * PANEL
+        self._keep(weights)
 
     def _head(self, model: CausalLM, normed: int, spare: int, inner: int) -> int:
         logits = self._buffer(model.vocabulary_size)
@@ -212,10 +224,8 @@ class Operations:
         outputs, inputs = weight.shape
         if bias is None and (activation == GELU or residual >= 0):  # which read one
             bias = weight.new_zeros(outputs)
-        padded = weight.new_zeros(inputs, (-(-outputs // LANES) + 1) * LANES)  # stride_of in gemm.h
-        padded[:, :outputs] = weight.T
         options = {"activation": activation, "residual": residual}
-        self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=padded, bias=bias, **options)
+        self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=_panels(weight), bias=bias, **options)
 
     def _buffer(self, width: int) -> int:
         self.widths.append(width)
@@ -227,7 +237,17 @@ class Operations:
             raise InputError(f"the weights of this model do not fit each other: {inputs} to {written} channels")
         for name, value in fields.items():
             if isinstance(value, Tensor):
-                kept = value.detach().contiguous()
-                self._tensors.append(kept)
-                fields[name] = kept.data_ptr()
+                fields[name] = self._keep(value.detach().contiguous())
         self.list.append(Operation(kind=kind, input=input, output=output, **fields))
+
+    def _keep(self, tensor: Tensor) -> int:
+        """Where it lies, for as long as the operations are there."""
+        self._tensors[tensor.data_ptr()] = tensor
+        return tensor.data_ptr()
+
+
+def _panels(weight: Tensor) -> Tensor:
+    """Weights (outputs, inputs) as native/few_rows.h reads them: (panels, inputs, PANEL), zeros at the end."""
+    panels = -(-len(weight) // PANEL)
+    padded = F.pad(weight, (0, 0, 0, panels * PANEL - len(weight)))
+    return padded.view(panels, PANEL, -1).mT

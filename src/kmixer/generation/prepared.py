@@ -7,7 +7,7 @@ the definition; the prepared step agrees with it to rounding.
 from __future__ import annotations
 
 import ctypes
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,9 +22,13 @@ from kmixer.models.heads import GeluHead, LinearHead
 from kmixer.models.k_stack import KStack, KStackState
 from kmixer.models.known_parts import unknown_part
 from kmixer.state import State, batch_of, check_state
+from kmixer.trail import check_lengths
 
 # Threads cost more than they save below this many rows each.
 ROWS_PER_THREAD = 16
+# `advance` reads so many tokens at once, of all rows: more are hardly faster, and need the room.
+TOKENS_AT_ONCE = 48
+Read = TypeVar("Read")
 
 
 def why_not_prepared(model: CausalLM) -> str | None:
@@ -60,8 +64,8 @@ def can_prepare(model: CausalLM) -> bool:
 class PreparedDecoder:
     """A `Decoder` that makes a step in one compiled call; see `kmixer.generation.decoder`.
 
-    Weights are taken when it is made: it does not follow later training. n tokens at once are n steps, so that a long
-    prompt is faster through the model.
+    Weights are taken when it is made: it does not follow later training. Tokens that are read together cost about as
+    much as one where the time is that of reading the weights; a long prompt is faster through the model.
 
     Args:
         model: a model for which `can_prepare` holds.
@@ -80,33 +84,75 @@ class PreparedDecoder:
         self._passes = model.stack.passes
         self._operations = Operations(model)
         self._program = (Operation * len(self._operations.list))(*self._operations.list)
+        library = native.kernels()
+        assert library is not None
+        assert library.operation_size() == ctypes.sizeof(Operation)
+        self._library = library
         self._state: list[K2State] = []
         self._memory: LiveMemory | None = None
+        self._read: int | None = None  # tokens a row, since the sequences moved last
         self.restore(state)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (b, v) after one token a row (b,) int64, valid until the next call."""
         numbers = tokens.tolist() if tokens.dtype == torch.int64 and tokens.ndim == 1 else []
         if len(numbers) != self.rows:
-            raise InputError(
-                f"tokens: got {tuple(tokens.shape)} {tokens.dtype}; allowed: torch.int64, one or more for each of the "
-                f"{self.rows} rows of this decoder's state"
-            )
+            raise self._other_tokens(tokens)
+        self._read = None
         if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocabulary_size:
             check_tokens(tokens[:, None].cpu(), self.vocabulary_size)
         if self._memory is not None and self._memory.count_step():
             self._put_automata(self._memory)
-        self._tokens[:] = numbers
-        self._step(*self._arguments)
+        self._tokens[: self.rows] = numbers
+        self._library.decode_step(*self._arguments)
         return self._logits
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Logits (b, n, v) after each of the tokens (b, n) int64. Where it raises, the sequences stand as before."""
         check_tokens(tokens.cpu(), self.vocabulary_size)
-        logits = torch.empty(*tokens.shape, self.vocabulary_size)
-        for t in range(tokens.shape[1]):
-            logits[:, t] = self.step(tokens[:, t])
+        pieces = []
+        for piece in tokens.split(max(1, TOKENS_AT_ONCE // max(1, self.rows)), dim=1):
+            if piece.shape[1] == 1:
+                pieces.append(self.step(piece[:, 0])[:, None].clone())
+            else:
+                pieces.append(self.read(piece))
+                self.commit(torch.full((self.rows,), piece.shape[1]))
+        return torch.cat(pieces, dim=1)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Logits (b, n, v) after each of the tokens (b, n) int64, while the sequences stand where they stood."""
+        if tokens.ndim != 2 or len(tokens) != self.rows or tokens.dtype != torch.int64:
+            check_tokens(tokens.cpu(), self.vocabulary_size)
+            raise self._other_tokens(tokens)
+        n, numbers = tokens.shape[1], tokens.flatten().tolist()
+        if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocabulary_size:
+            check_tokens(tokens.cpu(), self.vocabulary_size)
+        self._read = None
+        if n > self._width:
+            self._allocate(n)
+        if self._memory is not None and self._memory.make_room(n):
+            self._put_automata(self._memory)
+        self._tokens[: len(numbers)] = numbers
+        logits = torch.empty(self.rows, n, self.vocabulary_size)
+        program, count, given, addresses, strides, rows, _ = self._arguments
+        index = self._operations.logits
+        kept, addresses[index] = addresses[index], logits.data_ptr()
+        threads = ctypes.c_int64(_threads(self.rows * n))
+        self._library.decode_read(program, count, given, addresses, strides, rows, ctypes.c_int64(n), threads)
+        addresses[index] = kept
+        self._read = n
         return logits
+
+    def commit(self, lengths: Tensor) -> None:
+        """Stand after so many (b,) of the tokens that were read last."""
+        n = check_read(self._read)
+        check_lengths(lengths, self.rows, n)
+        kept = (ctypes.c_int64 * self.rows)(*lengths.tolist())
+        program, count, given, _, _, rows, threads = self._arguments
+        self._library.decode_commit(program, count, given, kept, rows, ctypes.c_int64(n), threads)
+        if self._memory is not None:
+            self._memory.count_kept(lengths.cpu())
+        self._read = None
 
     def state(self) -> State:
         """Where the sequences stand; a snapshot, as the model takes it."""
@@ -138,34 +184,59 @@ class PreparedDecoder:
             self._program[index].history = layer.base.data_ptr() if isinstance(layer.base, Tensor) else None
         self.rows = rows
         self._memory = memory
+        self._read = None
         if memory is not None:
-            self._matches = torch.zeros(rows, 2, dtype=torch.int64)
-            for index in self._operations.matching:
-                self._program[index].matches = self._matches.data_ptr()
             self._put_automata(memory)
+        self._allocate(1)
+
+    def _allocate(self, n: int) -> None:
+        """Room for n tokens a row."""
+        self._width, rows, program = n, self.rows * n, self._program
         widths = self._operations.widths
         self._buffers = [torch.zeros(rows, width) for width in widths]
-        self._logits = self._buffers[self._operations.logits]
+        self._logits = self._buffers[self._operations.logits][: self.rows]
+        self._logs = [
+            tuple(torch.zeros(rows, width) for width in (program[index].rank, program[index].inputs))
+            for index in self._operations.mixing
+        ]
+        for index, (keys, inputs) in zip(self._operations.mixing, self._logs, strict=True):
+            program[index].keys, program[index].log = keys.data_ptr(), inputs.data_ptr()
+        self._matches = torch.zeros(rows, 2, dtype=torch.int64)
+        for index in self._operations.matching:
+            program[index].matches = self._matches.data_ptr()
         self._tokens = (ctypes.c_int64 * rows)()
         self._addresses = native.addresses(self._buffers)
         self._strides = (ctypes.c_int64 * len(self._buffers))(*widths)
-        library = native.kernels()
-        assert library is not None
-        assert library.operation_size() == ctypes.sizeof(Operation)
-        self._step = library.decode_step
         self._arguments = (
             self._program,
             ctypes.c_int64(len(self._program)),
             self._tokens,
             self._addresses,
             self._strides,
-            ctypes.c_int64(rows),
-            ctypes.c_int64(max(1, min(torch.get_num_threads(), rows // ROWS_PER_THREAD))),
+            ctypes.c_int64(self.rows),
+            ctypes.c_int64(_threads(self.rows)),
+        )
+
+    def _other_tokens(self, tokens: Tensor) -> InputError:
+        return InputError(
+            f"tokens: got {tuple(tokens.shape)} {tokens.dtype}; allowed: torch.int64, one or more for each of the "
+            f"{self.rows} rows of this decoder's state"
         )
 
     def _put_automata(self, memory: LiveMemory) -> None:
         remember = self._program[self._operations.matching[0]]
         remember.automata, remember.words = memory.automata.data_ptr(), memory.words
+
+
+def check_read(read: Read | None) -> Read:
+    """What a decoder has read; raises InputError where nothing waits for a commit."""
+    if read is None:
+        raise InputError("commit: got nothing to keep; call read first, and commit once what it has read")
+    return read
+
+
+def _threads(rows: int) -> int:
+    return max(1, min(torch.get_num_threads(), rows // ROWS_PER_THREAD))
 
 
 def _k2_state(state: BlockState) -> K2State:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 from kmixer.generation.acceptance import Verdict, lockstep
-from kmixer.generation.chunks import Reader, open_reader
-from kmixer.generation.decoder import EagerDecoder
+from kmixer.generation.chunks import open_reader
+from kmixer.generation.decoder import Decoder, EagerDecoder
 from kmixer.generation.drafts import Draft
 from kmixer.generation.draws import open_draws
 from kmixer.generation.named_drafts import AnyDraft, open_draft, tokenizer_of
@@ -146,7 +146,7 @@ class Rounds:
         self._draws = open_draws(self._speculation, self._sampling, seeded_generator(prompt.device, seed))
         self._count, self._left = max_new_tokens, [max_new_tokens] * len(prompt)
         self._ready: list[deque[int]] = [deque() for _ in self._left]  # emitted and not given out
-        self._reader: Reader | None = None  # none before the prompt is read
+        self._reader: Decoder | None = None  # none before the prompt is read
         self._tempo: Tempo
         self._drafting = True  # not yet given up
         self._pending = prompt[:, -1]

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kmixer.generation.chunks import Reader
+from kmixer.generation.decoder import Decoder
 from kmixer.generation.sampling import Sampling, race_numbers, race_winners
 
 LARGEST = 16  # tokens that a round drafts of itself
@@ -52,7 +52,7 @@ class Costs:
         return self.read[below] + (self.read[above] - self.read[below]) * (n - below) / (above - below)
 
 
-def measure_costs(reader: Reader, pending: Int[Tensor, " b"], sampling: Sampling, counts: Iterable[int]) -> Costs:
+def measure_costs(reader: Decoder, pending: Int[Tensor, " b"], sampling: Sampling, counts: Iterable[int]) -> Costs:
     """Time a reader where it stands, which it leaves as it was; reads of so many tokens, and a step and a draw."""
     here = reader.state()
 

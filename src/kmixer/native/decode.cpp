@@ -1,116 +1,15 @@
 // One decoding step of a whole model, without Python between its layers.
 //
 // A model is prepared as a list of operations on rows of floats. Rows are sequences, which do not
-// depend on each other: each thread runs the whole list for its share of them.
+// depend on each other: each thread runs the whole list for its share of them. Tokens that are read together are rows
+// of their own in all operations but those that have a state.
 
-#include "gemm.h"
-#include "suffix_automaton.h"
+#include "decode_state.h"
+#include "few_rows.h"
 
 namespace {
 
-enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine, kRemember, kCopy, kPoint };
-enum Activation : int64_t { kNone, kGelu, kGate };
 constexpr int kReadsAhead = 6;  // of the automata of several rows; more are as fast
-
-}  // namespace
-
-// One operation; generation/operations.py builds the same structure. Buffers are numbered scratch rows; weights of
-// linear maps are (inputs, outputs) with rows padded by zeros to the stride of gemm.h.
-struct Operation {
-  int64_t kind, in, out, inputs, outputs;
-  int64_t activation, residual;  // kLinear: kGelu(in W + bias); kGate: out times SiLU(in W); buffer to add, or -1
-  const float* weight;           // kEmbed: table; kNorm, kReadOut: scale; kMix: decays (r,); kRemember: table, from
-                                 // "nothing" on; kCopy: gates (buckets,); kPoint: direction
-  const float* bias;             // kLinear, kReadOut: bias or null; kMix: alpha (r,); kRemember: vectors
-                                 // (buckets, width) or null; kPoint: logits (buckets,)
-  const float* extra;            // kReadOut: gain; kRefine: eta; kMix: filter (lags,) or null; kRemember: the least
-                                 // lengths of matches in the buckets but the first
-  float* state;                  // kMix: S (rows, r, width)
-  float* history;                // kMix: last inputs of the filter (rows, lags - 1, width)
-  int64_t rank, lags, queries;   // kMix: `queries` is the buffer of queries and keys (2 r); kRemember: buckets less one
-  int32_t* automata;             // kRemember: (rows, words)
-  int64_t* matches;              // kRemember writes, kCopy and kPoint read: copied token or -1, and bucket (rows, 2)
-  int64_t words;
-  float eps, unused;
-};
-
-namespace {
-
-// out = in W for one row and `parts` vectors of outputs: two chains of sums a vector, as a fused
-// multiply-add takes four cycles.
-template <int parts>
-INLINE void multiply_row(const float* in, const float* weight, int64_t stride, int64_t inputs, float* out) {
-  Vector sum[2][parts] = {};
-  int64_t i = 0;
-  for (; i + 2 <= inputs; i += 2)
-    for (int c = 0; c < 2; ++c)
-      for (int p = 0; p < parts; ++p) sum[c][p] += load(weight + (i + c) * stride + p * kLanes) * in[i + c];
-  if (i < inputs)
-    for (int p = 0; p < parts; ++p) sum[0][p] += load(weight + i * stride + p * kLanes) * in[i];
-  for (int p = 0; p < parts; ++p) store(sum[0][p] + sum[1][p], out + p * kLanes);
-}
-
-// out (rows, columns) = in W; columns is a multiple of 16.
-INLINE void multiply_rows(const float* in, int64_t in_stride, const float* weight, int64_t stride, int64_t inputs,
-                          int64_t columns, float* out, int64_t rows) {
-  if (rows > 1) {
-    multiply({in, in_stride, 1}, weight, stride, out, columns, rows, inputs, columns, false);
-    return;
-  }
-  int64_t o = 0;
-  for (; o + 4 * kLanes <= columns; o += 4 * kLanes) multiply_row<4>(in, weight + o, stride, inputs, out + o);
-  for (; o < columns; o += kLanes) multiply_row<1>(in, weight + o, stride, inputs, out + o);
-}
-
-INLINE float inverse_norm(const float* x, int64_t width, float eps) {
-  float sum = 0;
-  for (int64_t j = 0; j < width; ++j) sum += x[j] * x[j];
-  return 1.0f / std::max(std::sqrt(sum), eps);
-}
-
-// y = sum_c alpha_c q_c S_c + filter, after S = g S + k x, for one row.
-INLINE void mix(const Operation& op, int64_t row, const float* x, const float* queries, float* y) {
-  const int64_t width = op.inputs, r = op.rank, past = op.lags - 1;
-  const float *q = queries, *k = queries + r;
-  const float query_scale = inverse_norm(q, r, op.eps), key_scale = inverse_norm(k, r, op.eps);
-  float* S = op.state + row * r * width;
-  for (int64_t j = 0; j < width; ++j) y[j] = 0;
-  for (int64_t c = 0; c < r; ++c) {
-    const float g = op.weight[c], key = k[c] * key_scale, query = op.bias[c] * (q[c] * query_scale);
-    float* s = S + c * width;
-    for (int64_t j = 0; j < width; ++j) {
-      s[j] = g * s[j] + key * x[j];
-      y[j] += query * s[j];
-    }
-  }
-  if (op.lags == 0) return;
-  for (int64_t j = 0; j < width; ++j) y[j] += op.extra[0] * x[j];
-  float* history = op.history + row * past * width;
-  for (int64_t l = 1; l <= past; ++l) {
-    const float* before = history + (past - l) * width;
-    for (int64_t j = 0; j < width; ++j) y[j] += op.extra[l] * before[j];
-  }
-  if (past > 0) {
-    std::memmove(history, history + width, sizeof(float) * (past - 1) * width);
-    std::memcpy(history + (past - 1) * width, x, sizeof(float) * width);
-  }
-}
-
-// Remembers a token of one row; the vector of what it copies.
-INLINE void remember(const Operation& op, int64_t row, int64_t token, float* vector) {
-  int32_t length;
-  const int64_t copied = SuffixAutomaton(op.automata + row * op.words).push(int32_t(token), &length);
-  int64_t bucket = 0;
-  while (bucket < op.rank && length >= op.extra[bucket]) ++bucket;
-  op.matches[2 * row] = copied;
-  op.matches[2 * row + 1] = bucket;
-  const int64_t width = op.inputs;
-  const float* from = op.weight + (copied + 1) * width;
-  if (op.bias)
-    for (int64_t j = 0; j < width; ++j) vector[j] = from[j] + op.bias[bucket * width + j];
-  else
-    std::memcpy(vector, from, sizeof(float) * width);
-}
 
 INLINE float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
 
@@ -135,10 +34,10 @@ INLINE void linear(const Operation& op, float* const* buffers, const int64_t* st
   const int64_t in_stride = strides[op.in], out_stride = strides[op.out];
   // The last operation of a layer adds to its own output buffer, so the product waits in scratch.
   thread_local std::vector<float> scratch;
-  const int64_t stride = stride_of(op.outputs), wide = stride - kPadding;
+  const int64_t panels = panels_of(op.outputs), wide = panels * kPanel;
   scratch.resize(rows * wide);
   float* product = scratch.data();
-  multiply_rows(in, in_stride, op.weight, stride, op.inputs, wide, product, rows);
+  multiply_few(in, in_stride, op.weight, op.inputs, panels, product, rows);
   for (int64_t row = 0; row < rows; ++row) {
     const float* from = product + row * wide;
     float* to = out + row * out_stride;
@@ -162,65 +61,102 @@ INLINE void linear(const Operation& op, float* const* buffers, const int64_t* st
   }
 }
 
+// One row of an operation without a state.
+INLINE void apply(const Operation& op, int64_t row, int64_t token, const float* in, float* out) {
+  const int64_t width = op.inputs;
+  switch (op.kind) {
+    case kEmbed:
+      std::memcpy(out, op.weight + token * width, sizeof(float) * width);
+      break;
+    case kNorm: {
+      const float scale = inverse_rms(in, width, op.eps);
+      for (int64_t j = 0; j < width; ++j) out[j] = op.weight[j] * (in[j] * scale);
+      break;
+    }
+    case kReadOut: {
+      const float scale = inverse_rms(in, width, op.eps);
+      for (int64_t j = 0; j < width; ++j) out[j] = in[j] + op.extra[j] * (op.weight[j] * (in[j] * scale)) + op.bias[j];
+      break;
+    }
+    case kRefine:  // in: the refined vector, out: the vector it refines
+      for (int64_t j = 0; j < width; ++j) out[j] += op.extra[0] * (in[j] - out[j]);
+      break;
+    case kCopy: {
+      const float gate = op.weight[op.matches[2 * row + 1]];
+      for (int64_t j = 0; j < width; ++j) out[j] += gate * in[j];
+      break;
+    }
+    case kPoint:
+      point(op, row, in, out);
+      break;
+  }
+}
+
+// Rows begin to end, n tokens of each; with `reading`, what has a state stays as it is, and otherwise n is 1.
+template <bool reading>
+void run(const Operation* operations, int64_t count, const int64_t* tokens, float* const* buffers,
+         const int64_t* strides, int64_t begin, int64_t end, int64_t n) {
+  for (int64_t index = 0; index < count; ++index) {
+    const Operation& op = operations[index];
+    const auto in = [&](int64_t row) { return buffers[op.in] + row * strides[op.in]; };
+    const auto out = [&](int64_t row) { return buffers[op.out] + row * strides[op.out]; };
+    const auto queries = [&](int64_t row) { return buffers[op.queries] + row * strides[op.queries]; };
+    if (op.kind == kLinear) {
+      linear(op, buffers, strides, begin * n, (end - begin) * n);
+    } else if (op.kind == kMix) {
+      for (int64_t row = begin; row < end; ++row)
+        if (reading)
+          read_mixed(op, row, n, in(row * n), strides[op.in], queries(row * n), strides[op.queries], out(row * n),
+                     strides[op.out]);
+        else
+          mix(op, row, in(row), queries(row), out(row));
+    } else if (op.kind == kRemember) {
+      for (int far = 0; far < kReadsAhead && end - begin > 1; ++far)
+        for (int64_t row = begin; row < end; ++row)
+          SuffixAutomaton(op.automata + row * op.words).ask(int32_t(tokens[row * n]), far);
+      for (int64_t row = begin; row < end; ++row)
+        if (reading)
+          read_remembered(op, row, n, tokens + row * n, out(row * n), strides[op.out]);
+        else
+          remember(op, row, tokens[row], out(row));
+    } else {
+      for (int64_t row = begin * n; row < end * n; ++row) apply(op, row, tokens[row], in(row), out(row));
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
 
 int64_t operation_size() { return sizeof(Operation); }
 
-// Runs the operations for rows of tokens; buffers[i] has rows of strides[i] floats.
+// Runs the operations for rows of one token; buffers[i] has rows of strides[i] floats.
 void decode_step(const Operation* operations, int64_t count, const int64_t* tokens, float* const* buffers,
                  const int64_t* strides, int64_t rows, int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    for (int64_t index = 0; index < count; ++index) {
-      const Operation& op = operations[index];
-      if (op.kind == kLinear) {
-        linear(op, buffers, strides, begin, end - begin);
-        continue;
-      }
-      if (op.kind == kRemember && end - begin > 1)
-        for (int far = 0; far < kReadsAhead; ++far)
-          for (int64_t row = begin; row < end; ++row)
-            SuffixAutomaton(op.automata + row * op.words).ask(int32_t(tokens[row]), far);
+    run<false>(operations, count, tokens, buffers, strides, begin, end, 1);
+  });
+}
+
+// The same for n tokens a row, tokens (rows, n) and buffers of rows n rows, while every state stays as it is.
+void decode_read(const Operation* operations, int64_t count, const int64_t* tokens, float* const* buffers,
+                 const int64_t* strides, int64_t rows, int64_t n, int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    run<true>(operations, count, tokens, buffers, strides, begin, end, n);
+  });
+}
+
+// The states after the first lengths[row] of the n tokens that were read last.
+void decode_commit(const Operation* operations, int64_t count, const int64_t* tokens, const int64_t* lengths,
+                   int64_t rows, int64_t n, int64_t threads) {
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t index = 0; index < count; ++index)
       for (int64_t row = begin; row < end; ++row) {
-        float* out = buffers[op.out] + row * strides[op.out];
-        const float* in = op.kind == kEmbed || op.kind == kRemember ? nullptr : buffers[op.in] + row * strides[op.in];
-        const int64_t width = op.inputs;
-        switch (op.kind) {
-          case kEmbed:
-            std::memcpy(out, op.weight + tokens[row] * width, sizeof(float) * width);
-            break;
-          case kNorm: {
-            const float scale = inverse_rms(in, width, op.eps);
-            for (int64_t j = 0; j < width; ++j) out[j] = op.weight[j] * (in[j] * scale);
-            break;
-          }
-          case kMix:
-            mix(op, row, in, buffers[op.queries] + row * strides[op.queries], out);
-            break;
-          case kReadOut: {
-            const float scale = inverse_rms(in, width, op.eps);
-            for (int64_t j = 0; j < width; ++j)
-              out[j] = in[j] + op.extra[j] * (op.weight[j] * (in[j] * scale)) + op.bias[j];
-            break;
-          }
-          case kRefine:  // in: the refined vector, out: the vector it refines
-            for (int64_t j = 0; j < width; ++j) out[j] += op.extra[0] * (in[j] - out[j]);
-            break;
-          case kRemember:
-            remember(op, row, tokens[row], out);
-            break;
-          case kCopy: {
-            const float gate = op.weight[op.matches[2 * row + 1]];
-            for (int64_t j = 0; j < width; ++j) out[j] += gate * in[j];
-            break;
-          }
-          case kPoint:
-            point(op, row, in, out);
-            break;
-        }
+        const Operation& op = operations[index];
+        if (op.kind == kMix) keep_mixed(op, row, n, lengths[row]);
+        if (op.kind == kRemember) keep_remembered(op, row, tokens + row * n, lengths[row]);
       }
-    }
   });
 }
 

@@ -1,4 +1,4 @@
-// A matrix product for matrices that stay in cache: what the feed-forward, attention and decoding kernels are made of.
+// A matrix product for matrices that stay in cache: what the feed-forward and attention kernels are made of.
 #pragma once
 
 #include "common.h"

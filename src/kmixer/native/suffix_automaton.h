@@ -17,7 +17,15 @@
 
 namespace {
 
-struct SuffixAutomaton {
+// A piece of a buffer as it was before it was written over.
+struct Saved {
+  int32_t* at;
+  int32_t count, words[5];
+};
+
+// With `undoing`, what is written over is saved first.
+template <bool undoing>
+struct Automaton {
   struct Header {
     int32_t capacity, count, states, newest, shift, longest, unused[10];
   };
@@ -38,6 +46,7 @@ struct SuffixAutomaton {
   State* states;
   Path* paths;
   int32_t* text;
+  std::vector<Saved>* saved = nullptr;
 
   // A text of n tokens has at most 2 n states, and at most n edges that are not the first of their state.
   static int64_t entries(int64_t capacity) {
@@ -54,12 +63,12 @@ struct SuffixAutomaton {
   }
 
   // A buffer that `reset` has seen.
-  explicit SuffixAutomaton(int32_t* buffer) { take(buffer, ((Header*)buffer)->capacity); }
+  explicit Automaton(int32_t* buffer) { take(buffer, ((Header*)buffer)->capacity); }
 
   // A buffer of words(capacity) that remembers nothing. When `capacity` tokens are remembered, the next one drops the
   // older half; where nothing may be dropped, the capacity is the length of the whole text. Of matches longer than
   // `longest`, the last so many tokens count.
-  SuffixAutomaton(int32_t* buffer, int64_t capacity, int64_t longest) {
+  Automaton(int32_t* buffer, int64_t capacity, int64_t longest) {
     take(buffer, capacity);
     header->capacity = int32_t(capacity);
     header->longest = int32_t(longest);
@@ -70,9 +79,11 @@ struct SuffixAutomaton {
   // Remembers a token. Returns the one that followed the most recent earlier occurrence of the longest suffix that
   // occurred before, or -1, and sets the length of that suffix.
   METHOD int32_t push(int32_t token, int32_t* length) {
-    if (header->count == header->capacity) drop_half();
+    if (full()) drop_half();
     return insert(token, length);
   }
+
+  METHOD bool full() const { return header->count == header->capacity; }
 
   // Asks for memory that `push` of this token will read, `far` reads behind what it finds at once. To ask for many
   // automata, nearest first, hides the time that memory takes: each of these reads needs the one before.
@@ -102,6 +113,17 @@ struct SuffixAutomaton {
   }
 
  private:
+  // To be called before an entry that was there before this token is written over.
+  template <class Entry>
+  METHOD void save(Entry* entry) {
+    if constexpr (undoing) {
+      static_assert(sizeof(Entry) <= sizeof(Saved::words));
+      Saved before = {(int32_t*)entry, sizeof(Entry) / 4, {}};
+      std::memcpy(before.words, entry, sizeof(Entry));
+      saved->push_back(before);
+    }
+  }
+
   METHOD uint32_t entry(int32_t state, int32_t token) const {
     return (uint32_t(state) * 0x9E3779B1u + uint32_t(token) * 0x85EBCA6Bu) * 0xC2B2AE35u >> header->shift;
   }
@@ -141,12 +163,17 @@ struct SuffixAutomaton {
   // The target of a state's edge. One that does not exist is made, with target 0, which the caller must set.
   METHOD int32_t& target(int32_t state, int32_t token) {
     State& from = states[state];
+    save(&from);
     if (from.target == 0) from.token = token;
     if (from.token == token) return from.target;
     const uint32_t mask = (uint32_t(1) << (32 - header->shift)) - 1;
     uint32_t at = entry(state, token);
     for (; edges[at].target; at = (at + 1) & mask)
-      if (edges[at].state == state && edges[at].token == token) return edges[at].target;
+      if (edges[at].state == state && edges[at].token == token) {
+        save(edges + at);
+        return edges[at].target;
+      }
+    save(edges + at);
     edges[at] = {state, token, 0, from.more};
     from.more = int32_t(at) + 1;
     return edges[at].target;
@@ -179,6 +206,7 @@ struct SuffixAutomaton {
   int32_t split(int32_t longer, int32_t state, int32_t token) {
     const int32_t shorter = header->states++;
     State& from = states[longer];
+    save(&from);
     states[shorter] = {states[state].length + 1, from.link, from.token, from.target, 0};
     for (int32_t next = from.more; next; next = edges[next - 1].next)
       target(shorter, edges[next - 1].token) = edges[next - 1].target;
@@ -191,6 +219,8 @@ struct SuffixAutomaton {
     }
     splay(longer);
     Path& below = paths[longer];
+    save(&below);
+    if (below.left) save(paths + below.left);
     paths[shorter] = {below.left, 0, below.parent, below.end};
     if (below.left) paths[below.left].parent = shorter;
     below.left = 0;
@@ -205,11 +235,16 @@ struct SuffixAutomaton {
     for (int32_t top = state; top; top = paths[top].parent) {
       splay(top);
       if (end < 0 && states[paths[top].parent].length < header->longest) end = paths[top].end;
-      if (const int32_t rest = paths[top].right) paths[rest].end = paths[top].end;
+      if (const int32_t rest = paths[top].right) {
+        save(paths + rest);
+        paths[rest].end = paths[top].end;
+      }
+      save(paths + top);
       paths[top].right = below;
       below = top;
     }
     splay(state);
+    save(paths + state);
     paths[state].end = t;
     return end;
   }
@@ -221,6 +256,9 @@ struct SuffixAutomaton {
 
   METHOD void rotate(int32_t state) {
     const int32_t parent = paths[state].parent, above = paths[parent].parent;
+    save(paths + state);
+    save(paths + parent);
+    save(paths + above);
     if (is_root(parent)) paths[state].end = paths[parent].end;
     else (paths[above].left == parent ? paths[above].left : paths[above].right) = state;
     paths[state].parent = above;
@@ -229,7 +267,10 @@ struct SuffixAutomaton {
     const int32_t inner = left ? paths[state].right : paths[state].left;
     (left ? paths[state].right : paths[state].left) = parent;
     (left ? paths[parent].left : paths[parent].right) = inner;
-    if (inner) paths[inner].parent = parent;
+    if (inner) {
+      save(paths + inner);
+      paths[inner].parent = parent;
+    }
   }
 
   METHOD void splay(int32_t state) {
@@ -243,5 +284,34 @@ struct SuffixAutomaton {
     }
   }
 };
+
+using SuffixAutomaton = Automaton<false>;
+
+// Pushes n tokens, f(t, copied, length) of each, and leaves the buffer as it was. A half that is dropped on the way is a
+// copy of the whole buffer; that happens once in so many tokens.
+template <class Function>
+INLINE void without_trace(int32_t* buffer, int64_t words, const int64_t* tokens, int64_t n, Function f) {
+  thread_local std::vector<Saved> saved;
+  thread_local std::vector<int32_t> whole;
+  saved.clear();
+  Automaton<true> undoing(buffer);
+  undoing.saved = &saved;
+  const auto header = *undoing.header;
+  bool dropped = false;
+  for (int64_t t = 0; t < n; ++t) {
+    if (!dropped && undoing.full()) {
+      whole.assign(buffer, buffer + words);
+      dropped = true;
+    }
+    int32_t length;
+    const int32_t token = int32_t(tokens[t]);
+    const int64_t copied = dropped ? SuffixAutomaton(buffer).push(token, &length) : undoing.push(token, &length);
+    f(t, copied, length);
+  }
+  if (dropped) std::memcpy(buffer, whole.data(), sizeof(int32_t) * words);
+  for (auto before = saved.rbegin(); before != saved.rend(); ++before)
+    std::memcpy(before->at, before->words, sizeof(int32_t) * before->count);
+  *undoing.header = header;
+}
 
 }  // namespace
