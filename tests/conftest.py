@@ -44,6 +44,7 @@ CHECKED = (
     "kmixer.data.batches",
     "kmixer.data.images",
     "kmixer.training.muon",
+    "kmixer.trail",
 )
 HOOK = jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 

@@ -49,7 +49,7 @@ class Trail:
     batch: int
     length: int
 
-    def at(self, lengths: Int[Tensor, " b"]) -> State:
+    def at(self, lengths: Tensor) -> State:
         """The state after the first lengths[i] tokens of row i: what reading only those gives, to rounding.
 
         Args:
