@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from kmixer.files import write_text
+from kmixer.runs.integrity import FILE_DIGESTS, OWN_DIGEST, RUN, sealed
 
 # Recorded at every evaluation, drawn at the first and the last.
 FIRST_AND_LAST = ("decay", "alpha", "base_kernel")
 # What these hold between the first and the last evaluation is only drawn; all else stays as it was measured.
 ROUNDED = ("dynamics", "gradient_norms", "update_norms", "stretches", "loss_by_position")
 DIGITS = 5
+# What binds results.json to the other files: made again, where it was there.
+SEAL = {RUN, FILE_DIGESTS, OWN_DIGEST}
 DROPPED = ("model.safetensors", "checkpoints/last.safetensors", "report.html")
 
 
@@ -50,11 +53,22 @@ def thin(run: Path) -> None:
     metrics, results = run / "metrics.jsonl", run / "results.json"
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     write_text(metrics, "".join(json.dumps(line) + "\n" for line in thin_metrics(lines)))
-    write_text(results, json.dumps(thin_results(json.loads(results.read_text(encoding="utf-8")))) + "\n")
     for name in DROPPED:
         (run / name).unlink(missing_ok=True)
     if (run / "checkpoints").is_dir():
         (run / "checkpoints").rmdir()
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    environment["command"] = without_folder(environment["command"])
+    write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
+    whole = json.loads(results.read_text(encoding="utf-8"))
+    thinned = thin_results({name: value for name, value in whole.items() if name not in SEAL})
+    write_text(results, json.dumps(sealed(run, thinned) if whole.keys() >= SEAL else thinned) + "\n")
+
+
+def without_folder(command: list[str]) -> list[str]:
+    """A command line without the folder of the corpora, which is that of one machine."""
+    at = command.index("--data-dir") if "--data-dir" in command else len(command)
+    return command[:at] + command[at + 2 :]
 
 
 def main() -> None:
