@@ -15,7 +15,15 @@ from kmixer.native import signatures, structures
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
 # What has a signature of its own: sizes of structures, the digest, and decoding, which prepares its arguments once.
-APART = {"decode_step", "operation_size", "sources_digest", "suffix_automaton_words", *structures.SIZES}
+APART = {
+    "decode_commit",
+    "decode_read",
+    "decode_step",
+    "operation_size",
+    "sources_digest",
+    "suffix_automaton_words",
+    *structures.SIZES,
+}
 # The letters that a C++ argument may have.
 LETTERS = {
     "const float*": "fFr", "float*": "fF", "double*": "d", "const int64_t*": "i", "const void*": "e", "void*": "e",

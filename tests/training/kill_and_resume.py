@@ -112,16 +112,21 @@ def main() -> None:
         text = "\n".join(topics[key] for key in sorted(topics))
         (folder / "corpus.txt").write_text(text[:30_000], encoding="utf-8")
         values = RECIPE | {"data": {"corpus": str(folder / "corpus.txt")}}
-        steps = 40 * arguments.kills + 40  # enough that no session reaches the end
+        # A file that was being written a moment ago may be whole when the process dies: a few kills more, if need be.
+        attempts = arguments.kills + 3
+        steps = 40 * attempts + 40  # enough that no session reaches the end
         values["training"] = values["training"] | {"steps": steps}
         recipe = folder / "recipe.toml"
         recipe.write_text(tomli_w.dumps(values), encoding="utf-8")
 
         finish(start(recipe, folder / "whole"))
         kills = written = 0
-        for index in range(arguments.kills):
+        for index in range(attempts):
+            if kills >= arguments.kills and (arguments.kills == 1 or written):
+                break
+            in_a_write = index % 2 == 1 or index >= arguments.kills
             said = kill_once(
-                recipe, folder / "killed", rng, at_start=index == 0, in_a_write=index % 2 == 1, last_step=steps
+                recipe, folder / "killed", rng, at_start=index == 0, in_a_write=in_a_write, last_step=steps
             )
             print(f"{index + 1}: {said}", flush=True)
             kills += said.startswith("killed")
