@@ -25,7 +25,7 @@ from kmixer.generation.drafts import Draft
 from kmixer.generation.sampling import Sampling, one_hot
 from kmixer.generation.speculation import Speculation
 from kmixer.generation.speculative import Rounds
-from kmixer.generation.streaming import PREFILL_CHUNK, generate_tokens
+from kmixer.generation.streaming import PREFILL_CHUNK, before_last, generate_tokens
 from kmixer.generation.tally import SpeculationResult, rule_of
 from kmixer.generation.tempo import FIRST, Costs, gain_of, measure_costs
 from kmixer.models.causal_lm import CausalLM
@@ -87,10 +87,7 @@ def bench_costs(
     """Seconds of reading n tokens, and of the filters and rows of n, beside a step and a draw."""
     counts = sorted({1, *(m + 1 for m in drafted)})
     with torch.inference_mode():
-        decoder = EagerDecoder(model, model.initial_state(1))
-        for piece in prompt[:, :-1].split(PREFILL_CHUNK, dim=1):
-            decoder.advance(piece)
-        reader = open_reader(model, decoder.state())
+        reader = open_reader(model, before_last(model, prompt))
         costs = measure_costs(reader, prompt[:, -1], sampling, counts)
         logits = reader.advance(prompt[:, -1:].repeat(1, counts[-1]))
         rows = []

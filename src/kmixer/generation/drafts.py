@@ -22,9 +22,9 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 from kmixer.generation.chunks import of_rows, read_again
-from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
+from kmixer.generation.decoder import EagerDecoder, open_decoder
 from kmixer.generation.ngrams import Ngrams
-from kmixer.generation.streaming import PREFILL_CHUNK
+from kmixer.generation.streaming import before_last
 from kmixer.models.causal_lm import CausalLM
 
 Draw = Callable[[Tensor, int], tuple[Tensor, Tensor]]
@@ -165,11 +165,7 @@ class ModelDraft:
         self._model = model
 
     def start(self, prompt: Int[Tensor, "b t"]) -> None:
-        decoder: Decoder = EagerDecoder(self._model, self._model.initial_state(len(prompt)))
-        if prompt.shape[1] > 1:
-            for piece in prompt[:, :-1].split(PREFILL_CHUNK, dim=1):
-                decoder.advance(piece)
-        self._decoder = open_decoder(self._model, decoder.state())
+        self._decoder = open_decoder(self._model, before_last(self._model, prompt))
         self._pending = prompt[:, -1]
 
     def propose(self, count: int, draw: Draw) -> Proposal:

@@ -21,13 +21,13 @@ from torch import Tensor
 from kmixer.errors import InputError
 from kmixer.generation.acceptance import Verdict, lockstep
 from kmixer.generation.chunks import open_reader
-from kmixer.generation.decoder import Decoder, EagerDecoder
+from kmixer.generation.decoder import Decoder
 from kmixer.generation.drafts import Draft
 from kmixer.generation.draws import open_draws
 from kmixer.generation.named_drafts import AnyDraft, open_draft, tokenizer_of
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.speculation import Speculation
-from kmixer.generation.streaming import PREFILL_CHUNK, check_request, encode_prompt, seeded_generator, step_of, text_of
+from kmixer.generation.streaming import before_last, check_request, encode_prompt, seeded_generator, step_of, text_of
 from kmixer.generation.tally import Seconds, SpeculationResult, Tally
 from kmixer.generation.tempo import LARGEST, FixedTempo, MeasuredTempo, Tempo, measure_costs
 from kmixer.models.causal_lm import CausalLM
@@ -196,11 +196,7 @@ class Rounds:
         """Read the prompt but for its last token, which is pending."""
         if self._reader is not None:
             return
-        decoder = EagerDecoder(self._model, self._model.initial_state(len(self._prompt)))
-        if self._prompt.shape[1] > 1:
-            for piece in self._prompt[:, :-1].split(PREFILL_CHUNK, dim=1):
-                decoder.advance(piece)
-        self._reader = open_reader(self._model, decoder.state())
+        self._reader = open_reader(self._model, before_last(self._model, self._prompt))
         if self._speculation.tokens != "auto":
             self._tempo = FixedTempo(self._speculation.tokens)
         else:

@@ -101,6 +101,15 @@ def _read(model: CausalLM, prompt: Tensor, state: State) -> tuple[Tensor, Decode
     return decoder.advance(last)[:, -1], decoder
 
 
+def before_last(model: CausalLM, prompt: Int[Tensor, "b t"]) -> State:
+    """The state after all of a prompt but its last token, which a round of speculative decoding begins with."""
+    decoder = EagerDecoder(model, model.initial_state(len(prompt)))
+    if prompt.shape[1] > 1:
+        for piece in prompt[:, :-1].split(PREFILL_CHUNK, dim=1):
+            decoder.advance(piece)
+    return decoder.state()
+
+
 def generate_text(
     model: CausalLM,
     tokenizer: Tokenizer,

@@ -96,8 +96,15 @@ class CopyMemory(nn.Module):
         self.length_vector = nn.Parameter(torch.zeros(BUCKETS, width)) if in_vector else None
         self.second: CopyMemory | None = None
         if second is not None:
-            options = {"embedding_width": embedding_width, "memory": memory, "match_length": match_length}
-            self.second = CopyMemory(vocabulary_size, width, layers, longest=second, **options)  # type: ignore[arg-type]
+            self.second = CopyMemory(
+                vocabulary_size,
+                width,
+                layers,
+                embedding_width=embedding_width,
+                memory=memory,
+                match_length=match_length,
+                longest=second,
+            )
         if not self.layers:  # what nobody reads is not trained
             self.requires_grad_(False)
 
