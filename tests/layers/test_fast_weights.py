@@ -220,6 +220,7 @@ def test_forgetting_bounds_what_is_learned_and_without_it_nothing_does() -> None
 
 
 @given(t=st.integers(5, 60), bound=st.sampled_from([1e-3, 0.1, 1.0]))
+@torch.no_grad()
 def test_the_bound_holds_after_every_chunk(t: int, bound: float) -> None:
     fast, (hidden, targets, weight) = make(chunk=4, max_norm=bound, rate=2.0), inputs(t)
     _, logs = fast(hidden, targets, weight, trail=True)
