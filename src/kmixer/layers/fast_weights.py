@@ -19,7 +19,7 @@ from kmixer.errors import InputError, check_choice
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.roles import LOGIT, TABLE, TRANSPOSED_MATRIX, Role
 from kmixer.ops.decay.recurrence import decayed_linear_attention
-from kmixer.ops.fast_weights import fast_weights, filtered
+from kmixer.ops.fast_weights import fast_weights, written
 from kmixer.ops.fused import normalize, rms_norm
 from kmixer.state import State, map_tensors, owned, rows
 from kmixer.trail import counted, ends, every, folded, in_time, joined, stepwise, unmoved
@@ -36,7 +36,7 @@ TARGET_STD, NEXT_TARGET = 0.2, 0.1
 class FastState(NamedTuple):
     """What fast weights carry: the weights, and what the chunk that is not finished will write.
 
-    weights: F (b, d, f), float32 (float64 of float64 models); of the token form S (b, f, d).
+    weights: F^T (b, f, d), float32 (float64 of float64 models); of the token form S.
     hidden: Z of the unfinished chunk (b, s, f); of the token form that of the last position, at unit length (b, 1, f).
     targets: the same of T (b, s, d); of the token form nothing (b, 0, d).
     position: how many positions a row has read since it began or was reset (b,).
@@ -143,10 +143,9 @@ class FastWeights(nn.Module):
         """The state before the first position: F is zero."""
         d, f, like = self.width, self.hidden_width, self.target
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        shape, kept = ((f, d), 1) if self.chunk == 1 else ((d, f), 0)
         return FastState(
-            like.new_zeros(batch_size, *shape, dtype=dtype),
-            like.new_zeros(batch_size, kept, f),
+            like.new_zeros(batch_size, f, d, dtype=dtype),
+            like.new_zeros(batch_size, 1 if self.chunk == 1 else 0, f),
             like.new_zeros(batch_size, 0, d),
             torch.zeros(batch_size, dtype=torch.int64, device=like.device),
         )
@@ -247,9 +246,11 @@ class FastWeights(nn.Module):
             largest = None if self.max_norm is None else self.max_norm * _norm(weight.to(state.weights.dtype))
             y, after = fast_weights(
                 hidden[:, :whole].unflatten(1, (n, c)),
-                self._values(targets[:, :whole].unflatten(1, (n, c)), state.weights.dtype),
+                targets[:, :whole].unflatten(1, (n, c)),
+                self.filter,
+                self.target,
                 state.weights,
-                None if self.decay_logit is None else self.decay().to(state.weights.dtype),
+                None if self.decay_logit is None else self.decay(),
                 rate=self.rate,
                 largest=largest,
             )
@@ -272,7 +273,7 @@ class FastWeights(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             units = normalize(hidden.to(dtype), NORM_EPS)
             keys = torch.cat([state.hidden.to(dtype), units], dim=1)
-            values = self._values(targets, dtype)
+            values = self.rate * written(targets, None, self.target, dtype)
             decay = self.decay().to(dtype)
             y, after = decayed_linear_attention(
                 units, keys[:, :t].contiguous(), values, torch.log(decay), state=state.weights
@@ -286,19 +287,11 @@ class FastWeights(nn.Module):
             return y.to(hidden.dtype), logs
         return y.to(hidden.dtype), FastState(after, owned(last[:, t:]), targets, state.position + t)
 
-    def _values(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """V of T: (..., c, d), or of the token form rate V of positions in a row."""
-        with torch.autocast(targets.device.type, enabled=False):
-            target = self.target.to(dtype)
-            if self.filter is None:
-                return targets.to(dtype) @ (self.rate * target)
-            return filtered(targets.to(dtype), self.filter.to(dtype)) @ target
-
     def _read(self, hidden: Tensor, state: FastState) -> Tensor:
         """What is read while nothing is written."""
         if self.chunk > 1:
             return _read(hidden, state.weights)
-        return _read(normalize(hidden.to(state.weights.dtype), NORM_EPS), state.weights.mT).to(hidden.dtype)
+        return _read(normalize(hidden.to(state.weights.dtype), NORM_EPS), state.weights).to(hidden.dtype)
 
 
 def check_fast_weights(
@@ -400,9 +393,9 @@ def _fast_states(state: State) -> Iterator[FastState]:
 
 
 def _read(hidden: Tensor, weights: Tensor) -> Tensor:
-    """hidden (b, t, f) times weights (b, d, f), in the precision of the weights."""
+    """hidden (b, t, f) times weights (b, f, d), in the precision of the weights."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return (hidden.to(weights.dtype) @ weights.mT).to(hidden.dtype)
+        return (hidden.to(weights.dtype) @ weights).to(hidden.dtype)
 
 
 def _norm(weight: Tensor) -> Tensor:
