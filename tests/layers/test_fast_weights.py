@@ -123,7 +123,8 @@ def test_the_dual_form_without_the_weights_gives_the_same(n: int, c: int, decay:
     values = filtered(targets.unflatten(1, (n, c)), taps).flatten(1, 2) @ matrix
     forgets = torch.tensor(decay).double()
     chunks = (hidden.unflatten(1, (n, c)), targets.unflatten(1, (n, c)))
-    y, after = fast_weights(*chunks, taps, matrix, None, forgets, rate=0.3)
+    nothing = torch.zeros(2, WIDE, D, dtype=torch.float64)
+    y, after = fast_weights(*chunks, taps, matrix, nothing, forgets, rate=0.3)
     of = torch.arange(n * c) // c
     lag = of[:, None] - 1 - of[None, :]
     weights = torch.where(lag >= 0, forgets ** lag.clamp(min=0), 0.0)

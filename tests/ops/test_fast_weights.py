@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.ops.fast_weights import fast_weights
+from tests.conftest import threads_of_torch
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
@@ -25,20 +26,20 @@ def draw(*shape: int) -> Tensor:
     f=st.sampled_from([1, 8, 24, 130]),
     d=st.sampled_from([1, 6, 16, 40]),
     taps=st.sampled_from([1, 3, 5, 9]),
-    begins=st.booleans(),
+    fixed=st.sampled_from([0, 1, 2]),
     used=st.sampled_from(["both", "y", "after"]),
 )
-def test_it_is_its_definition(b: int, n: int, c: int, f: int, d: int, taps: int, begins: bool, used: str) -> None:
+def test_it_is_its_definition(b: int, n: int, c: int, f: int, d: int, taps: int, fixed: int, used: str) -> None:
     """In float64 the definition runs, in float32 the kernel."""
     shapes = [(b, n, c, f), (b, n, c, d), (d, taps), (d, d)]
     exact = [draw(*shape) / (shape[-1] ** 0.5) for shape in shapes] + [torch.tensor(0.7).double()]
-    exact += [] if begins else [draw(b, f, d)]
+    exact += [draw(b, f, d), *([draw(d, f), draw(d)][:fixed])]
     answers = []
     for dtype in (torch.float64, torch.float32):
         leaves = [x.to(dtype).requires_grad_() for x in exact]
-        hidden, targets, filter_, matrix, decay = leaves[:5]
-        before = None if begins else leaves[5]
-        y, after = fast_weights(hidden, targets, filter_, matrix, before, decay, rate=0.3)
+        hidden, targets, filter_, matrix, decay, before = leaves[:6]
+        more = dict(zip(("weight", "bias"), leaves[6:], strict=False))
+        y, after = fast_weights(hidden, targets, filter_, matrix, before, decay, rate=0.3, **more)
         assert y.dtype == after.dtype == dtype
         assert (type(y.grad_fn).__name__ == "_FastWeightsBackward") == (dtype == torch.float32)
         weights = [torch.linspace(-1, 1, part.numel(), dtype=dtype).view(part.shape) for part in (y, after)]
@@ -52,11 +53,15 @@ def test_it_is_its_definition(b: int, n: int, c: int, f: int, d: int, taps: int,
 
 
 def test_no_thread_shares_a_row() -> None:
-    from tests.conftest import threads_of_torch
-
-    parts = [draw(5, 3, 4, 8).float(), draw(5, 3, 4, 6).float(), draw(6, 5).float(), draw(6, 6).float()]
+    parts = [
+        draw(5, 3, 4, 8).float(),
+        draw(5, 3, 4, 6).float(),
+        draw(6, 5).float(),
+        draw(6, 6).float(),
+        draw(5, 8, 6).float(),
+    ]
     with threads_of_torch(1):
-        expected = fast_weights(*parts, None, None, rate=0.3)
+        expected = fast_weights(*parts, None, rate=0.3)
     with threads_of_torch(3):
-        for got, one in zip(fast_weights(*parts, None, None, rate=0.3), expected, strict=True):
+        for got, one in zip(fast_weights(*parts, None, rate=0.3), expected, strict=True):
             assert torch.equal(got, one)

@@ -1,6 +1,6 @@
 """Weights that change while a sequence is read: chunks of positions read them, and then write into them.
 
-    Y_i = Z_i S_i                                  S_0 is given; Z_i (c, f), S_i (f, d)
+    Y_i = Z_i (W_0^T + S_i) + bias                 S_0 is given; Z_i (c, f), S_i (f, d), W_0 (d, f)
     S_{i+1} = lambda S_i + rate Z_i^T V_i          V_i = filter(T_i) W (c, d)
 
 This is linear attention with queries and keys Z, values V and a state S, delayed by a chunk: no position sees what its
@@ -27,10 +27,12 @@ def fast_weights(
     targets: Float[Tensor, "b n c d"],
     taps: Float[Tensor, "d k"],
     matrix: Float[Tensor, "d d"],
-    before: Float[Tensor, "b f d"] | None,
+    before: Float[Tensor, "b f d"],
     decay: Float[Tensor, ""] | None,
     *,
     rate: float,
+    weight: Float[Tensor, "d f"] | None = None,
+    bias: Float[Tensor, " d"] | None = None,
     largest: Float[Tensor, ""] | None = None,
 ) -> tuple[Float[Tensor, "b n c d"], Float[Tensor, "b n_plus_1 f d"]]:
     """What n chunks read, and the fast weights before the first chunk and after each.
@@ -42,26 +44,31 @@ def fast_weights(
         targets: T.
         taps: of the filter over positions of a chunk, see `filtered`.
         matrix: W.
-        before: S_0; None is zeros.
+        before: S_0.
         decay: lambda; None is 1.
         rate: of what is written.
+        weight, bias: W_0 and the bias; None is zeros.
         largest: norm that S keeps within, scaled down after every chunk that takes it further; None is no bound.
     """
-    b, n, _, f = hidden.shape
+    n = hidden.shape[1]
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     decay = matrix.new_ones((), dtype=dtype) if decay is None else decay.to(dtype)
-    tensors = [hidden, targets, taps, matrix, decay] + ([] if before is None else [before])
-    if largest is None and hidden.numel() and targets.numel() and native.usable(*tensors, products=True):
-        starts = None if before is None else before.contiguous()
-        return _FastWeights.apply(*(part.contiguous() for part in tensors[:5]), starts, rate)
+    tensors = [hidden, targets, taps, matrix, decay, before]
+    fixed = [None if part is None else part.contiguous() for part in (weight, bias)]
+    known = native.usable(*tensors, *(part for part in fixed if part is not None), products=True)
+    if known and largest is None and hidden.numel() and targets.numel():
+        return _FastWeights.apply(*(part.contiguous() for part in tensors), *fixed, rate)
     with torch.autocast(hidden.device.type, enabled=False):
         keys, values = hidden.to(dtype), written(targets, taps, matrix, dtype)
         updates = rate * (keys.mT @ values)
-        weights = [keys.new_zeros(b, f, values.shape[-1]) if before is None else before.to(dtype)]
+        weights = [before.to(dtype)]
         for update in updates.unbind(1):
             weights.append(within(decay * weights[-1] + update, largest))
         after = torch.stack(weights, dim=1)
-        return (keys @ after[:, :n]).to(hidden.dtype), after
+        y = (keys @ after[:, :n]).to(hidden.dtype)
+    if weight is not None:
+        y = y + F.linear(hidden, weight, bias)
+    return y if bias is None or weight is not None else y + bias, after
 
 
 def written(targets: Tensor, taps: Tensor | None, matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,31 +104,35 @@ class _FastWeights(HandWritten):
         taps: Tensor,
         matrix: Tensor,
         decay: Tensor,
-        before: Tensor | None,
+        before: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor]:
         b, n, c, f = hidden.shape
         d, count = taps.shape
         y, after = torch.empty_like(targets), hidden.new_empty(b, n + 1, f, d)
         sizes, factor = (b, n, c, f, d, count), float(decay)
-        native.call("fast_weights_forward", hidden, targets, taps, matrix, before, y, after, *sizes, factor, rate)
-        ctx.save_for_backward(hidden, targets, taps, matrix, after)
-        ctx.sizes, ctx.decay, ctx.rate, ctx.begins = sizes, factor, rate, before is None
+        tensors = (hidden, targets, taps, matrix, weight, bias, before, y, after)
+        native.call("fast_weights_forward", *tensors, *sizes, factor, rate)
+        ctx.save_for_backward(hidden, targets, taps, matrix, weight, after)
+        ctx.sizes, ctx.decay, ctx.rate, ctx.biased = sizes, factor, rate, bias is not None
         ctx.set_materialize_grads(False)
         return y, after
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor | None, dafter: Tensor | None) -> Any:
-        hidden, targets, taps, matrix, after = ctx.saved_tensors
+        hidden, targets, taps, matrix, weight, after = ctx.saved_tensors
         dy = torch.zeros_like(targets) if dy is None else dy.contiguous()
         dafter = None if dafter is None else dafter.contiguous()
         gradients = [torch.empty_like(x) for x in (hidden, targets, taps, matrix)]
-        dbefore = None if ctx.begins else torch.empty_like(after[:, 0], memory_format=torch.contiguous_format)
-        ddecay = hidden.new_empty(1)
+        dweight = None if weight is None else torch.empty_like(weight)
+        dbias = matrix.new_empty(len(matrix)) if ctx.biased else None
+        dbefore, ddecay = torch.empty_like(after[:, 0], memory_format=torch.contiguous_format), hidden.new_empty(1)
         native.call(
             "fast_weights_backward",
-            *(dy, dafter, hidden, targets, taps, matrix, after, *gradients, dbefore, ddecay),
+            *(dy, dafter, hidden, targets, taps, matrix, weight, after, *gradients, dweight, dbias, dbefore, ddecay),
             *(*ctx.sizes, ctx.decay, ctx.rate),
         )
-        return *gradients, ddecay[0], dbefore, None
+        return *gradients, ddecay[0], dbefore, dweight, dbias, None
