@@ -69,7 +69,7 @@ def _classification(name: str, description: str) -> Callable[..., None]:
         cpu: Cpu = False,
     ) -> None:
         grid = [f"model.mixers={mixers}"]
-        experiments.sweep(name, seeds, grid, settings, out, workers, threads, data_dir, cpu)
+        experiments.sweep(name, seeds, grid, settings, out, workers, threads, data_dir=data_dir, cpu=cpu)
 
     command.__doc__ = (
         f"{description}\n\nA sweep of recipe {name}: the same command goes on where it was stopped; compare and report "
