@@ -14,6 +14,7 @@ from torch import Tensor
 from kmixer.data.batches import consecutive_windows
 from kmixer.data.token_cache import TokenSplit
 from kmixer.errors import InputError
+from kmixer.layers.fast_weights import check_stream
 from kmixer.models.causal_lm import CausalLM
 from kmixer.runs.recipe import Protocol
 from kmixer.state import State
@@ -130,6 +131,7 @@ def stream_losses(model: CausalLM, tokens: Tensor, chunk: int = STREAM_CHUNK) ->
         )
     if len(tokens) < 2:
         raise InputError("the text has fewer than 2 tokens; there is nothing to score")
+    check_stream(model)
     device = model.embedding.weight.device
     state = model.initial_state(1)
     for start in range(0, len(tokens) - 1, chunk):

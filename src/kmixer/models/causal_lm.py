@@ -10,6 +10,7 @@ from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
+from kmixer.layers.attach import put_fast_weights
 from kmixer.layers.copy_memory import Copies, CopyMemory, chosen_layers
 from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.layers.pointer import Pointer
@@ -76,6 +77,10 @@ class CausalLM(nn.Module):
         self.pointer = Pointer(config.width) if pointer else None
         self.norm = build_norm(config)
         self.head = build_head(config.head, config.width, embedding_width, vocabulary_size)
+        if config.fast_weights is not None:  # last, so that the other weights are those of the model without
+            put_fast_weights(
+                self.stack.blocks, config.fast_weights.chosen(config.layers), **config.fast_weights.options()
+            )
         self._initial: tuple[torch.dtype, torch.device, State] | None = None  # what states are compared with
 
     def roles(self) -> dict[str, Role]:
@@ -128,18 +133,21 @@ class CausalLM(nn.Module):
         if state is not None:
             self.check_state(state, len(tokens))
         embedded = self.from_embedding(self.embedding(tokens))
-        if self.training:
+        more = asked_for(self.stack, trail)
+        if self.training and self.config.dropout.embedding:
+            if self.config.fast_weights is not None:
+                more["source"] = embedded
             embedded = dropout(embedded, self.config.dropout.embedding)
         if self.copy_memory is None:
             if copies is not None:
                 raise InputError("copies: got some; this model has no copy memory, leave them out")
-            hidden, state = self.stack(embedded, state, tokens, **asked_for(self.stack, trail))
+            hidden, state = self.stack(embedded, state, tokens, **more)
         else:
             stack_state, memory = (None, None) if state is None else cast("RememberingState", state)
             remembered, memory = self.copy_memory.copies(tokens, memory, **asked_for(self.stack, trail))
             copies = remembered if copies is None else copies
             added = self.copy_memory(copies)
-            hidden, stack_state = self.stack(embedded, stack_state, tokens, added, **asked_for(self.stack, trail))
+            hidden, stack_state = self.stack(embedded, stack_state, tokens, added, **more)
             state = RememberingState(stack_state, memory)
         walked = None
         if trail:  # which the layers gave in the place of their states
