@@ -363,13 +363,25 @@ def adapting(model: nn.Module, on: bool, reset_every: int | None = None) -> Iter
 
 def check_stream(model: nn.Module) -> None:
     """Raises InputError for a model that cannot read a stream without end: it adapts and never forgets."""
+    if (name := _never_forgets(model)) is not None:
+        raise InputError(
+            f"{name}: fast weights with tau = null grow as long as they are read, and ruin a stream; allowed: a "
+            "reset_every, documents, or windows; or train with a tau"
+        )
+
+
+def forgets(model: nn.Module) -> bool:
+    """Whether a model can read a stream without end, see `check_stream`."""
+    return _never_forgets(model) is None
+
+
+def _never_forgets(model: nn.Module) -> str | None:
+    """The first layer whose fast weights grow for ever."""
     for name, layer in adaptive_layers(model):
         fast: FastWeights = layer.fast
         if fast.adapts and fast.decay_logit is None and fast.reset_every is None:
-            raise InputError(
-                f"{name}: fast weights with tau = null grow as long as they are read, and ruin a stream; allowed: a "
-                "reset_every, documents, or windows; or train with a tau"
-            )
+            return name
+    return None
 
 
 def relative_moves(model: nn.Module, state: State) -> list[tuple[str, Tensor]]:
