@@ -83,7 +83,7 @@ def test_the_usual_sizes() -> None:
     ("pairs", "keys", "length", "gap"), [(0, 4, 99, 0), (5, 4, 99, 0), (4, 4, 79, 64), (1, 4, 9, -1)]
 )
 def test_what_does_not_fit_is_an_error(pairs: int, keys: int, length: int, gap: int) -> None:
-    with pytest.raises(InputError, match="allowed: from 1|pairs need"):
+    with pytest.raises(InputError, match=r"allowed: from 1|pairs need"):
         Recall(pairs, keys, length, gap)
     with pytest.raises(InputError, match="allowed: 1 or more"):
         usual_task(0)

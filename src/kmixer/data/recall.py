@@ -3,9 +3,9 @@
     shown part | gap of filler | asked part
     k v . . k v ...    . . . .   k v k v ...
 
-The shown part has `pairs` pairs at random, at even positions, with filler between them; the asked part has their keys in
-another order. Only its values count: what else comes next is chance. Values are drawn anew for every sequence, so that
-nothing but the shown pair tells them; two keys may have the same.
+The shown part has `pairs` pairs at random, at even positions, with filler between them; the asked part has their keys
+in another order. Only its values count: what else comes next is chance. Values are drawn anew for every sequence, so
+that nothing but the shown pair tells them; two keys may have the same.
 
 Tokens: 0 is filler, then come the keys, then the values.
 """

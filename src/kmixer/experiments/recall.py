@@ -140,8 +140,8 @@ def run_recall(
         nearest = min([task.gap, *setting.gaps]) + 1
         if nearest <= setting.reach:
             raise InputError(
-                f"gap: got {nearest - 1}; {setting.layers} layers with a window of {setting.window} see {setting.reach} "
-                f"positions back: allowed: {setting.reach} or more"
+                f"gap: got {nearest - 1}; allowed: {setting.reach} or more, as {setting.layers} layers with a window "
+                f"of {setting.window} see so many positions back"
             )
     matched = any(arm.fast for arm in arms)
     rows = []

@@ -16,8 +16,8 @@ Measured = dict[str, Any]  # see `kmixer.measure.fast_weights`
 def draw_moves(arm: Arm) -> Figure:
     """How far the weights of every layer have moved at the end of a window, over training; its time constant."""
     recorded = arm.recorded("fast_weights", Measured)
-    taus = arm.recorded("fast_tau", list[Any])
-    numbers = [(step, values) for step, values in taus if all(isinstance(value, float) for value in values)]
+    learned = arm.recorded("fast_tau", list[Any])  # of the token form, a list per layer
+    numbers = [(step, values) for step, values in learned if all(isinstance(value, float) for value in values)]
     figure, (left, *rest) = begin_figure(f"Fast weights of {arm.name}", "step", "", columns=1 + bool(numbers))
     left.set_ylabel("|F| / |W| at a window's end")
     layers = recorded[-1][1]["layers"]
@@ -27,10 +27,8 @@ def draw_moves(arm: Arm) -> Figure:
     for axes in rest:
         axes.set(ylabel="time constant, tokens", yscale="log")
         for index in range(len(numbers[-1][1])):
-            name = layers[index] if index < len(layers) else f"layer {index + 1}"
-            axes.plot(
-                [step for step, _ in numbers], [values[index] for _, values in numbers], label=name, linewidth=1.2
-            )
+            taus = [values[index] for _, values in numbers]
+            axes.plot([step for step, _ in numbers], taus, label=layers[index % len(layers)], linewidth=1.2)
     add_legend(left)
     return figure
 
@@ -55,15 +53,15 @@ def draw_adapting(arm: Arm) -> Figure:
 
 FAST_WEIGHTS = ArmPanel(
     name="fast-weights",
-    caption="First seed, validation windows: the norm of what a layer learned from a window, over that of the matrix it "
-    "changes; and after how many tokens it has forgotten to 1 / e.",
+    caption="First seed, validation windows: the norm of what a layer learned from a window, over that of the matrix "
+    "it changes; and after how many tokens it has forgotten to 1 / e.",
     applies=lambda arm: len(arm.recorded("fast_weights", Measured)) >= 2,
     draw=draw_moves,
 )
 ADAPTING = ArmPanel(
     name="adapting",
-    caption="First seed, validation windows: the same weights, adapting and not. The model was trained to adapt, so that "
-    "the difference is not what one without fast weights would lose.",
+    caption="First seed, validation windows: the same weights, adapting and not. The model was trained to adapt, so "
+    "that the difference is not what one without fast weights would lose.",
     applies=lambda arm: bool(arm.recorded("fast_weights", Measured)),
     draw=draw_adapting,
 )
