@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmixer.data.recall import FILLER, Asked, Recall, make_recall, usual_task
+from kmixer.data.recall import FILLERS, Asked, Recall, make_recall, usual_task
 from kmixer.errors import InputError
 
 
@@ -32,16 +32,17 @@ def test_every_asked_key_was_shown_once_with_this_value(task: Recall, seed: int)
         shown: dict[int, tuple[int, int]] = {}
         position = 0
         while position < asked_from:
-            if row[position] == FILLER:
+            if row[position] < FILLERS:
                 position += 1
                 continue
             key, value = row[position : position + 2]
-            assert 1 <= key <= task.keys < value < task.vocabulary
+            assert key - FILLERS < task.keys <= value - FILLERS
+            assert value < task.vocabulary
             assert key not in shown
             shown[key] = value, position + 1
             position += 2
         assert len(shown) == task.pairs
-        assert row[asked_from - task.gap : asked_from] == [FILLER] * task.gap
+        assert all(token < FILLERS for token in row[asked_from - task.gap : asked_from])
         assert sorted(row[asked_from::2]) == sorted(shown)
         assert places == list(range(asked_from, task.length, 2))
         for place, value, distance in zip(places, values, distances, strict=True):
@@ -64,8 +65,8 @@ def test_nothing_but_the_pair_tells_the_value() -> None:
     drawn = make(task, 8000)
     counts = torch.zeros(4, 4, 4)
     for place in range(4):
-        keys = drawn.tokens[:, drawn.places[0, place]] - 1
-        counts[place] = torch.bincount(4 * keys + drawn.values[:, place] - 5, minlength=16).view(4, 4)
+        keys = drawn.tokens[:, drawn.places[0, place]] - FILLERS
+        counts[place] = torch.bincount(4 * keys + drawn.values[:, place] - FILLERS - 4, minlength=16).view(4, 4)
     assert task.chance == 0.25
     assert (counts / 8000 - 1 / 16).abs().max() < 0.02  # seven standard deviations
     assert set(drawn.distances.unique().tolist()) == set(range(5, 22, 2))

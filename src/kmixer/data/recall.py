@@ -7,7 +7,9 @@ The shown part has `pairs` pairs at random, at even positions, with filler betwe
 in another order. Only its values count: what else comes next is chance. Values are drawn anew for every sequence, so
 that nothing but the shown pair tells them; two keys may have the same.
 
-Tokens: 0 is filler, then come the keys, then the values.
+Filler is drawn from tokens of its own: one token alone would be written again and again, which is another task.
+
+Tokens: the filler comes first, then the keys, then the values.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 
-FILLER = 0
+# Tokens that filler is drawn from.
+FILLERS = 16
 # Of more pairs the sequence would be long for its own sake.
 MOST_WITH_FILLER = 32
 
@@ -48,7 +51,7 @@ class Recall:
     @property
     def vocabulary(self) -> int:
         """v: filler, keys and values."""
-        return 1 + 2 * self.keys
+        return FILLERS + 2 * self.keys
 
     @property
     def chance(self) -> float:
@@ -94,10 +97,10 @@ def make_recall(task: Recall, count: int, generator: torch.Generator) -> Asked:
 
     pairs, asked_from = task.pairs, task.length - 2 * task.pairs
     slots = order((asked_from - task.gap) // 2)[:, :pairs]
-    keys = 1 + order(task.keys)[:, :pairs]
-    values = 1 + task.keys + torch.randint(task.keys, (count, pairs), generator=generator)
+    keys = FILLERS + order(task.keys)[:, :pairs]
+    values = FILLERS + task.keys + torch.randint(task.keys, (count, pairs), generator=generator)
     asked = order(pairs)
-    tokens = torch.full((count, task.length), FILLER)
+    tokens = torch.randint(FILLERS, (count, task.length), generator=generator)
     tokens.scatter_(1, 2 * slots, keys)
     tokens.scatter_(1, 2 * slots + 1, values)
     places = (asked_from + 2 * torch.arange(pairs)).expand(count, pairs)
