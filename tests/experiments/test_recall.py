@@ -16,7 +16,9 @@ from kmixer.models.matched import size_of
 from kmixer.models.mixers.registry import CARDS
 
 TASK = Recall(4, 8, 96)
-SMALL = Setting(steps=6, batch_size=4, validation=8, evaluate_every=3, width=16, hidden_width=32, heads=2, gaps=(32, 96))
+SMALL = Setting(
+    steps=6, batch_size=4, validation=8, evaluate_every=3, width=16, hidden_width=32, heads=2, gaps=(32, 96)
+)
 SHARED = 0.02  # part of its parameters by which an arm may differ: hidden units come in eights
 
 

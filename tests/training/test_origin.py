@@ -112,6 +112,7 @@ ADDED: list[tuple[dict[str, Any], str]] = [
     ({"output_gate": True}, "output_gate"),
     ({"copy_memory": {"match_length": "both"}}, "copy_memory"),
     ({"refinement": {"steps": 2}}, "eta_logit"),
+    ({"fast_weights": {"layers": [1], "chunk": 8}}, "feed_forward.fast"),
 ]
 
 

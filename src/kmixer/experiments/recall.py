@@ -49,7 +49,7 @@ class Setting:
     heads: int = 4
     window: int = 16
     chunk: int = 16
-    rate: float = 0.1
+    rate: float = 0.2
     init: str = "next"
 
     @property

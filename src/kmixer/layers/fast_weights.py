@@ -221,14 +221,21 @@ class FastWeights(nn.Module):
             return advance(hidden, targets, weight, state, place % self.chunk, trail=trail)
         anew = self.initial_state(len(hidden))
         if place >= until:  # from a state of a longer interval
-            return self._until_resets(hidden, targets, weight, anew, 0, trail=trail)
-        first = until - place
-        part = slice(0, first)
-        y, after = advance(hidden[:, part], targets[:, part], weight, state, place % self.chunk, trail=trail)
-        if first == t:
-            return y, in_time(after, unmoved(anew), first) if trail else anew
-        rest, final = self._until_resets(hidden[:, first:], targets[:, first:], weight, anew, 0, trail=trail)
-        return torch.cat([y, rest], dim=1), in_time(after, final, first) if trail else final
+            state, place = anew, 0
+        read: list[Tensor] = []
+        pieces: list[tuple[Any, int]] = []
+        for first, last in itertools.pairwise([0, *range(until - place, t, until), t]):
+            part = slice(first, last)
+            y, after = advance(hidden[:, part], targets[:, part], weight, state, place % self.chunk, trail=trail)
+            read.append(y)
+            pieces.append((after, last - first))
+            state, place = anew, 0 if last < t else place + last - first
+        if place == until:
+            pieces.append((unmoved(anew) if trail else anew, 0))
+        final, _ = pieces.pop()
+        for after, length in reversed(pieces if trail else []):
+            final = in_time(after, final, length)
+        return torch.cat(read, dim=1), final
 
     def _by_chunk(
         self, hidden: Tensor, targets: Tensor, weight: Tensor, state: FastState, begun: int, *, trail: bool
