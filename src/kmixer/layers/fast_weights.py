@@ -240,14 +240,21 @@ class FastWeights(nn.Module):
             return advance(hidden, targets, fixed, state, place % self.chunk, trail=trail)
         anew = self.initial_state(len(hidden))
         if place >= until:  # from a state of a longer interval
-            return self._until_resets(hidden, targets, fixed, anew, 0, trail=trail)
-        first = until - place
-        part = slice(0, first)
-        y, after = advance(hidden[:, part], targets[:, part], fixed, state, place % self.chunk, trail=trail)
-        if first == t:
-            return y, in_time(after, unmoved(anew), first) if trail else anew
-        rest, final = self._until_resets(hidden[:, first:], targets[:, first:], fixed, anew, 0, trail=trail)
-        return torch.cat([y, rest], dim=1), in_time(after, final, first) if trail else final
+            state, place = anew, 0
+        read: list[Tensor] = []
+        pieces: list[tuple[Any, int]] = []
+        for first, last in itertools.pairwise([0, *range(until - place, t, until), t]):
+            part = slice(first, last)
+            y, after = advance(hidden[:, part], targets[:, part], fixed, state, place % self.chunk, trail=trail)
+            read.append(y)
+            pieces.append((after, last - first))
+            state, place = anew, 0 if last < t else place + last - first
+        if place == until:
+            pieces.append((unmoved(anew) if trail else anew, 0))
+        final, _ = pieces.pop()
+        for after, length in reversed(pieces if trail else []):
+            final = in_time(after, final, length)
+        return torch.cat(read, dim=1), final
 
     def _by_chunk(
         self, hidden: Tensor, targets: Tensor, fixed: _Fixed, state: FastState, begun: int, *, trail: bool
@@ -378,13 +385,25 @@ def adapting(model: nn.Module, on: bool, reset_every: int | None = None) -> Iter
 
 def check_stream(model: nn.Module) -> None:
     """Raises InputError for a model that cannot read a stream without end: it adapts and never forgets."""
+    if (name := _never_forgets(model)) is not None:
+        raise InputError(
+            f"{name}: fast weights with tau = null grow as long as they are read, and ruin a stream; allowed: a "
+            "reset_every, documents, or windows; or train with a tau"
+        )
+
+
+def forgets(model: nn.Module) -> bool:
+    """Whether a model can read a stream without end, see `check_stream`."""
+    return _never_forgets(model) is None
+
+
+def _never_forgets(model: nn.Module) -> str | None:
+    """The first layer whose fast weights grow for ever."""
     for name, layer in adaptive_layers(model):
         fast: FastWeights = layer.fast
         if fast.adapts and fast.decay_logit is None and fast.reset_every is None:
-            raise InputError(
-                f"{name}: fast weights with tau = null grow as long as they are read, and ruin a stream; allowed: a "
-                "reset_every, documents, or windows; or train with a tau"
-            )
+            return name
+    return None
 
 
 def relative_moves(model: nn.Module, state: State) -> list[tuple[str, Tensor]]:
