@@ -42,7 +42,7 @@ def test_it_is_its_definition(b: int, n: int, c: int, f: int, d: int, taps: int,
         y, after = fast_weights(hidden, targets, filter_, matrix, before, decay, rate=0.3, **more)
         assert y.dtype == after.dtype == dtype
         assert (type(y.grad_fn).__name__ == "_FastWeightsBackward") == (dtype == torch.float32)
-        weights = [torch.linspace(-1, 1, part.numel(), dtype=dtype).view(part.shape) for part in (y, after)]
+        weights = [draw(*part.shape).to(dtype) for part in (y, after)]
         of_y, of_after = ((part * weight).sum() for part, weight in zip((y, after), weights, strict=True))
         loss = {"both": of_y + of_after, "y": of_y, "after": of_after}[used]
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
