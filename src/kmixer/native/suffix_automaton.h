@@ -6,10 +6,10 @@
 //
 // After a token is pushed, the link of the newest state is the longest repeated suffix, and its end position, before
 // the token counts, the most recent earlier occurrence. All states up the links then end here. In ordinary text these are
-// few, and every one is written to. In a run of one token they are all states: an automaton that has walked too far keeps
-// paths instead, until it forgets. States that lately ended at the same position form a path of the link tree, which is
-// a splay tree with that position at its root (Sleator and Tarjan's link-cut tree, J. Comput. Syst. Sci. 26, 1983). A
-// token costs O(log n), amortised, whatever the text.
+// few, and every one is written to. In a run of one token they are all states: an automaton that has walked over too many
+// keeps paths instead, until it forgets. States that lately ended at the same position form a path of the link tree,
+// which is a splay tree with that position at its root (Sleator and Tarjan's link-cut tree, J. Comput. Syst. Sci. 26,
+// 1983). A token costs O(log n), amortised, whatever the text.
 //
 // Source of the automaton: Blumer et al., Theor. Comput. Sci. 40, 1985.
 #pragma once
@@ -18,10 +18,10 @@
 
 namespace {
 
-// States that a token may walk over, on average, before paths are made: splaying costs as much in text of two tokens,
-// where a walk is log2 n.
-constexpr int32_t kWalk = 32;
-constexpr int kAbove = 8;  // in ordinary text, all
+// A walk over less than twice as many states is free, as it is over the log2 n states of random text of two tokens, where
+// splaying takes five times as long; longer ones are counted in units of kWalk.
+constexpr int32_t kWalk = 16;
+constexpr int kAbove = 8;  // of the states above the newest, of which text has three to five
 
 // A piece of a buffer as it was before it was written over.
 struct Saved {
@@ -34,7 +34,7 @@ template <bool undoing>
 struct Automaton {
   struct Header {
     int32_t capacity, count, states, newest, shift, longest;
-    int32_t walked;         // states walked over, less kWalk a token
+    int32_t walked;         // kWalk states, less one a token; 0 at least
     int32_t splayed;        // whether there are paths; without, `end` of every state is right
     int32_t above[kAbove];  // states up the links from the newest, up to 0: what `ask` goes by
   };
@@ -260,12 +260,12 @@ struct Automaton {
       if (count < kAbove) header->above[count] = state;
     }
     if (count < kAbove) header->above[count] = 0;
-    header->walked = std::max(header->walked + count - kWalk, 0);
+    header->walked = std::max(header->walked + count / kWalk - 1, 0);
     if (header->walked > header->states) make_paths();
     return end;
   }
 
-  // Every state is a path of its own.
+  // Every state is a path of its own. What is undone finds `splayed` as it was, and makes paths anew when it is time.
   void make_paths() {
     header->splayed = 1;
     paths[0] = {};
