@@ -3,8 +3,9 @@
     python benchmarks/speculation.py runs/verifier --draft runs/draft --draft ngram:5 --plot speculation.svg
 
 The runs have equal tokenizers; a verifier of width 128 and a draft of width 32 are what this was made for. Every rule
-continues the same prompt of the validation part, with the same seed: once to count and to measure the divergence of
-what is emitted, and `--repeats` times beside plain decoding, timed in turn. Prints Markdown tables, and JSON.
+continues the same prompts, taken at even distances from the validation part, with the same seed: once to count and to
+measure the divergence of what is emitted, and `--repeats` times beside plain decoding, timed in turn. Prints Markdown
+tables of means over the prompts with their 95 % intervals, and JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import kmixer
 from kmixer.bench.speculation import SpeculationSizes, bench_acceptance
 from kmixer.cli.drafting import drafts_of
 from kmixer.errors import InputError
+from kmixer.experiments.statistics import half_interval
 from kmixer.generation import Sampling, Speculation, generate_tokens
 from kmixer.generation.drafts import Draft
 from kmixer.generation.speculative import Rounds
@@ -52,33 +54,35 @@ COLUMNS = (
 def measure(
     model: LanguageModel,
     make_draft: Callable[[], Draft],
-    prompt: torch.Tensor,
+    prompts: list[torch.Tensor],
     tokens: int,
     m: int,
     sampling: Sampling,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """One row a rule."""
+    """One row a rule: its settings, and of every figure the values of all prompts."""
+    rows: list[dict[str, Any]] = [{"settings": settings, "gain": []} for settings in RULES]
+    for prompt in prompts:
 
-    def rounds(settings: dict[str, Any], **more: Any) -> Rounds:
-        speculation = Speculation(tokens=m, **settings, **more)
-        return Rounds(model, make_draft(), prompt, tokens, speculation, sampling, seed=1, tally=bool(more))
+        def rounds(settings: dict[str, Any], prompt: torch.Tensor = prompt, **more: Any) -> Rounds:
+            speculation = Speculation(tokens=m, **settings, **more)
+            return Rounds(model, make_draft(), prompt, tokens, speculation, sampling, seed=1, tally=bool(more))
 
-    seconds: dict[int, list[float]] = {number: [] for number in range(-1, len(RULES))}
-    for _ in range(repeats):
-        plain = generate_tokens(model, prompt, tokens + 1, sampling, seed=1)
-        next(plain)  # the prompt is read
-        seconds[-1].append(seconds_of(plain))
-        for number, settings in enumerate(RULES):
-            timed = rounds(settings)
-            timed.state()
-            seconds[number].append(seconds_of(timed.columns()))
-    rows = []
-    for number, settings in enumerate(RULES):
-        counted = rounds(settings, measure="law")
-        deque(counted.columns(), maxlen=0)
-        gains = [plain / own for plain, own in zip(seconds[-1], seconds[number], strict=True)]
-        rows.append(settings | counted.result(prompt).to_json() | {"gain": statistics.median(gains)})
+        seconds: list[list[float]] = []
+        for _ in range(repeats):
+            plain = generate_tokens(model, prompt, tokens + 1, sampling, seed=1)
+            next(plain)  # the prompt is read
+            seconds.append([seconds_of(plain)])
+            for settings in RULES:
+                timed = rounds(settings)
+                timed.state()
+                seconds[-1].append(seconds_of(timed.columns()))
+        for number, (row, settings) in enumerate(zip(rows, RULES, strict=True), start=1):
+            counted = rounds(settings, measure="law")
+            deque(counted.columns(), maxlen=0)
+            row["gain"].append(statistics.median(taken[0] / taken[number] for taken in seconds))
+            for name, value in counted.result(prompt).to_json().items():
+                row.setdefault(name, []).append(value)
     return rows
 
 
@@ -88,23 +92,29 @@ def seconds_of(columns: Any) -> float:
     return time.perf_counter() - began
 
 
-def name_of(row: dict[str, Any]) -> str:
-    given = [f"{row[key]:g}" for key in ("bound", "delta", "mix") if key in row]
-    return " ".join([row["rule"], *given, *(["exact gamma"] if row.get("exact_gamma") else [])])
+def name_of(settings: dict[str, Any]) -> str:
+    given = [f"{settings[key]:g}" for key in ("bound", "delta", "mix") if key in settings]
+    return " ".join([settings["rule"], *given, *(["exact gamma"] if settings.get("exact_gamma") else [])])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
 
+    def mean(row: dict[str, Any], name: str, digits: int) -> str:
+        half = half_interval(row[name])
+        more = "" if half is None else f" ± {half:.{digits}f}"
+        return f"{statistics.fmean(row[name]):.{digits}f}{more}"
+
     def pair(row: dict[str, Any], name: str) -> str:
-        mean, largest = row[f"{name}_mean"], row[f"{name}_max"]
-        return "-" if mean is None else f"{mean:.3f} / {largest:.2f}"
+        if row[f"{name}_mean"][0] is None:
+            return "-"
+        return f"{statistics.fmean(row[f'{name}_mean']):.3f} / {max(row[f'{name}_max']):.2f}"
 
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for row in rows:
-        figures = [f"{row['mean_kept']:.2f}", f"{row['mean_emitted']:.2f}", f"{row['acceptance'] or 0:.3f}"]
-        more = [pair(row, "spent"), pair(row, "output_divergence"), f"{row['verifier_nll']:.3f}", f"{row['gain']:.2f}"]
-        lines.append(f"| {' | '.join([name_of(row), *figures, *more])} |")
+        figures = [mean(row, "mean_kept", 2), mean(row, "mean_emitted", 2), mean(row, "acceptance", 3)]
+        more = [pair(row, "spent"), pair(row, "output_divergence"), mean(row, "verifier_nll", 3), mean(row, "gain", 2)]
+        lines.append(f"| {' | '.join([name_of(row['settings']), *figures, *more])} |")
     return "\n".join(lines)
 
 
@@ -116,8 +126,9 @@ def plot(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for axes, (draft, of_draft) in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows.items(), strict=True):
         series: dict[str, list[tuple[float, float]]] = {}
         for row in of_draft:
-            name = row["rule"] + (", exact gamma" if row.get("exact_gamma") else "")
-            series.setdefault(name, []).append((row["output_divergence_mean"] or 0.0, row["gain"]))
+            name = row["settings"]["rule"] + (", exact gamma" if row["settings"].get("exact_gamma") else "")
+            spent = statistics.fmean(value or 0.0 for value in row["output_divergence_mean"])
+            series.setdefault(name, []).append((spent, statistics.fmean(row["gain"])))
         for name, points in series.items():
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
         axes.set_title(f"draft {draft}", loc="left")
@@ -136,6 +147,7 @@ def main() -> None:
     parser.add_argument("--m", type=int, default=8, help="drafted tokens of a round")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--tokens", type=int, default=2500)
+    parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--context", type=int, default=256, help="tokens of the prompt")
     parser.add_argument("--positions", type=int, default=3000, help="of the acceptance on the text")
     parser.add_argument("--repeats", type=int, default=3)
@@ -150,13 +162,17 @@ def main() -> None:
         model = kmixer.load(arguments.run)
         assert model.tokenizer is not None
         _, held = held_out(RunFolder(arguments.run), model.tokenizer)
-        text = torch.from_numpy(np.asarray(held.tokens[: sizes.context + sizes.positions]).astype(np.int64))
+        tokens = torch.from_numpy(np.asarray(held.tokens).astype(np.int64))
+        text = tokens[: sizes.context + sizes.positions]
+        starts = range(0, len(tokens) - sizes.context, (len(tokens) - sizes.context) // arguments.prompts)
+        prompts = [tokens[None, start : start + sizes.context] for start in starts[: arguments.prompts]]
         for draft in arguments.draft:
             make_draft = drafts_of(model, draft, Speculation())
             accepted[draft] = bench_acceptance(model, make_draft(), text, Speculation(), sampling, sizes)
             print(f"\n{draft}: " + ", ".join(f"{key} {value}" for key, value in accepted[draft].items()))
-            prompt = text[None, : sizes.context]
-            rows[draft] = measure(model, make_draft, prompt, arguments.tokens, arguments.m, sampling, arguments.repeats)
+            rows[draft] = measure(
+                model, make_draft, prompts, arguments.tokens, arguments.m, sampling, arguments.repeats
+            )
             print(table(rows[draft]))
         if arguments.plot is not None:
             plot(rows, arguments.plot)

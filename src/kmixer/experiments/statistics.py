@@ -40,11 +40,16 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
     if not shared:
         return None
     differences = [values[seed] - baseline[seed] for seed in shared]
-    mean, n = statistics.fmean(differences), len(differences)
+    mean, half = statistics.fmean(differences), half_interval(differences)
+    return Difference(mean, None if half is None else (mean - half, mean + half), len(differences))
+
+
+def half_interval(values: list[float]) -> float | None:
+    """Half of Student's 95 % interval of the mean of these values; None for one value."""
+    n = len(values)
     if n == 1:
-        return Difference(mean, None, 1)
-    half = student_quantile((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return Difference(mean, (mean - half, mean + half), n)
+        return None
+    return student_quantile((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
 
 
 def student_quantile(probability: float, degrees: int) -> float:

@@ -21,8 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kmixer.errors import InputError
-from kmixer.generation.chunks import of_rows, read_again
-from kmixer.generation.decoder import EagerDecoder, open_decoder
+from kmixer.generation.chunks import open_reader
 from kmixer.generation.ngrams import Ngrams
 from kmixer.generation.streaming import before_last
 from kmixer.models.causal_lm import CausalLM
@@ -165,38 +164,26 @@ class ModelDraft:
         self._model = model
 
     def start(self, prompt: Int[Tensor, "b t"]) -> None:
-        self._decoder = open_decoder(self._model, before_last(self._model, prompt))
-        self._pending = prompt[:, -1]
+        self._reader = open_reader(self._model, before_last(self._model, prompt))
+        self._pending = prompt[:, -1:]
 
     def propose(self, count: int, draw: Draw) -> Proposal:
-        """Reads the pending token and all that it proposes but the last."""
-        self._states = [self._decoder.state()]
-        read, drawn_from = [self._pending], []
+        """Reads the pending token and what it proposed again for every further one: a chunk costs little more than a
+        step, and nothing has to be restored when it is refused."""
+        self._round, drawn_from = self._pending, []
         for i in range(count):
-            tokens, row = draw(self._decoder.step(read[-1]), i)
-            read.append(tokens)
+            tokens, row = draw(self._reader.read(self._round)[:, -1], i)
+            self._round = torch.cat([self._round, tokens[:, None]], 1)
             drawn_from.append(row)
-            if isinstance(self._decoder, EagerDecoder):  # whose states are there, and no copies
-                self._states.append(self._decoder.state())
-        self._round = torch.stack(read, 1)
         return self._round[:, 1:], torch.stack(drawn_from, 1) if drawn_from else None
 
     def commit(self, kept: Int[Tensor, " b"], last: Int[Tensor, " b"]) -> None:
         """Afterwards the state stands before `last`, having read the pending token and the kept ones."""
-        self._pending = last
-        lengths: list[int] = (kept + 1).tolist()
-        read = self._round.shape[1] - 1
-        if all(length == read for length in lengths):
-            return
-        if all(length == read + 1 for length in lengths):
-            self._decoder.advance(self._round[:, read:])
-        elif len(self._states) <= read:
-            read_again(self._decoder, self._states[0], self._round, lengths)
-        else:
-            if max(lengths) > read:
-                self._decoder.advance(self._round[:, read:])
-                self._states.append(self._decoder.state())
-            self._decoder.restore(of_rows(self._states, lengths))
+        self._pending = last[:, None]
+        drafted = self._round.shape[1] - 1
+        if not drafted or int(kept.max()) == drafted:  # the last token was not read
+            self._reader.read(self._round)
+        self._reader.commit(kept + 1)
 
 
 def check_same_tokens(

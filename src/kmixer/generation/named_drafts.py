@@ -78,12 +78,13 @@ def ngrams_of(model: CausalLM, draft: str) -> Ngrams | None:
         return ngrams
     if not re.fullmatch(r"ngram:\d{1,9}", draft):
         return None
-    if not isinstance(model, Loaded) or model.folder is None or model.tokenizer is None:
+    if not isinstance(model, Loaded) or model.folder is None or not (run := RunFolder(model.folder)).exists():
         raise InputError(
             f"draft: got {draft}, which counts the text of a run, and this model was loaded from none; "
             "give a file of kmixer ngram"
         )
-    return count_run(RunFolder(model.folder), model.tokenizer, int(draft.removeprefix("ngram:")))
+    assert model.tokenizer is not None
+    return count_run(run, model.tokenizer, int(draft.removeprefix("ngram:")))
 
 
 def _check_tokens(model: CausalLM, theirs: dict[str, object] | None, size: int) -> None:
