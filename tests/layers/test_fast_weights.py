@@ -88,9 +88,9 @@ def one_by_one(fast: FastWeights, hidden: Tensor, targets: Tensor, weight: Tenso
     return torch.stack(outputs), torch.stack(finals)
 
 
-def learned(fast: FastWeights, state: FastState) -> Tensor:
-    """F (b, d, f) in either form."""
-    return state.weights.mT if fast.chunk == 1 else state.weights
+def learned(state: FastState) -> Tensor:
+    """F (b, d, f)."""
+    return state.weights.mT
 
 
 @forms
@@ -100,7 +100,7 @@ def test_it_is_its_definition_position_by_position(form: dict[str, Any], t: int)
     y, state = fast(hidden, targets, weight)
     expected, final = one_by_one(fast, hidden, targets, weight)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(learned(fast, state), final, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(learned(state), final, rtol=1e-12, atol=1e-12)
 
 
 @forms
@@ -118,17 +118,20 @@ def test_any_split_gives_the_whole(form: dict[str, Any], t: int, data: st.DataOb
 @given(n=st.integers(1, 6), c=st.integers(1, 5), decay=st.sampled_from([0.0, 0.6, 1.0]))
 def test_the_dual_form_without_the_weights_gives_the_same(n: int, c: int, decay: float) -> None:
     """Chunk-delayed linear attention: Z_i (Z_j^T V_j) over the chunks j before, by lambda^(i-1-j)."""
-    hidden, values, _ = inputs(n * c)
-    y, after = fast_weights(
-        hidden.unflatten(1, (n, c)), values.unflatten(1, (n, c)), None, torch.tensor(decay).double(), rate=0.3
-    )
+    hidden, targets, _ = inputs(n * c)
+    taps, matrix = inputs(D, b=1)[0][0][:, :3], inputs(D, b=1)[1][0]
+    values = filtered(targets.unflatten(1, (n, c)), taps).flatten(1, 2) @ matrix
+    forgets = torch.tensor(decay).double()
+    chunks = (hidden.unflatten(1, (n, c)), targets.unflatten(1, (n, c)))
+    nothing = torch.zeros(2, WIDE, D, dtype=torch.float64)
+    y, after = fast_weights(*chunks, taps, matrix, nothing, forgets, rate=0.3)
     of = torch.arange(n * c) // c
     lag = of[:, None] - 1 - of[None, :]
-    weights = torch.where(lag >= 0, torch.tensor(decay).double() ** lag.clamp(min=0), 0.0)
+    weights = torch.where(lag >= 0, forgets ** lag.clamp(min=0), 0.0)
     expected = 0.3 * (hidden @ hidden.mT * weights) @ values
     torch.testing.assert_close(y.flatten(1, 2), expected, rtol=1e-12, atol=1e-12)
     if decay == 0:  # only the last chunk is remembered
-        last = 0.3 * values[:, -c:].mT @ hidden[:, -c:]
+        last = 0.3 * hidden[:, -c:].mT @ values[:, -c:]
         torch.testing.assert_close(after[:, -1], last, rtol=1e-12, atol=1e-12)
 
 
@@ -159,7 +162,7 @@ def test_a_filter_that_crosses_the_border_of_a_chunk_reads_what_it_may_not(monke
         c = targets.shape[-2]
         return filtered(targets.flatten(1, 2), taps).unflatten(1, (-1, c))
 
-    monkeypatch.setattr("kmixer.layers.fast_weights.filtered", crossing)
+    monkeypatch.setattr("kmixer.ops.fast_weights.filtered", crossing)
     # Position 9 is the second of chunk 2: by +2 it enters what chunk 1 writes, which chunk 2 reads: position 8 too.
     assert 8 in reached(make(chunk=4), 21, 9)
 
@@ -220,6 +223,7 @@ def test_forgetting_bounds_what_is_learned_and_without_it_nothing_does() -> None
 
 
 @given(t=st.integers(5, 60), bound=st.sampled_from([1e-3, 0.1, 1.0]))
+@torch.no_grad()
 def test_the_bound_holds_after_every_chunk(t: int, bound: float) -> None:
     fast, (hidden, targets, weight) = make(chunk=4, max_norm=bound, rate=2.0), inputs(t)
     _, logs = fast(hidden, targets, weight, trail=True)

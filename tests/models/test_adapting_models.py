@@ -63,8 +63,8 @@ def some_tokens(t: int, b: int = 2) -> Tensor:
 
 @kinds
 @sections
-@settings(max_examples=5)
-@given(t=st.integers(1, 30), data=st.data())
+@settings(max_examples=3)
+@given(t=st.integers(1, 20), data=st.data())
 def test_any_split_gives_the_whole(kind: str, section: dict[str, Any], t: int, data: st.DataObject) -> None:
     model = make(kind, section)
     call = of_model(model, some_tokens(t))
@@ -106,7 +106,7 @@ def test_nothing_before_a_changed_token_changes_and_rows_are_alone(kind: str) ->
 
 @kinds
 @sections
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(data=st.data())
 @torch.no_grad()
 def test_packed_documents_are_separate_ones(kind: str, section: dict[str, Any], data: st.DataObject) -> None:
@@ -128,9 +128,8 @@ def test_packed_documents_are_separate_ones(kind: str, section: dict[str, Any], 
     reset[:, 0] = True  # whatever came before
     again = model(tokens, output.state, reset=reset)
     torch.testing.assert_close(again.logits, expected, rtol=1e-10, atol=1e-10)
-    for bad in ({"reset": reset[:, :3]}, {"reset": reset, "trail": True}):
-        with pytest.raises(InputError, match="reset: got some"):
-            model(tokens, **bad)
+    with pytest.raises(InputError, match="reset: got some with trail=True"):
+        model(tokens, reset=reset, trail=True)
 
 
 @kinds
@@ -203,7 +202,7 @@ def test_attaching_says_what_it_cannot_do() -> None:
 
 def test_no_tau_survives_a_file() -> None:
     config = parse({**STACK, "fast_weights": {"tau": None}})
-    again = parse(config.model_dump(mode="json", exclude_none=True))
+    again = ModelConfig.parse(config.model_dump(mode="json", exclude_none=True), source="test")
     assert again == config and again.fast_weights.options()["tau"] is None
 
 

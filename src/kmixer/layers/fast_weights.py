@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,8 +19,9 @@ from kmixer.errors import InputError, check_choice
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.roles import LOGIT, TABLE, TRANSPOSED_MATRIX, Role
 from kmixer.ops.decay.recurrence import decayed_linear_attention
-from kmixer.ops.fast_weights import fast_weights, filtered
+from kmixer.ops.fast_weights import fast_weights, written
 from kmixer.ops.fused import normalize, rms_norm
+from kmixer.ops.linear import linear_map
 from kmixer.state import State, map_tensors, owned, rows
 from kmixer.trail import counted, ends, every, folded, in_time, joined, stepwise, unmoved
 
@@ -36,7 +37,7 @@ TARGET_STD, NEXT_TARGET = 0.2, 0.1
 class FastState(NamedTuple):
     """What fast weights carry: the weights, and what the chunk that is not finished will write.
 
-    weights: F (b, d, f), float32 (float64 of float64 models); of the token form S (b, f, d).
+    weights: F^T (b, f, d), float32 (float64 of float64 models); of the token form S.
     hidden: Z of the unfinished chunk (b, s, f); of the token form that of the last position, at unit length (b, 1, f).
     targets: the same of T (b, s, d); of the token form nothing (b, 0, d).
     position: how many positions a row has read since it began or was reset (b,).
@@ -46,6 +47,17 @@ class FastState(NamedTuple):
     hidden: Tensor
     targets: Tensor
     position: Tensor
+
+
+class _Fixed(NamedTuple):
+    """W_0 and the bias behind it; and whether what they make of Z is part of what is returned."""
+
+    weight: Tensor
+    bias: Tensor | None
+    joined: bool
+
+    def of(self, hidden: Tensor) -> Tensor:
+        return linear_map(hidden, self.weight, self.bias)
 
 
 class FastWeights(nn.Module):
@@ -143,10 +155,9 @@ class FastWeights(nn.Module):
         """The state before the first position: F is zero."""
         d, f, like = self.width, self.hidden_width, self.target
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        shape, kept = ((f, d), 1) if self.chunk == 1 else ((d, f), 0)
         return FastState(
-            like.new_zeros(batch_size, *shape, dtype=dtype),
-            like.new_zeros(batch_size, kept, f),
+            like.new_zeros(batch_size, f, d, dtype=dtype),
+            like.new_zeros(batch_size, 1 if self.chunk == 1 else 0, f),
             like.new_zeros(batch_size, 0, d),
             torch.zeros(batch_size, dtype=torch.int64, device=like.device),
         )
@@ -158,10 +169,14 @@ class FastWeights(nn.Module):
         weight: Float[Tensor, "d f"],
         state: FastState | None = None,
         *,
+        bias: Float[Tensor, " d"] | None = None,
+        joined: bool = False,
         reset: Bool[Tensor, "b t"] | None = None,
         trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], FastState]:
         """What is added to Z W_0^T; where `reset` is true, a document begins: F is zero and a chunk begins.
+
+        With `joined`, the sum with Z W_0^T + bias, which saves reading F apart from W_0.
 
         Raises InputError for `reset` with a trail.
         """
@@ -169,19 +184,23 @@ class FastWeights(nn.Module):
         if hidden.shape[1] == 0:
             state = self._trimmed(state)
             return hidden.new_zeros(len(hidden), 0, self.width), unmoved(state) if trail else state
+        fixed = _Fixed(weight, bias, joined)
+        if joined and (self.chunk == 1 or not self.adapts):
+            y, after = self(hidden, targets, weight, state, reset=reset, trail=trail)
+            return fixed.of(hidden) + y, after
         if not self.adapts:
             return self._read(hidden, state), _standing(state, hidden.shape[1]) if trail else state
         if self.source == "embed":
             targets = rms_norm(targets, None, NORM_EPS)
         if reset is None:
-            return self._in_groups(hidden, targets, weight, state, trail=trail)
+            return self._in_groups(hidden, targets, fixed, state, trail=trail)
         if trail:
             raise InputError("reset: got some with trail=True; allowed: one of them")
         pieces = []
         for first, last in _pieces(reset.any(0)):
             state = _begun_anew(state, reset[:, first])
             part = slice(first, last)
-            y, state = self._in_groups(hidden[:, part], targets[:, part], weight, state, trail=False)
+            y, state = self._in_groups(hidden[:, part], targets[:, part], fixed, state, trail=False)
             pieces.append(y)
         return torch.cat(pieces, dim=1), state
 
@@ -194,16 +213,16 @@ class FastWeights(nn.Module):
         return state._replace(hidden=kept, targets=sources)
 
     def _in_groups(
-        self, hidden: Tensor, targets: Tensor, weight: Tensor, state: FastState, *, trail: bool
+        self, hidden: Tensor, targets: Tensor, fixed: _Fixed, state: FastState, *, trail: bool
     ) -> tuple[Tensor, Any]:
         """Rows at one place of their chunk together: those that differ, one group after the other."""
         groups: dict[int, list[int]] = {}
         for row, place in enumerate(state.position.tolist()):
             groups.setdefault(place if self.reset_every else place % self.chunk, []).append(row)
         if len(groups) <= 1:
-            return self._until_resets(hidden, targets, weight, state, next(iter(groups), 0), trail=trail)
+            return self._until_resets(hidden, targets, fixed, state, next(iter(groups), 0), trail=trail)
         answers = [
-            self._until_resets(hidden[members], targets[members], weight, rows(state, members), place, trail=trail)
+            self._until_resets(hidden[members], targets[members], fixed, rows(state, members), place, trail=trail)
             for place, members in groups.items()
         ]
         y, after = zip(*answers, strict=True)
@@ -212,13 +231,13 @@ class FastWeights(nn.Module):
         return torch.cat(y)[order], joined(after, members, trail=trail)
 
     def _until_resets(
-        self, hidden: Tensor, targets: Tensor, weight: Tensor, state: FastState, place: int, *, trail: bool
+        self, hidden: Tensor, targets: Tensor, fixed: _Fixed, state: FastState, place: int, *, trail: bool
     ) -> tuple[Tensor, Any]:
         """Rows that have read equally much since their chunk, or with `reset_every` their sequence, began."""
         advance = self._by_token if self.chunk == 1 else self._by_chunk
         until, t = self.reset_every, hidden.shape[1]
         if until is None or place + t < until:
-            return advance(hidden, targets, weight, state, place % self.chunk, trail=trail)
+            return advance(hidden, targets, fixed, state, place % self.chunk, trail=trail)
         anew = self.initial_state(len(hidden))
         if place >= until:  # from a state of a longer interval
             state, place = anew, 0
@@ -226,7 +245,7 @@ class FastWeights(nn.Module):
         pieces: list[tuple[Any, int]] = []
         for first, last in itertools.pairwise([0, *range(until - place, t, until), t]):
             part = slice(first, last)
-            y, after = advance(hidden[:, part], targets[:, part], weight, state, place % self.chunk, trail=trail)
+            y, after = advance(hidden[:, part], targets[:, part], fixed, state, place % self.chunk, trail=trail)
             read.append(y)
             pieces.append((after, last - first))
             state, place = anew, 0 if last < t else place + last - first
@@ -238,7 +257,7 @@ class FastWeights(nn.Module):
         return torch.cat(read, dim=1), final
 
     def _by_chunk(
-        self, hidden: Tensor, targets: Tensor, weight: Tensor, state: FastState, begun: int, *, trail: bool
+        self, hidden: Tensor, targets: Tensor, fixed: _Fixed, state: FastState, begun: int, *, trail: bool
     ) -> tuple[Tensor, Any]:
         """Rows with `begun` positions of a chunk behind them."""
         c, t = self.chunk, hidden.shape[1]
@@ -248,21 +267,25 @@ class FastWeights(nn.Module):
             targets = torch.cat([state.targets[:, behind].to(targets.dtype), targets], dim=1)
         n = (begun + t) // c
         if n == 0:
-            y, after = _read(hidden[:, begun:], state.weights), state.weights[:, None]
+            y, after = _read(hidden[:, begun:], state.weights, fixed), state.weights[:, None]
         else:
             whole = n * c
-            largest = None if self.max_norm is None else self.max_norm * _norm(weight.to(state.weights.dtype))
+            largest = None if self.max_norm is None else self.max_norm * _norm(fixed.weight.to(state.weights.dtype))
             y, after = fast_weights(
                 hidden[:, :whole].unflatten(1, (n, c)),
-                self._values(targets[:, :whole].unflatten(1, (n, c)), state.weights.dtype),
+                targets[:, :whole].unflatten(1, (n, c)),
+                cast("Tensor", self.filter),
+                self.target,
                 state.weights,
-                None if self.decay_logit is None else self.decay().to(state.weights.dtype),
+                None if self.decay_logit is None else self.decay(),
                 rate=self.rate,
+                weight=fixed.weight if fixed.joined else None,
+                bias=fixed.bias if fixed.joined else None,
                 largest=largest,
             )
             y = y.flatten(1, 2)[:, begun:]
             if begun + t > whole:
-                y = torch.cat([y, _read(hidden[:, whole:], after[:, n])], dim=1)
+                y = torch.cat([y, _read(hidden[:, whole:], after[:, n], fixed)], dim=1)
         if trail:
             read = begun + torch.arange(t + 1, device=hidden.device)
             kept, sources = (ends(part, range(t, -1, -1), read % c) for part in (hidden, targets))
@@ -272,14 +295,14 @@ class FastWeights(nn.Module):
         return y, FastState(final, owned(hidden[:, rest]), owned(targets[:, rest]), state.position + t)
 
     def _by_token(
-        self, hidden: Tensor, targets: Tensor, weight: Tensor, state: FastState, begun: int, *, trail: bool
+        self, hidden: Tensor, targets: Tensor, fixed: _Fixed, state: FastState, begun: int, *, trail: bool
     ) -> tuple[Tensor, Any]:
         """The token form: the operator of K2's decays, whose keys are those of the position before."""
         t, dtype = hidden.shape[1], state.weights.dtype
         with torch.autocast(hidden.device.type, enabled=False):
             units = normalize(hidden.to(dtype), NORM_EPS)
             keys = torch.cat([state.hidden.to(dtype), units], dim=1)
-            values = self._values(targets, dtype)
+            values = self.rate * written(targets, None, self.target, dtype)
             decay = self.decay().to(dtype)
             y, after = decayed_linear_attention(
                 units, keys[:, :t].contiguous(), values, torch.log(decay), state=state.weights
@@ -293,19 +316,11 @@ class FastWeights(nn.Module):
             return y.to(hidden.dtype), logs
         return y.to(hidden.dtype), FastState(after, owned(last[:, t:]), targets, state.position + t)
 
-    def _values(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """V of T: (..., c, d), or of the token form rate V of positions in a row."""
-        with torch.autocast(targets.device.type, enabled=False):
-            target = self.target.to(dtype)
-            if self.filter is None:
-                return targets.to(dtype) @ (self.rate * target)
-            return filtered(targets.to(dtype), self.filter.to(dtype)) @ target
-
     def _read(self, hidden: Tensor, state: FastState) -> Tensor:
         """What is read while nothing is written."""
         if self.chunk > 1:
             return _read(hidden, state.weights)
-        return _read(normalize(hidden.to(state.weights.dtype), NORM_EPS), state.weights.mT).to(hidden.dtype)
+        return _read(normalize(hidden.to(state.weights.dtype), NORM_EPS), state.weights).to(hidden.dtype)
 
 
 def check_fast_weights(
@@ -418,10 +433,11 @@ def _fast_states(state: State) -> Iterator[FastState]:
             yield from _fast_states(part)
 
 
-def _read(hidden: Tensor, weights: Tensor) -> Tensor:
-    """hidden (b, t, f) times weights (b, d, f), in the precision of the weights."""
+def _read(hidden: Tensor, weights: Tensor, fixed: _Fixed | None = None) -> Tensor:
+    """hidden (b, t, f) times weights (b, f, d), in the precision of the weights; what is joined is added."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return (hidden.to(weights.dtype) @ weights.mT).to(hidden.dtype)
+        y = (hidden.to(weights.dtype) @ weights).to(hidden.dtype)
+    return fixed.of(hidden) + y if fixed is not None and fixed.joined else y
 
 
 def _norm(weight: Tensor) -> Tensor:

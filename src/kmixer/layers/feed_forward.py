@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kmixer import native
 from kmixer.errors import InputError
+from kmixer.layers.exactly import exactly
 from kmixer.layers.fast_weights import FastState, FastWeights
 from kmixer.layers.linear import Linear, linear
+from kmixer.ops.fused import linear_gelu_dropout
 
 
 class _FeedForward(nn.Module):
@@ -49,14 +52,18 @@ class _FeedForward(nn.Module):
         Raises InputError for fast weights that learn from what the stack reads, where that is not given.
         """
         hidden = self.hidden(x)
-        y: Tensor = self.down(hidden)
-        if self.fast is None:
-            return y
-        targets = x if self.fast.source == "hidden" else source
+        fast, down = self.fast, self.down
+        if fast is None:
+            return down(hidden)  # type: ignore[no-any-return]
+        targets = x if fast.source == "hidden" else source
         if targets is None:
             raise InputError("source: missing; fast weights with target 'embed' take what the stack reads, (b, t, d)")
-        added, state = self.fast(hidden, targets, self.down.weight, state, trail=trail)
-        return y + added, state
+        if exactly(down, Linear) and native.usable(hidden, down.weight, products=True):
+            return fast(  # type: ignore[no-any-return]
+                hidden, targets, down.weight, state, bias=down.bias, joined=True, trail=trail
+            )
+        added, state = fast(hidden, targets, down.weight, state, trail=trail)
+        return down(hidden) + added, state
 
 
 class FeedForward(_FeedForward):
@@ -82,7 +89,10 @@ class FeedForward(_FeedForward):
         self.down = linear(hidden_width, width)
 
     def hidden(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... f"]:
-        return F.dropout(F.gelu(self.up(x)), self.dropout, self.training)
+        dropout = self.dropout if self.training else 0.0
+        if exactly(self.up, Linear) and self.up.bias is not None:
+            return linear_gelu_dropout(x, self.up.weight, self.up.bias, dropout)
+        return F.dropout(F.gelu(self.up(x)), dropout, self.training)
 
 
 class SquaredReluFeedForward(_FeedForward):
