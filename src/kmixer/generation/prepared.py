@@ -7,6 +7,8 @@ the definition; the prepared step agrees with it to rounding.
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -101,7 +103,6 @@ class PreparedDecoder:
         """Logits (b, v) after one token a row (b,) int64, valid until the next call."""
         if tokens.dtype != torch.int64 or tokens.shape != self._shape:
             raise self._other_tokens(tokens)
-        self._read = None
         given = _plain(tokens)
         if self._memory is not None:
             check_tokens(given[:, None], self.vocabulary_size)  # before they are counted
@@ -109,6 +110,7 @@ class PreparedDecoder:
                 self._put_automata(self._memory)
         if not self._library.decode_step(self._where, given.data_ptr(), self._threads):
             check_tokens(given[:, None], self.vocabulary_size)
+        self._read = None
         return self._logits
 
     def advance(self, tokens: Tensor) -> Tensor:
@@ -125,16 +127,17 @@ class PreparedDecoder:
 
     def read(self, tokens: Tensor) -> Tensor:
         """Logits (b, n, v) after each of the tokens (b, n) int64, while the sequences stand where they stood."""
-        if tokens.ndim != 2 or len(tokens) != self.rows or tokens.dtype != torch.int64:
+        shape, n = tokens.shape, tokens.shape[-1] if tokens.ndim else 0
+        if len(shape) != 2 or shape[0] != self.rows or tokens.dtype != torch.int64:
             check_tokens(tokens.cpu(), self.vocabulary_size)
             raise self._other_tokens(tokens)
-        n = tokens.shape[1]
-        self._read = None
+        given = _plain(tokens)
         if n > self._width:
+            check_tokens(given, self.vocabulary_size)  # before what was read is lost
             self._make_room(n)
         if self._memory is not None and self._memory.make_room(n):
             self._put_automata(self._memory)
-        given, logits = _plain(tokens), torch.empty(self.rows, n, self.vocabulary_size)
+        logits = torch.empty(self.rows, n, self.vocabulary_size, dtype=torch.float32)
         threads = self._threads if self.rows == 1 else _threads(self.rows * n)
         if not self._library.decode_read(self._where, given.data_ptr(), n, logits.data_ptr(), threads):
             check_tokens(given, self.vocabulary_size)
@@ -171,30 +174,29 @@ class PreparedDecoder:
             memory = LiveMemory(remembered, self._copy_memory)
         if rows != self.rows:
             self._allocate(rows, 1)
-        blocks = [block for of_pass in cast("KStackState", state) for block in of_pass[1:-1]]
-        for part, block in zip(self._parts(), blocks, strict=True):
-            for mine, other in zip(tensors(part), tensors(block.mixer), strict=True):
-                mine.copy_(other)
+        self._stand_at([block.mixer for of_pass in cast("KStackState", state) for block in of_pass[1:-1]])
         self._memory = memory
         self._read = None
         if memory is not None:
             self._put_automata(memory)
 
+    @torch.inference_mode(False)  # what is made inside cannot be written to outside
     def _allocate(self, rows: int, n: int) -> None:
         """Room for so many rows of n tokens; where the sequences stand is not set."""
+        zeros = functools.partial(torch.zeros, dtype=torch.float32)
         self.rows, self._width, self._shape = rows, n, torch.Size([rows])
         self._threads = _threads(rows)
         operations, program, decoding = self._operations, self._program, self._decoding
         strides = operations.strides()
-        self._buffers = [torch.zeros(rows * n, stride) for stride in strides]
+        self._buffers = [zeros(rows * n, stride) for stride in strides]
         self._logits = self._buffers[operations.logits][:rows]
         # What the layers mix from, see `Operation` in native/decode_state.h.
         self._mixed: list[Tensor] = []
         self._keys: list[Tensor] = []
         for index in operations.mixing:
             mix = program[index]
-            mixed = torch.zeros(rows, mix.rank + max(0, mix.lags - 1) + n, whole(mix.inputs, PANEL))
-            keys = torch.zeros(rows * n, whole(mix.rank, WHOLE))
+            mixed = zeros(rows, mix.rank + max(0, mix.lags - 1) + n, whole(mix.inputs, PANEL))
+            keys = zeros(rows * n, whole(mix.rank, WHOLE))
             mix.state, mix.span, mix.keys = mixed.data_ptr(), mixed.stride(0), keys.data_ptr()
             self._mixed.append(mixed)
             self._keys.append(keys)
@@ -210,9 +212,13 @@ class PreparedDecoder:
         """Room for n tokens a row, which stand where they stood."""
         before = self._parts()
         self._allocate(self.rows, n)
-        for part, old in zip(self._parts(), before, strict=True):
-            for mine, other in zip(tensors(part), tensors(old), strict=True):
-                mine.copy_(other)
+        self._stand_at(before)
+
+    @torch.no_grad()
+    def _stand_at(self, states: Sequence[State]) -> None:
+        """Copy the states of the layers."""
+        for mine, other in zip(tensors(tuple(self._parts())), tensors(tuple(states)), strict=True):
+            mine.copy_(other)
 
     def _parts(self) -> list[K2State]:
         """The states of the layers, as they lie."""

@@ -87,37 +87,52 @@ INLINE void linear(const Operation& op, float* const* buffers, const int64_t* st
   }
 }
 
-// One row of an operation without a state.
-INLINE void apply(const Operation& op, int64_t row, int64_t token, const float* in, float* out) {
+// Some rows of an operation without a state.
+INLINE void apply(const Operation& op, const int64_t* tokens, Rows<const float> in, Rows<float> out, int64_t first,
+                  int64_t rows) {
   const int64_t width = op.inputs, wide = in_panels(width);
+  const float share = 1.0f / width;
+  const auto inverse_rms = [&](const float* x) { return 1.0f / std::sqrt(squares_of(x, wide) * share + op.eps); };
+  // f(old value, other value, column) over all rows
+  const auto change = [&](auto f) {
+    for (int64_t row = first; row < first + rows; ++row) {
+      const float* from = in.at(row);
+      float* to = out.at(row);
+      const auto each = f(row, from);
+      for (int64_t j = 0; j < wide; j += kLanes) store(each(load(to + j), load(from + j), j), to + j);
+    }
+  };
   switch (op.kind) {
     case kEmbed:
-      std::memcpy(out, op.weight + token * width, sizeof(float) * width);
+      for (int64_t row = first; row < first + rows; ++row)
+        std::memcpy(out.at(row), op.weight + tokens[row] * width, sizeof(float) * width);
       break;
-    case kNorm: {
-      const float scale = 1.0f / std::sqrt(squares_of(in, wide) / width + op.eps);
-      for (int64_t j = 0; j < wide; j += kLanes) store(load(op.weight + j) * (load(in + j) * scale), out + j);
+    case kNorm:
+      change([&](int64_t, const float* x) {
+        const float scale = inverse_rms(x);
+        return [&op, scale](Vector, Vector x, int64_t j) { return load(op.weight + j) * (x * scale); };
+      });
       break;
-    }
-    case kReadOut: {
-      const float scale = 1.0f / std::sqrt(squares_of(in, wide) / width + op.eps);
-      for (int64_t j = 0; j < wide; j += kLanes) {
-        const Vector normed = load(op.weight + j) * (load(in + j) * scale);
-        store(load(in + j) + load(op.extra + j) * normed + load(op.bias + j), out + j);
-      }
+    case kReadOut:
+      change([&](int64_t, const float* x) {
+        const float scale = inverse_rms(x);
+        return [&op, scale](Vector, Vector x, int64_t j) {
+          return x + load(op.extra + j) * (load(op.weight + j) * (x * scale)) + load(op.bias + j);
+        };
+      });
       break;
-    }
     case kRefine:  // in: the refined vector, out: the vector it refines
-      for (int64_t j = 0; j < wide; j += kLanes)
-        store(load(out + j) + op.extra[0] * (load(in + j) - load(out + j)), out + j);
+      change([&](int64_t, const float*) {
+        return [eta = op.extra[0]](Vector old, Vector refined, int64_t) { return old + eta * (refined - old); };
+      });
       break;
-    case kCopy: {
-      const float gate = op.weight[op.matches[2 * row + 1]];
-      for (int64_t j = 0; j < wide; j += kLanes) store(load(out + j) + gate * load(in + j), out + j);
+    case kCopy:
+      change([&](int64_t row, const float*) {
+        return [gate = op.weight[op.matches[2 * row + 1]]](Vector old, Vector x, int64_t) { return old + gate * x; };
+      });
       break;
-    }
     case kPoint:
-      point(op, row, in, out);
+      for (int64_t row = first; row < first + rows; ++row) point(op, row, in.at(row), out.at(row));
       break;
   }
 }
@@ -125,6 +140,7 @@ INLINE void apply(const Operation& op, int64_t row, int64_t token, const float* 
 // Rows begin to end, n tokens of each; with `reading`, what has a state stays as it is, and otherwise n is 1.
 template <bool reading>
 void run(const Decoding& decoding, const int64_t* tokens, int64_t begin, int64_t end, int64_t n) {
+  if (begin == end || n == 0) return;
   float* const* buffers = decoding.buffers;
   const int64_t* strides = decoding.strides;
   thread_local std::vector<float> scratch;
@@ -152,7 +168,7 @@ void run(const Decoding& decoding, const int64_t* tokens, int64_t begin, int64_t
         else
           remember(op, row, tokens[row], out(row));
     } else {
-      for (int64_t row = begin * n; row < end * n; ++row) apply(op, row, tokens[row], in(row), out(row));
+      apply(op, tokens, {in(0), strides[op.in]}, {out(0), strides[op.out]}, begin * n, (end - begin) * n);
     }
   }
 }

@@ -135,7 +135,7 @@ INLINE void read_mixed(const Operation& op, int64_t row, int64_t n, Rows<const f
   float *parts = factors.at(n), *keys = op.keys + row * n * rank;
   float *S = op.state + row * op.span, *inputs = S + (r + past) * wide;
   for (int64_t t = 0; t < n; ++t) {
-    std::memcpy(inputs + t * wide, x.at(t), sizeof(float) * wide);
+    for (int64_t j = 0; j < wide; j += kLanes) store(load(x.at(t) + j), inputs + t * wide + j);
     float *of_state = factors.at(t), *of_inputs = of_state + r + past;
     normalise(op, queries.at(t), of_state, keys + t * rank);
     attend(op, keys, t, of_state, parts);
