@@ -40,6 +40,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "window": 4,
         "value_embeddings": True,
     },
+    "fast weights": {**STACK, "fast_weights": {"chunk": 5, "layers": "every", "max_norm": 0.5}},
+    "fast weights, refined": {**STACK, "refinement": {"steps": 2}, "fast_weights": {"chunk": 4, "reset_every": 7}},
+    "fast weights by token": {**STACK, "fast_weights": {"chunk": 1, "target": "hidden"}},
+    "fast weights of nanochat": {**BLOCKS, "blocks": "nanochat", "fast_weights": {"chunk": 3, "tau": None}},
     "mixers of all kinds": {**BLOCKS, "layers": 4, "mixers": ["softmax", "gaussian", "hierarchical", "k2"]},
 }
 

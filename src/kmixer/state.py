@@ -64,6 +64,17 @@ def join(states: Sequence[AState]) -> AState:
     return cast(AState, _join(states))
 
 
+def replaced(state: AState, others: AState, chosen: Tensor) -> AState:
+    """The state with the chosen rows those of another state of as many, in the precision that the first has.
+
+    Args:
+        state, others: of b rows, of one model.
+        chosen: (b,) bool: which rows are those of `others`.
+    """
+    keep = torch.arange(len(chosen), device=chosen.device) + len(chosen) * chosen
+    return rows(join([state, cast(AState, _in_precision_of(others, state))]), keep)
+
+
 def nbytes(state: State) -> int:
     """Bytes that the state keeps in memory; memory that several of its tensors share counts once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors(state)}
@@ -203,6 +214,14 @@ def _join(states: Sequence[State]) -> State:
             raise _different()
         branches.append(state)
     return _like(first, [_join(parts) for parts in zip(*branches, strict=True)])
+
+
+def _in_precision_of(state: State, like: State) -> State:
+    if isinstance(state, Tensor):
+        return state.to(like.dtype) if isinstance(like, Tensor) else state
+    if state is None or not isinstance(like, tuple):
+        return state
+    return _like(state, [_in_precision_of(*parts) for parts in zip(state, like, strict=True)])
 
 
 def _same_kind(state: State, first: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ whatever has `at(lengths)`: the tensor after the first lengths[i] of the n token
 * `every`  has the tensors after 0, 1, ... n tokens side by side: what is small, or was made anyway.
 * `ends`   keeps the last of entries to which tokens add: caches, windows, the inputs of filters.
 * `folded` adds up what tokens bring, as a recurrence does: S <- g S + k x.
+* `stepwise` has the tensors after some of the tokens, where the others leave them as they are.
 
 All are declared as Any, since they stand where a state has its tensors.
 """
@@ -26,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.state import State, common_position, join, map_tensors, owned
+from kmixer.state import State, common_position, join, map_tensors, owned, rows
 
 
 @runtime_checkable
@@ -127,6 +128,25 @@ def folded(
     return _Folded(before, decay, keys, inputs, after)
 
 
+def stepwise(tensors: Float[Tensor, "b m *_"] | Int[Tensor, "b m *_"], index: Int[Tensor, " n_plus_1"]) -> Any:
+    """The log of a tensor that after i of n tokens is the one at index[i] of the second axis."""
+    return _Stepwise(tensors, index)
+
+
+def in_time(first: Any, second: Any, length: int) -> Any:
+    """One trail of that of `length` tokens and that of the tokens after them, which says what is between them."""
+    if first is None or isinstance(first, Log):
+        return None if first is None else _InTime(first, second, length)
+    return _like(first, (in_time(*parts, length) for parts in zip(first, second, strict=True)))
+
+
+def joined(parts: Sequence[Any], members: Sequence[Sequence[int]], *, trail: bool) -> Any:
+    """The state, or the trail, of a batch whose rows are `members` of parts of it."""
+    if trail:
+        return in_rows(parts, members)
+    return rows(join(parts), torch.tensor([row for group in members for row in group]).argsort())
+
+
 def in_rows(parts: Sequence[Any], members: Sequence[Sequence[int]]) -> Any:
     """One trail of the trails of parts of a batch, whose rows are `members`."""
     order = torch.tensor([row for rows in members for row in rows]).argsort()
@@ -203,6 +223,32 @@ class _Folded:
             weights = weights * torch.pow(decay, age.clamp(min=0)[..., None])
             kept = kept * torch.pow(decay, lengths[:, None])[..., None]
         return torch.baddbmm(kept, weights.mT, self.inputs.to(dtype))
+
+
+@dataclass(frozen=True)
+class _Stepwise:
+    tensors: Tensor
+    index: Tensor
+
+    def at(self, lengths: Tensor) -> Tensor:
+        return self.tensors[torch.arange(len(lengths), device=lengths.device), self.index[lengths]]
+
+
+@dataclass(frozen=True)
+class _InTime:
+    first: Log
+    second: Log
+    length: int
+
+    def at(self, lengths: Tensor) -> Tensor:
+        later = lengths >= self.length
+        if not later.any():
+            return self.first.at(lengths)
+        second = self.second.at((lengths - self.length).clamp(min=0))
+        if later.all():
+            return second
+        parts = [self.first.at(lengths.clamp(max=self.length)), second]
+        return rows(join(parts), torch.arange(len(lengths), device=lengths.device) + len(lengths) * later)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from kmixer.analysis.figures import OVERVIEWS, PANELS, all_figures
-from kmixer.analysis.panels import attention, copies, k2, levels, losses
+from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses
 from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm
 from tests.experiments.records import evaluation, make_record, results_of
@@ -39,7 +39,7 @@ def arm_of(tmp_path: Path) -> Any:
 
 def test_every_panel_has_its_own_name_and_a_caption() -> None:
     panels = [*OVERVIEWS, *PANELS]
-    assert len({panel.name for panel in panels}) == len(panels) == 17
+    assert len({panel.name for panel in panels}) == len(panels) == 19
     assert all(panel.caption.endswith(".") for panel in panels)
 
 
@@ -221,6 +221,37 @@ def test_copies_that_do_not_fit_are_one_line(arm_of: Any) -> None:
             arm_of(wrong, name=str(len(str(wrong)))).evaluations()
     with pytest.raises(InputError, match=r"copies\.right: it has another length than copies\.lengths"):
         arm_of({"copy_gate": [0.1, 0.2], "copies": WORTH | {"right": [0.5]}}, name="short").evaluations()
+
+
+ADAPTED = {
+    "layers": ["blocks.2", "blocks.5"],
+    "moves": [0.2, 0.4],
+    "positions": [1, 2, 4],
+    "loss": [3.0, 2.0, 1.0],
+    "loss_without": [3.0, 2.5, 2.0],
+}
+
+
+def test_fast_weights_by_layer_and_what_they_are_worth(arm_of: Any) -> None:
+    first = {"fast_weights": ADAPTED | {"moves": [0.0, 0.0]}, "fast_tau": [600.0, 600.0]}
+    arm = arm_of(first, {"fast_weights": ADAPTED, "fast_tau": [500.0, 900.0]})
+    moves, taus = fast_weights.FAST_WEIGHTS.draw(arm).axes
+    assert curves(moves) == [[0.0, 0.2], [0.0, 0.4]]
+    assert [line.get_label() for line in moves.lines] == ADAPTED["layers"]
+    assert curves(taus) == [[600.0, 500.0], [600.0, 900.0]]
+    loss, worth = fast_weights.ADAPTING.draw(arm).axes
+    assert curves(loss) == [ADAPTED["loss_without"], ADAPTED["loss"]]
+    assert curves(worth)[1:] == [[0.0, 0.5, 1.0]]
+    by_unit = [{"fast_weights": ADAPTED, "fast_tau": [[600.0, 500.0], [1.0, 2.0]]}] * 2
+    assert len(fast_weights.FAST_WEIGHTS.draw(arm_of(*by_unit, name="token form")).axes) == 1
+    assert not fast_weights.FAST_WEIGHTS.applies(arm_of(first, name="once"))
+    assert not fast_weights.ADAPTING.applies(arm_of({"gate": [0.1]}, name="none"))
+
+
+def test_fast_weights_that_do_not_fit_are_one_line(arm_of: Any) -> None:
+    for key, like in (("moves", "layers"), ("loss", "positions"), ("loss_without", "positions")):
+        with pytest.raises(InputError, match=rf"fast_weights\.{key}: it has another length than fast_weights\.{like}"):
+            arm_of({"fast_weights": ADAPTED | {key: [0.5]}}, name=key).evaluations()
 
 
 def test_figures_of_several_arms_are_named_after_them(arm_of: Any) -> None:

@@ -210,6 +210,29 @@ def test_the_command_of_a_sweep_makes_it_again(recipe_path: Path) -> None:
     assert plan_of(shlex.split(command_of(more))) == more
     own = Sweep(recipe=recipe, arms={"a": [], "b": ["model.rank=2"]}, seeds=[1])
     assert command_of(own) == "kmixer sweep FILE.toml"
+    assert plan_of(shlex.split(command_of(sweep.model_copy(update={"begin_from": "runs/x"})))).begin_from == "runs/x"
+    going_on = {"recipe": "runs/{seed}/recipe.toml", "begin_from": "runs/{seed}"}
+    assert command_of(sweep.model_copy(update=going_on)).startswith("kmixer sweep --from 'runs/{seed}' --seeds 1,7 ")
+
+
+def test_a_sweep_goes_on_from_runs(kmixer_command: Run, recipe_path: Path, tmp_path: Path) -> None:
+    """Every run begins with the weights of the run of its seed; the same command finds it all done."""
+    first, out = tmp_path / "first", tmp_path / "out"
+    make_sweep(first, recipe_path, seeds=2)
+    seeds = Sweep.read(first).seeds
+    command = ["sweep", "--from", first / "base/seed-{seed}", "--seeds", ",".join(map(str, seeds)), "--out", out]
+    command += ["--grid", "model.output_gate=false,true", "--set", "training.steps=3", "--threads", 1]
+    assert kmixer_command(*command).code == 0
+    for arm in Sweep.read(out).arms:
+        for seed in seeds:
+            began = json.loads((out / arm / f"seed-{seed}/environment.json").read_text())["from"]
+            assert began["path"] == str(first / f"base/seed-{seed}")
+            assert bool(began["fresh"]) == ("true" in arm)
+    before = checkpoints(out)
+    assert kmixer_command(*command).code == 0
+    assert checkpoints(out) == before
+    assert "list them, for example --seeds 1,2,3" in kmixer_command(*command[:3], "--seeds", 2).error()
+    assert "got neither RECIPE nor --from RUN" in kmixer_command("sweep").error()
 
 
 def plan_of(words: list[str]) -> Sweep:
@@ -218,4 +241,5 @@ def plan_of(words: list[str]) -> Sweep:
     for option, value in zip(words[3::2], words[4::2], strict=True):
         options.setdefault(option, []).append(value)
     (seeds,) = options.get("--seeds", [None])
-    return plan(words[2], seeds, options.get("--grid", []), options.get("--set", []))
+    (begin_from,) = options.get("--from", [None])
+    return plan(words[2], seeds, options.get("--grid", []), options.get("--set", []), begin_from)

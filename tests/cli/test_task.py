@@ -16,6 +16,28 @@ def test_denoising(kmixer_command: Run) -> None:
     assert "allowed: 1 or more" in kmixer_command("task", "denoise", "--seeds", 0).error()
 
 
+def test_recall(kmixer_command: Run, tmp_path: Path) -> None:
+    small = ["--pairs", "2,3", "--seeds", 1, "--steps", 2, "--batch-size", 2]
+    figure = tmp_path / "recall.svg"
+    rows = json.loads(kmixer_command("task", "recall", *small, "--json", "--figure", figure, "--gaps", "128").out)
+    assert [(row["pairs"], row["fast_weights"]) for row in rows] == [
+        (pairs, fast) for pairs in (2, 3) for fast in (False, True, False, True, False)
+    ]
+    assert {at["gap"] for row in rows for at in row["by_distance"]} == {64, 128}
+    assert figure.read_text().count("<svg") == 1
+    answer = kmixer_command("task", "recall", *small, "--no-fast-weights", "--mixers", "k2")
+    assert [line.split()[:3] for line in answer.out.splitlines()[1:3]] == [["2", "of", "16"], ["2", "of", "16"]]
+    assert "fast" not in answer.out.splitlines()[1]
+    for wrong, said in (
+        (["--pairs", "x"], "allowed: whole numbers, such as 8,64"),
+        (["--pairs", "0"], "pairs: got 0; allowed: 1 or more"),
+        (["--mixers", "k3"], "--mixers: got 'k3'; allowed: softmax"),
+        (["--gaps", "8"], "gap: got 8; allowed: 30 or more"),
+        (["--figure", tmp_path / "a.txt"], "ends in .svg, .png or .pdf"),
+    ):
+        assert said in kmixer_command("task", "recall", *wrong).error()
+
+
 def test_classification_is_a_sweep_over_mixers(kmixer_command: Run, tmp_path: Path) -> None:
     write_npz(tmp_path)
     small = ["data.length=64", "model.length=64", "model.width=8", "model.heads=2", "model.layers=1"]

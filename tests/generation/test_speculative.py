@@ -53,6 +53,10 @@ MODELS: dict[str, dict[str, Any]] = {
         f"{name}, copies": {**BLOCKS, "mixers": name, "copy_memory": {"match_length": "gate", "memory": 10}}
         for name in CARDS
     },
+    # Chunks shorter than a round: their borders lie inside it.
+    "fast weights": {**STACK, "fast_weights": {"chunk": 3, "layers": "every", "max_norm": 1.0}},
+    "fast weights, copies": {**STACK, "copy_memory": {"memory": 8}, "fast_weights": {"chunk": 4, "reset_every": 6}},
+    "fast weights by token, softmax": {**BLOCKS, "fast_weights": {"chunk": 1}},
     "nanochat blocks": {**BLOCKS, "layers": 3, "blocks": "nanochat", "value_embeddings": True},
 }
 DRAFTS = ("ngram", "lookup", "model", "itself", "layers", "random")

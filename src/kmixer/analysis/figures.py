@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from kmixer.analysis.panels import attention, copies, k2, levels, losses
+from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses
 from kmixer.analysis.panels.drawing import ArmPanel, OverviewPanel
 from kmixer.errors import one_line
 from kmixer.experiments.arms import Arm
@@ -30,6 +30,8 @@ PANELS: tuple[ArmPanel, ...] = (
     levels.LEVEL_APPROXIMATION,
     copies.COPY_GATES,
     copies.COPIES,
+    fast_weights.FAST_WEIGHTS,
+    fast_weights.ADAPTING,
     attention.CLASS_TOKEN,
     losses.NORMS,
 )

@@ -26,7 +26,8 @@ def analyze(
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Measure what a model's weights learned: decays and shares, bandwidths and locality, copies, loss by position.
+    """Measure what a model's weights learned: decays and shares, bandwidths and locality, copies, fast weights, loss by
+    position.
 
     Example: kmixer analyze runs/shakespeare-quick-seed42 --json
     """
@@ -44,6 +45,8 @@ def analyze(
         _print_levels(measured)
     if "copies" in measured:
         _print_copies(measured["copies"], measured["copy_gate"])
+    if "fast_weights" in measured:
+        _print_fast_weights(measured["fast_weights"], measured.get("fast_tau"))
     if "class_token" in measured:
         _print_class_token(measured["class_token"]["rollout"])
     losses = measured.get("loss_by_position", [])
@@ -111,6 +114,18 @@ def _print_copies(copies: dict[str, Any], gates: list[Any]) -> None:
         if count:
             share = "-" if right is None else f"{right:.1%}"
             print(f"{name:>15}  {count:>9,}  {share:>12}  {loss:6.3f}  {without:14.3f}  {without - loss:+6.3f}")
+
+
+def _print_fast_weights(measured: dict[str, Any], taus: list[Any] | None) -> None:
+    """How far the weights moved, a line per layer; what adapting was worth by position."""
+    for index, (layer, move) in enumerate(zip(measured["layers"], measured["moves"], strict=True)):
+        tau = taus[index] if taus and index < len(taus) else None  # of the token form, one per hidden unit
+        forgets = f", forgets in {tau:,.0f} tokens" if isinstance(tau, float) else ""
+        print(f"fast weights of {layer}: moved {move:.3f} of the norm of its matrix at a window's end{forgets}")
+    print("position up to    loss  without adapting   worth")
+    rows = zip(measured["positions"], measured["loss"], measured["loss_without"], strict=True)
+    for position, loss, without in rows:
+        print(f"{position:>14,}  {loss:6.3f}  {without:16.3f}  {without - loss:+6.3f}")
 
 
 def _mean(values: list[float | None], counts: list[int]) -> float | None:

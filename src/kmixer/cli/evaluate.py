@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from kmixer.cli.adaptation import Adaptation, named_stretches
 from kmixer.cli.options import DataDir, Json, RunOrPackaged
+from kmixer.data.documents import held_out_documents
 from kmixer.errors import InputError
 from kmixer.language_model import LanguageModel, load
+from kmixer.measure.documents import DocumentsEvaluation, evaluate_documents
 from kmixer.measure.evaluation import Evaluation
 from kmixer.measure.evaluation import evaluate as measure
+from kmixer.measure.fast_weights import Moves
 from kmixer.measure.texts import check_one_text, held_out, read_tokens, window_for
 from kmixer.models.model_folder import packaged_models
 from kmixer.runs.recipe import ClassificationRecipe, Protocol
@@ -35,6 +40,15 @@ def evaluate(
     memory: Annotated[
         int | None, typer.Option(metavar="TOKENS", help="Another memory for a model that copies; an even number.")
     ] = None,
+    adapt: Annotated[
+        Literal["on", "off"], typer.Option(help="Off: fast weights learn nothing from what they read.")
+    ] = "on",
+    reset_every: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Fast weights begin anew after so many tokens.")
+    ] = None,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Every document of the validation part alone, from a fresh state.")
+    ] = False,
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -49,14 +63,14 @@ def evaluate(
     if window is not None and protocol == "stream":
         raise InputError("--window goes with --protocol windows; a stream has none")
     check_one_text(text, corpus)
+    if documents and (text is not None or window is not None):
+        raise InputError("--documents takes those of the run's own text, each as a whole: leave --text, --window")
+    adaptation = Adaptation(adapt == "on", reset_every)
     if text is not None:
         model = load(run, memory=memory)
-        _report(
-            text if text != "-" else "standard input",
-            model,
-            _of_text(RunFolder(run), model, text, protocol, window),
-            as_json,
-        )
+        with adaptation.applied(model) as moves:
+            result = _of_text(RunFolder(run), model, text, protocol, window, moves)
+        _report(text if text != "-" else "standard input", model, result, adaptation, moves, as_json)
         return
     folder = RunFolder(run)
     if not folder.exists() and str(run) in packaged_models():
@@ -64,31 +78,48 @@ def evaluate(
     if isinstance(folder.read_recipe(), ClassificationRecipe):
         if memory is not None:
             raise InputError(f"memory: got {memory}; {run} is a classifier and has no copy memory, leave it out")
+        if documents or adaptation.asked:
+            raise InputError(
+                f"{run} is a classifier, without fast weights or documents: leave {adaptation.said(documents)}"
+            )
         _evaluate_classifier(run, corpus, as_json, data_dir)
         return
     model = load(run, memory=memory)
     assert model.tokenizer is not None
+    if documents:
+        recipe, _ = held_out(folder, model.tokenizer, corpus, data_dir)
+        with adaptation.applied(model):
+            of_documents = evaluate_documents(model, held_out_documents(recipe.data, model.tokenizer, data_dir))
+        _report_documents(recipe.data.corpus, model, of_documents, adaptation, as_json)
+        return
     recipe, split = held_out(folder, model.tokenizer, corpus, data_dir)
-    result = measure(model, split, protocol, window or recipe.evaluation_window)
-    _report(f"{recipe.data.corpus}, validation part", model, result, as_json)
+    with adaptation.applied(model) as moves:
+        result = measure(model, split, protocol, window or recipe.evaluation_window, moves)
+    _report(f"{recipe.data.corpus}, validation part", model, result, adaptation, moves, as_json)
 
 
-def _of_text(run: RunFolder, model: LanguageModel, source: str, protocol: Protocol, window: int | None) -> Evaluation:
+def _of_text(
+    run: RunFolder, model: LanguageModel, source: str, protocol: Protocol, window: int | None, moves: Moves | None
+) -> Evaluation:
     assert model.tokenizer is not None
     split = read_tokens(source, model.tokenizer)
-    return measure(model, split, protocol, window or window_for(run, model, split))
+    return measure(model, split, protocol, window or window_for(run, model, split), moves)
 
 
-def _report(what: str, model: LanguageModel, result: Evaluation, as_json: bool) -> None:
+def _report(
+    what: str, model: LanguageModel, result: Evaluation, adaptation: Adaptation, moves: Moves | None, as_json: bool
+) -> None:
     copying = model.config.copy_memory
     if as_json:
-        print(json.dumps(result.to_json() | ({} if copying is None else {"memory": copying.memory})))
+        along = {"moves": moves.to_json()} if moves is not None and moves.places else {}
+        memory = {} if copying is None else {"memory": copying.memory}
+        print(json.dumps(result.to_json() | memory | adaptation.to_json(model) | along))
         return
     assert model.tokenizer is not None
     where = f"windows of {result.window}, state reset" if result.window else "one stream, state carried"
     if copying is not None:
         where += f", copy memory of {'all' if copying.memory is None else f'{copying.memory:,}'} tokens"
-    print(f"{what}, {result.tokens:,} tokens, {where}")
+    print(f"{what}, {result.tokens:,} tokens, {where}{adaptation.words(model)}")
     print(f"cross-entropy       {result.loss:.4f} nats per token")
     if result.perplexity is not None:
         print(f"perplexity          {result.perplexity:.4f} per token ({model.tokenizer.to_json()['kind']})")
@@ -96,6 +127,30 @@ def _report(what: str, model: LanguageModel, result: Evaluation, as_json: bool) 
         print(f"bits per character  {result.bits_per_character:.4f}")
     print(f"bits per byte       {result.bits_per_byte:.4f}")
     print(f"perplexity per word {per_word(result.perplexity_per_word)}")
+    if moves is not None and moves.places:
+        print("moved, |F| / |W|    " + _listed(zip(moves.layers, moves.places[-1][1], strict=True), 3))
+    if result.stretches is not None and adaptation.matters(model):
+        print("by position         " + _listed(named_stretches(result.stretches)))
+    if result.tenths is not None and adaptation.matters(model):
+        print("by tenth            " + "  ".join(f"{loss:.4f}" for loss in result.tenths))
+
+
+def _report_documents(
+    what: str, model: LanguageModel, result: DocumentsEvaluation, adaptation: Adaptation, as_json: bool
+) -> None:
+    if as_json:
+        print(json.dumps(result.to_json() | adaptation.to_json(model)))
+        return
+    short = f" ({result.too_short:,} too short)" if result.too_short else ""
+    alone = f"{result.documents:,} documents{short}, each from a fresh state"
+    print(f"{what}, validation part, {result.tokens:,} tokens, {alone}{adaptation.words(model)}")
+    print(f"cross-entropy       {result.loss:.4f} nats per token")
+    print("by third            " + _listed(zip(("first", "middle", "last"), result.thirds, strict=True)))
+    print("by position         " + _listed(named_stretches(result.stretches)))
+
+
+def _listed(pairs: Iterable[tuple[str, float]], digits: int = 4) -> str:
+    return "  ".join(f"{name}: {value:.{digits}f}" for name, value in pairs)
 
 
 def per_word(perplexity: float | None) -> str:

@@ -19,6 +19,7 @@ from kmixer.experiments.learned import LEARNED, learned_table
 from kmixer.experiments.results import write_results_page
 from kmixer.experiments.sweep import (
     ABLATIONS,
+    SEED,
     Sweep,
     arms_of_grid,
     check_number_of_runs,
@@ -29,10 +30,14 @@ from kmixer.experiments.tables import describe, describe_reach, markdown_table, 
 from kmixer.experiments.workers import log_of, run_sweep
 from kmixer.runs.recipe import load_recipe
 from kmixer.runs.records import Protocol
+from kmixer.runs.run_folder import RECIPE
 
 
 def sweep(
-    recipe: Annotated[str, typer.Argument(help="A recipe or an ablation (see kmixer recipes), or a .toml file.")],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="A recipe or an ablation (see kmixer recipes), or a .toml file."),
+    ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="How many seeds, from the recipe's on, or a list: 42,69,420 (of one: 42,).")
     ] = None,
@@ -43,6 +48,14 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/RECIPE-sweep.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=1024, help="Runs at a time.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a run; default: all, shared evenly.")] = None,
+    begin_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Begin every run with the weights of this one, see kmixer train; {seed} in it is the seed of the run.",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     cpu: Cpu = False,
 ) -> None:
@@ -52,8 +65,8 @@ def sweep(
     """
     from kmixer.cli.progress import SweepReporter
 
-    planned = plan(recipe, seeds, grid or [], settings or [])
-    name = Path(recipe).stem if recipe.endswith(".toml") else recipe.rpartition("/")[2]
+    planned = plan(recipe, seeds, grid or [], settings or [], begin_from)
+    name = _name_of(planned)
     folder = out or Path("runs") / f"{name}-sweep"
     options = [*(("--data-dir", str(data_dir)) if data_dir else ()), *(("--cpu",) if cpu else ())]
     with SweepReporter(folder) as reporter:
@@ -144,26 +157,46 @@ def results(
     print(out)
 
 
-def plan(recipe: str, seeds: str | None, grid: list[str], settings: list[str]) -> Sweep:
+def _name_of(sweep: Sweep) -> str:
+    """What a sweep is called after: its recipe, or the run that it goes on from."""
+    if sweep.begin_from is not None and sweep.begins_with_own_recipe:
+        return f"{Path(sweep.begin_from).name.replace(SEED, 'all')}-continued"
+    return Path(sweep.recipe).stem if sweep.recipe.endswith(".toml") else sweep.recipe.rpartition("/")[2]
+
+
+def plan(
+    recipe: str | None, seeds: str | None, grid: list[str], settings: list[str], begin_from: str | None = None
+) -> Sweep:
     """The sweep that a command line asks for."""
+    if recipe is None:
+        if begin_from is None:
+            raise InputError("what to train: got neither RECIPE nor --from RUN; give one of them (see kmixer recipes)")
+        recipe = str(Path(begin_from) / RECIPE)
     ablation = None
     if recipe.startswith(ABLATIONS):
         ablation = load_ablation(recipe)
-    elif recipe.endswith(".toml"):
+    elif recipe.endswith(".toml") and SEED not in recipe:
         ablation = read_ablation_file(Path(recipe))
     if ablation is None:
-        first = load_recipe(recipe, settings).training.seed
+        if SEED in recipe:
+            if "," not in (seeds or ""):
+                raise InputError(f"--from {begin_from}: it has one run a seed; list them, for example --seeds 1,2,3")
+            first = 0
+        else:
+            first = load_recipe(recipe, settings).training.seed
         chosen = _parse_seeds(seeds or "1", first)
         parsed = [_parse_grid(text) for text in grid]
         if repeated := {key for key, _ in parsed if [other for other, _ in parsed].count(key) > 1}:
             raise InputError(f"--grid: got {', '.join(sorted(repeated))} more than once; give all its values at once")
         arms = arms_of_grid(dict(parsed))
-        values = {"recipe": recipe, "settings": settings, "arms": arms, "seeds": chosen}
+        values = {"recipe": recipe, "settings": settings, "arms": arms, "seeds": chosen, "begin_from": begin_from}
         return Sweep.parse(values, source="kmixer sweep")
     if grid:
         raise InputError(f"--grid: the arms of {recipe} are fixed; give --grid with a recipe")
     chosen = _parse_seeds(seeds, ablation.seeds[0]) if seeds else ablation.seeds
     values = ablation.model_dump() | {"settings": ablation.settings + settings, "seeds": chosen}
+    if begin_from is not None:
+        values["begin_from"] = begin_from
     return Sweep.parse(values, source="kmixer sweep")
 
 

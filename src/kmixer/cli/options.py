@@ -14,6 +14,10 @@ DataDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RecipeName = Annotated[str, typer.Argument(help="A packaged recipe (see kmixer recipes), or a .toml file.")]
+RecipeOrFrom = Annotated[
+    str | None,
+    typer.Argument(metavar="[RECIPE]", help="A packaged recipe (see kmixer recipes), or a .toml file."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; KEY= goes back to its default."),

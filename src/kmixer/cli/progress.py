@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from kmixer.errors import one_line
 from kmixer.experiments.sweep import SweepRun
 from kmixer.training.task import Measured, Task
 from kmixer.training.trainer import Reporter
@@ -43,6 +45,10 @@ class TerminalReporter(Reporter):
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
+    def begun_from(self, source: Path, fresh: Sequence[str], changed: Sequence[str]) -> None:
+        parts = [f"begins with the weights of {source}", f"fresh: {', '.join(by_layer(fresh)) or 'nothing'}", *changed]
+        self._print(one_line("; ".join(parts)))
+
     def started(self, task: Task, run: Path, parameters: int, step: int) -> None:
         config = task.recipe.training
         self.steps, self.unit = config.steps, task.unit
@@ -74,6 +80,19 @@ class TerminalReporter(Reporter):
             self.bar.console.print(text, markup=False)
         else:
             print(text, flush=True)
+
+
+def by_layer(names: Sequence[str]) -> list[str]:
+    """Names of tensors, those that differ in the number of their layer alone as one: blocks.{2,5}.gate."""
+    layers: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        match = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
+        before, layer, after = match.groups() if match else (name, "", "")
+        layers.setdefault((before, after), []).append(layer)
+    return [
+        before + (numbers[0] if len(numbers) == 1 else "{" + ",".join(numbers) + "}") + after
+        for (before, after), numbers in layers.items()
+    ]
 
 
 def _duration(seconds: float) -> str:

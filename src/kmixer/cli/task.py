@@ -1,4 +1,4 @@
-"""kmixer task: denoising, and classification of sequences by several mixers side by side."""
+"""kmixer task: denoising, recall, and classification of sequences by several mixers side by side."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from kmixer.cli import experiments
 from kmixer.cli.options import Cpu, DataDir, Json, Settings
 from kmixer.data.denoising import Denoising
-from kmixer.errors import InputError
+from kmixer.data.recall import Recall, usual_task
+from kmixer.errors import InputError, check_choice, shown
 from kmixer.experiments.denoise import Budget, Score, run_denoising
-from kmixer.experiments.tables import DENOISE_HEAD, denoise_cells, text_table
+from kmixer.experiments.recall import Arm, Setting, Trained, arms_of, run_recall
+from kmixer.experiments.tables import DENOISE_HEAD, RECALL_HEAD, denoise_cells, recall_cells, text_table
+from kmixer.files import atomic_write
 from kmixer.models.mixers.registry import CARDS
 
 app = typer.Typer(help="Tasks that set mixers side by side.", no_args_is_help=True)
@@ -55,6 +58,66 @@ def denoise(
     )
 
 
+@app.command()
+def recall(
+    mixers: Annotated[str, typer.Option(help="Which mixers; full attention is added.")] = "softmax,k2",
+    fast_weights: Annotated[
+        bool, typer.Option("--fast-weights/--no-fast-weights", help="Every mixer with fast weights too.")
+    ] = True,
+    pairs: Annotated[str, typer.Option(help="How many pairs, a list.")] = "8",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of every arm.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = Setting.steps,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = Setting.batch_size,
+    rate: Annotated[float, typer.Option(help="Of fast weights, of the write of a token.")] = Setting.rate,
+    init: Annotated[Literal["next", "zero"], typer.Option(help="How fast weights begin.")] = "next",
+    gaps: Annotated[str, typer.Option(help="Measure with so much filler too, a list; training has 64.")] = "",
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw accuracy against distance into this .svg, .png or .pdf file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Recall values by their keys from beyond the window: every mixer with fast weights and without.
+
+    Example: kmixer task recall --mixers softmax,k2 --fast-weights --pairs 8,64 --seeds 3
+    """
+    from kmixer.analysis.recall import draw_recall
+
+    if figure is not None and figure.suffix not in (".svg", ".png", ".pdf"):
+        raise InputError(f"--figure: got {figure}; allowed: a file that ends in .svg, .png or .pdf")
+    for name in (names := mixers.split(",")):
+        check_choice("--mixers", name, CARDS)
+    tasks = [usual_task(number) for number in _numbers("--pairs", pairs)]
+    setting = Setting(
+        steps=steps, batch_size=batch_size, rate=rate, init=init, gaps=tuple(_numbers("--gaps", gaps)) if gaps else ()
+    )
+
+    def report(task: Recall, arm: Arm, seed: int, trained: Trained) -> None:
+        accuracy = float(trained.score.right.double().mean())
+        print(f"{task.pairs} pairs, {arm.name}, seed {seed}: accuracy {accuracy:.4f}", file=sys.stderr)
+
+    rows = run_recall(arms_of(names, fast=fast_weights), tasks, list(range(seeds)), setting, report)
+    if figure is not None:
+        with atomic_write(figure) as file:
+            draw_recall(rows, setting.reach).savefig(file, format=figure.suffix[1:], dpi=200)
+    if as_json:
+        print(json.dumps([row.model_dump() for row in rows], indent=2))
+        return
+    print(text_table(RECALL_HEAD, [recall_cells(row) for row in rows]))
+    print(
+        f"After {steps:,} steps of {batch_size} sequences, on {setting.validation:,} others; chance is 1 in as many as "
+        f"there are keys. Layers with a window see {setting.reach} positions back together, the nearest value lies 65. "
+        "Differences in accuracy are from the same mixer without fast weights, paired by seed."
+    )
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """A list of numbers. Raises InputError for anything else."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and len(part) < 7 for part in parts):
+        raise InputError(f"{option}: got {shown(text)}; allowed: whole numbers, such as 8,64")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
 def _classification(name: str, description: str) -> Callable[..., None]:
     """The command that sweeps a classification recipe over mixers."""
 
@@ -69,7 +132,7 @@ def _classification(name: str, description: str) -> Callable[..., None]:
         cpu: Cpu = False,
     ) -> None:
         grid = [f"model.mixers={mixers}"]
-        experiments.sweep(name, seeds, grid, settings, out, workers, threads, data_dir, cpu)
+        experiments.sweep(name, seeds, grid, settings, out, workers, threads, data_dir=data_dir, cpu=cpu)
 
     command.__doc__ = (
         f"{description}\n\nA sweep of recipe {name}: the same command goes on where it was stopped; compare and report "

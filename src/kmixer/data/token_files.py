@@ -55,7 +55,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class _Text:
+class ScannedText:
     """What one reading of a corpus tells of it. Lengths are in characters, or bytes where the corpus is bytes."""
 
     sha256: str
@@ -65,7 +65,7 @@ class _Text:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Of the joined text start <= i < stop; or files, joined."""
 
     start: int = 0
@@ -81,11 +81,9 @@ def prepare_dataset(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, da
     Raises:
         InputError: an empty or missing corpus, a split that leaves a part empty, or a text that changes meanwhile.
     """
-    corpus = find_corpus(data.corpus, data_dir, files=data.files, field=data.field, encoding=data.encoding)
     _check_encoding(data, tokenizer)
-    text = _scan(corpus)
+    corpus, text, parts = split_corpus(data, data_dir)
     validation = corpus.validation if data.validation is None else data.validation
-    parts = _split(corpus, text, validation, data.test)
     notes = [f"{corpus.name}: {len(corpus.paths):,} files"] if len(corpus.paths) > 1 else []
     if isinstance(tokenizer, TokenizerConfig):
         asked = tokenizer.vocabulary_size
@@ -103,6 +101,14 @@ def prepare_dataset(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, da
     if unknown := splits["train"].counts.unknown:
         notes.append(f"{unknown:,} tokens of the training part are unknown to the tokenizer: signs it cannot hold")
     return Dataset(splits["train"], splits["validation"], splits.get("test"), tokenizer, text.sha256, tuple(notes))
+
+
+def split_corpus(data: DataConfig, data_dir: Path | None = None) -> tuple[Corpus, ScannedText, dict[str, Part]]:
+    """The corpus of a configuration, what one reading of it tells, and the parts that it is cut into."""
+    corpus = find_corpus(data.corpus, data_dir, files=data.files, field=data.field, encoding=data.encoding)
+    text = _scan(corpus)
+    validation = corpus.validation if data.validation is None else data.validation
+    return corpus, text, _split(corpus, text, validation, data.test)
 
 
 def tokenise(blocks: Iterator[Block], tokenizer: Tokenizer) -> TokenSplit:
@@ -134,7 +140,7 @@ def _check_encoding(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) ->
         raise InputError(f"data.encoding 'bytes' goes with tokenizer.kind 'byte', not {kind!r}")
 
 
-def _scan(corpus: Corpus) -> _Text:
+def _scan(corpus: Corpus) -> ScannedText:
     digest, join = hashlib.sha256(), Joiner()
     seen: set[str] = set()
     lengths = [0] * max(1, len(corpus.paths))
@@ -148,23 +154,23 @@ def _scan(corpus: Corpus) -> _Text:
             seen.update(joined)
     if length == 0:
         raise InputError(f"corpus {corpus.name} is empty")
-    return _Text(digest.hexdigest(), "".join(sorted(seen)), length, lengths)
+    return ScannedText(digest.hexdigest(), "".join(sorted(seen)), length, lengths)
 
 
-def _split(corpus: Corpus, text: _Text, validation: Split, test: Split | None) -> dict[str, _Part]:
+def _split(corpus: Corpus, text: ScannedText, validation: Split, test: Split | None) -> dict[str, Part]:
     if isinstance(validation, list):
         assert not isinstance(test, float)
         return _split_files(corpus, validation, test or [])
     assert not isinstance(test, list)
     held_out = int((1 - (test or 0)) * text.length)
     cut = int((1 - (test or 0) - validation) * text.length)
-    parts = {"train": _Part(0, cut), "validation": _Part(cut, text.length if test is None else held_out)}
+    parts = {"train": Part(0, cut), "validation": Part(cut, text.length if test is None else held_out)}
     if test is not None:
-        parts["test"] = _Part(held_out, text.length)
+        parts["test"] = Part(held_out, text.length)
     return parts
 
 
-def _split_files(corpus: Corpus, validation: list[str], test: list[str]) -> dict[str, _Part]:
+def _split_files(corpus: Corpus, validation: list[str], test: list[str]) -> dict[str, Part]:
     parts = {}
     for name, files in (("validation", validation), ("test", test)):
         unknown = [file for file in files if file not in corpus.names]
@@ -173,17 +179,17 @@ def _split_files(corpus: Corpus, validation: list[str], test: list[str]) -> dict
                 f"data.{name}: {', '.join(unknown)} not in corpus {corpus.name}; it has {', '.join(corpus.names)}"
             )
         if files:
-            parts[name] = _Part(files=frozenset(corpus.names.index(file) for file in files))
+            parts[name] = Part(files=frozenset(corpus.names.index(file) for file in files))
     both = sorted(set(validation) & set(test))
     if both:
         raise InputError(f"data.test: {', '.join(both)} also in data.validation; a file goes into one of them")
     kept = [number for number, name in enumerate(corpus.names) if name not in validation and name not in test]
     if not kept:
         raise InputError("data.validation: it names every file of the corpus; leave one for training")
-    return {"train": _Part(files=frozenset(kept)), **parts}
+    return {"train": Part(files=frozenset(kept)), **parts}
 
 
-def _route(corpus: Corpus, parts: dict[str, _Part], sha256: str | None = None) -> Iterator[tuple[str, Block]]:
+def _route(corpus: Corpus, parts: dict[str, Part], sha256: str | None = None) -> Iterator[tuple[str, Block]]:
     """Every block of the corpus with the name of its part. Raises InputError at the end where the sha256 is another."""
     digest, whole, position = hashlib.sha256(), Joiner(), 0
     own = {name: Joiner() for name in parts}
@@ -202,7 +208,7 @@ def _route(corpus: Corpus, parts: dict[str, _Part], sha256: str | None = None) -
 
 
 def _open(
-    folder: Path, corpus: Corpus, text: _Text, parts: dict[str, _Part], tokenizer: Tokenizer
+    folder: Path, corpus: Corpus, text: ScannedText, parts: dict[str, Part], tokenizer: Tokenizer
 ) -> tuple[dict[str, TokenSplit], bool]:
     """The token files, made where they are not there or damaged; and whether they were damaged."""
     there = (folder / META).exists()
@@ -218,7 +224,7 @@ def _open(
         raise InputError(f"{folder} does not keep what is written to it ({error}); check the disk") from None
 
 
-def _build_tokenizer(config: TokenizerConfig, corpus: Corpus, train: _Part, text: _Text) -> Tokenizer:
+def _build_tokenizer(config: TokenizerConfig, corpus: Corpus, train: Part, text: ScannedText) -> Tokenizer:
     if config.kind == "char":
         return CharTokenizer(text.characters)
     if config.kind == "byte":

@@ -1,4 +1,4 @@
-"""Rows of tables: what `kmixer compare` and `kmixer task denoise` print, and docs/results.json keeps."""
+"""Rows of tables: what `kmixer compare` and `kmixer task` print, and docs/results.json keeps."""
 
 from __future__ import annotations
 
@@ -68,3 +68,38 @@ class DenoisedMixer(Record):
     accuracy_deviation: float | None
     difference: float | None  # of the loss from the first mixer, paired by seed
     interval: Interval | None  # of the difference, 95 %
+
+
+class AtDistance(Record):
+    """How much was recalled of the values that lie between so many and so many positions back."""
+
+    gap: int  # of filler; the first is that of training
+    nearest: int
+    farthest: int
+    asked: int  # values, of one seed
+    accuracy: float
+
+
+class RecallingArm(Record):
+    """One arm of the recall task; means over the seeds, and deviations, None for one seed."""
+
+    arm: str
+    mixer: str
+    fast_weights: bool
+    pairs: int
+    keys: int
+    length: int  # tokens of a sequence
+    parameters: int
+    steps: int
+    n: int  # seeds
+    seeds: list[int]
+    loss: float  # nats a value
+    loss_deviation: float | None
+    accuracy: float  # part of the values
+    accuracy_deviation: float | None
+    accuracies: list[float]  # by seed
+    chance: float
+    reached: list[int | None]  # by seed: after how many steps 99 % were recalled first
+    difference: float | None  # of the accuracy from the same mixer without fast weights, paired by seed
+    interval: Interval | None  # of the difference, 95 %
+    by_distance: list[AtDistance]

@@ -23,11 +23,13 @@ from kmixer.config import StrictConfig
 from kmixer.errors import InputError
 from kmixer.files import is_regular_file, parse_toml, plain_text, read_json, read_toml
 from kmixer.runs.recipe import load_recipe
-from kmixer.runs.run_folder import RunFolder
+from kmixer.runs.run_folder import RECIPE, RunFolder
 
 SWEEP = "sweep.json"
 LOCK = ".lock"
 ABLATIONS = "ablations/"
+# In the path of a run that a sweep begins from: its own seed, so that every run goes on from that of its seed.
+SEED = "{seed}"
 
 Status = Literal["waiting", "running", "finished", "diverged", "failed"]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -44,6 +46,20 @@ class Sweep(StrictConfig):
     settings: list[str] = Field(default_factory=list)  # key=value, of every run
     arms: dict[ArmName, list[str]]  # name to further settings; the first is the baseline
     seeds: Annotated[list[Seed], Field(min_length=1)]
+    begin_from: str | None = None  # the run whose weights every run begins with; {seed} in it is the run's seed
+
+    def recipe_of(self, seed: int) -> str:
+        """The recipe of the runs of a seed."""
+        return self.recipe.replace(SEED, str(seed)) if self.begins_with_own_recipe else self.recipe
+
+    def begin_from_of(self, seed: int) -> str | None:
+        """The run whose weights the runs of a seed begin with."""
+        return None if self.begin_from is None else self.begin_from.replace(SEED, str(seed))
+
+    @property
+    def begins_with_own_recipe(self) -> bool:
+        """Whether the recipe is that of the runs which it begins from."""
+        return self.begin_from is not None and self.recipe == str(Path(self.begin_from) / RECIPE)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -167,7 +183,7 @@ def sweep_runs(folder: Path, sweep: Sweep) -> list[SweepRun]:
             if any(setting.partition("=")[0].strip() == "training.seed" for setting in changed):
                 raise InputError("training.seed: a sweep gives every arm the same seeds; choose them with --seeds")
             settings = [*sweep.settings, *changed, f"training.seed={seed}"]
-            recipe = load_recipe(sweep.recipe, settings)
+            recipe = load_recipe(sweep.recipe_of(seed), settings)
             run = SweepRun(name, seed, run_path(folder, name, seed), settings, recipe.training.steps)
             there = RunFolder(run.path)
             if there.exists():
@@ -200,7 +216,7 @@ def command_of(sweep: Sweep) -> str:
     """The command line that makes a sweep, without where it is written and how many processes make it."""
     words = ["kmixer", "sweep"]
     seeds = ["--seeds", ",".join(map(str, sweep.seeds)) + "," * (len(sweep.seeds) == 1)]
-    for name in packaged_ablations():
+    for name in packaged_ablations() if sweep.begin_from is None else ():
         packaged = load_ablation(name)
         common = len(packaged.settings)
         if (packaged.recipe, packaged.arms, packaged.settings) == (sweep.recipe, sweep.arms, sweep.settings[:common]):
@@ -214,7 +230,9 @@ def command_of(sweep: Sweep) -> str:
     if math.prod(map(len, grid.values())) != len(sweep.arms) or arms_of_grid(grid) != sweep.arms:
         return "kmixer sweep FILE.toml"  # an ablation of its own: its arms stand beside its table
     values = [f"{key}={','.join(found)}" for key, found in grid.items()]
-    return shlex.join([*words, sweep.recipe, *seeds, *_options("--grid", values), *_options("--set", sweep.settings)])
+    words += [] if sweep.begins_with_own_recipe else [sweep.recipe]
+    words += [] if sweep.begin_from is None else ["--from", sweep.begin_from]
+    return shlex.join([*words, *seeds, *_options("--grid", values), *_options("--set", sweep.settings)])
 
 
 def _options(option: str, values: list[str]) -> list[str]:

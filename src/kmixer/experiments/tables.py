@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kmixer.experiments.compare import Reach
-from kmixer.experiments.rows import ComparedArm, DenoisedMixer, Metric
+from kmixer.experiments.rows import ComparedArm, DenoisedMixer, Metric, RecallingArm
 from kmixer.runs.records import Figure
 
 # Of the columns between arm and cost, by metric: heading, figure of the row, digits.
@@ -59,7 +59,7 @@ def table(rows: list[ComparedArm]) -> tuple[tuple[str, ...], list[tuple[str, ...
     return head(rows), [cells(row) for row in rows]
 
 
-def difference_cells(row: ComparedArm | DenoisedMixer) -> tuple[str, str]:
+def difference_cells(row: ComparedArm | DenoisedMixer | RecallingArm) -> tuple[str, str]:
     """The difference from the first row and its interval."""
     difference, interval = row.difference, row.interval
     return (
@@ -147,6 +147,35 @@ def denoise_cells(row: DenoisedMixer) -> tuple[str, ...]:
         str(row.n),
         with_deviation(row.loss, row.loss_deviation, 3),
         with_deviation(row.accuracy, row.accuracy_deviation, 3),
+        *difference_cells(row),
+    )
+
+
+# Headings of `recall_cells`.
+RECALL_HEAD = (
+    "pairs",
+    "arm",
+    "parameters",
+    "n",
+    "loss, nats",
+    "accuracy",
+    "steps to 99 %",
+    "difference",
+    "95 % interval",
+)
+
+
+def recall_cells(row: RecallingArm) -> tuple[str, ...]:
+    """One arm of the recall task."""
+    reached = [str(steps) if steps is not None else "-" for steps in row.reached]
+    return (
+        f"{row.pairs} of {row.keys}",
+        row.arm,
+        f"{row.parameters:,}",
+        str(row.n),
+        with_deviation(row.loss, row.loss_deviation, 3),
+        with_deviation(row.accuracy, row.accuracy_deviation, 4),
+        " ".join(reached),
         *difference_cells(row),
     )
 

@@ -91,13 +91,15 @@ def _start(
     run.path.parent.mkdir(parents=True, exist_ok=True)
     settings = [part for setting in run.settings for part in ("--set", setting)]
     resume = ["--resume"] if RunFolder(run.path).exists() else []
-    command = [sys.executable, "-m", "kmixer", "train", sweep.recipe, *settings, "--out", str(run.path)]
+    begin_from = sweep.begin_from_of(run.seed)
+    origin = [] if begin_from is None else ["--from", begin_from]
+    command = [sys.executable, "-m", "kmixer", "train", sweep.recipe_of(run.seed), *settings, "--out", str(run.path)]
     processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     own = processors[slot * threads : (slot + 1) * threads] if workers * threads <= len(processors) else []
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with log_of(run).open("ab") as log:
         return subprocess.Popen(
-            [*command, *resume, *options],
+            [*command, *origin, *resume, *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,8 +1,10 @@
 """Layers: one mixer a file, usable on their own. Each takes a state and returns a state."""
 
+from kmixer.layers.attach import attach_fast_weights
 from kmixer.layers.base_kernel import BaseKernel
 from kmixer.layers.block import Block, BlockState
-from kmixer.layers.feed_forward import FeedForward, SquaredReluFeedForward
+from kmixer.layers.fast_weights import FastState, FastWeights
+from kmixer.layers.feed_forward import FeedForward, GatedFeedForward, SquaredReluFeedForward
 from kmixer.layers.gaussian_attention import GaussianAttention, GaussianCache
 from kmixer.layers.hierarchical_attention import HierarchicalAttention, HierarchicalCache
 from kmixer.layers.k_operators import K0, K1, K2, K1Mixer, K2Mixer, K2State
@@ -15,7 +17,10 @@ __all__ = [
     "BaseKernel",
     "Block",
     "BlockState",
+    "FastState",
+    "FastWeights",
     "FeedForward",
+    "GatedFeedForward",
     "GaussianAttention",
     "GaussianCache",
     "HierarchicalAttention",
@@ -26,4 +31,5 @@ __all__ = [
     "KeyValueCache",
     "SoftmaxAttention",
     "SquaredReluFeedForward",
+    "attach_fast_weights",
 ]

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.layers.exactly import exactly
+from kmixer.layers.fast_weights import FastWeights
 from kmixer.layers.feed_forward import FeedForward, SquaredReluFeedForward
 from kmixer.layers.linear import Linear
 from kmixer.layers.norms import NORM_EPS, RMSNorm, UnweightedRMSNorm
@@ -37,7 +38,8 @@ class Block(nn.Module):
         mixer: `y, state = mixer(x, state, *extra)`, with `initial_state(batch_size, *extra)`. Where a stack has a copy
             memory it is also given `added`, (b, t, d), for what it mixed before its last matrix; with `trail=True` it
             gives its trail in the place of its state.
-        feed_forward: (b, t, d) to (b, t, d), position by position.
+        feed_forward: (b, t, d) to (b, t, d), position by position; with fast weights `y, state = feed_forward(x, state,
+            source)`.
         mixing_dropout: on what the mixer adds, in training.
         drop_path: probability of leaving a branch out of an example, in training.
         projecting: a type of mixer that ends in a matrix, with `mix`, called as `forward` is, for all before it and
@@ -68,7 +70,15 @@ class Block(nn.Module):
 
     def initial_state(self, batch_size: int, *extra: object) -> BlockState:
         """The state before the first position; `extra` as in `forward`."""
-        return BlockState(self.mixer.initial_state(batch_size, *extra))  # type: ignore[operator]
+        fast = self.fast_weights
+        adaptive = None if fast is None else fast.initial_state(batch_size)
+        return BlockState(self.mixer.initial_state(batch_size, *extra), adaptive)  # type: ignore[operator]
+
+    @property
+    def fast_weights(self) -> FastWeights | None:
+        """Those of the feed-forward layer, if it has any."""
+        fast = getattr(self.feed_forward, "fast", None)
+        return fast if isinstance(fast, FastWeights) else None
 
     def forward(
         self,
@@ -76,15 +86,23 @@ class Block(nn.Module):
         state: BlockState | None = None,
         *extra: object,
         added: Float[Tensor, "... d"] | None = None,
+        source: Float[Tensor, "... d"] | None = None,
         trail: bool = False,
     ) -> tuple[Float[Tensor, "... d"], BlockState]:
         """The block; `extra` and `added` are handed to the mixer: a base kernel, a value embedding; copied tokens.
 
-        With `trail`, the trail is in the place of the state: see `kmixer.trail`.
+        `source` is what the stack reads, of which fast weights make their targets. With `trail`, the trail is in the
+        place of the state: see `kmixer.trail`.
         """
         more = asked_for(self.mixer, trail) if added is None else {"added": added, **asked_for(self.mixer, trail)}
         x, mixed = self._add_mixed(x, None if state is None else state.mixer, extra, more)
-        return self._add_feed_forward(x), BlockState(mixed)
+        if self.fast_weights is None:
+            return self._add_feed_forward(x), BlockState(mixed)
+        layer = self.feed_forward
+        x, normed = _keep(x, self.feed_forward_norm)
+        before = None if state is None else state.feed_forward
+        y, after = layer(normed, before, source, **asked_for(layer, trail))
+        return x + self._dropped(y), BlockState(mixed, after)
 
     def _add_mixed(
         self, x: Tensor, state: State, extra: tuple[object, ...], more: dict[str, Any]

@@ -39,6 +39,12 @@ def nothing_seen(tokens: Int[Tensor, "b t"]) -> Copies:
     return Copies(torch.full_like(tokens, -1, dtype=torch.int64), torch.zeros_like(tokens, dtype=torch.int64))
 
 
+def cut_copies(copies: Copies, part: slice) -> Copies:
+    """What is told of some of the positions."""
+    second = None if copies.second is None else cut_copies(copies.second, part)
+    return Copies(copies.tokens[:, part], copies.lengths[:, part], second)
+
+
 def bucket_of(lengths: Int[Tensor, "*places"]) -> Int[Tensor, "*places"]:
     """The bucket of each length of a match, 0 to 10."""
     return torch.bucketize(lengths, torch.tensor(BUCKET_STARTS, device=lengths.device), right=True)

@@ -14,8 +14,8 @@ from kmixer import native
 from kmixer.errors import InputError
 from kmixer.layers.rotary import Rotation, rotate, rotation
 from kmixer.ops.gradients import HandWritten, first_order
-from kmixer.state import AState, join, longest, owned, rows
-from kmixer.trail import in_rows
+from kmixer.state import AState, longest, owned, rows
+from kmixer.trail import joined
 
 
 def split_heads(x: Float[Tensor, "b t d"], heads: int) -> Float[Tensor, "b h t e"]:
@@ -171,8 +171,7 @@ def in_groups(
     ]
     order = torch.tensor([row for members in groups.values() for row in members]).argsort()
     y = torch.cat([y for y, _ in answers])[order.to(x.device)]
-    states = [state for _, state in answers]
-    return y, in_rows(states, [*groups.values()]) if trail else rows(join(states), order)
+    return y, joined([state for _, state in answers], [*groups.values()], trail=trail)
 
 
 def identity_values(like: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h t t"]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kmixer.layers.measured import Learned, Levels, TwoBranches
 from kmixer.measure.copies import measure_copies
+from kmixer.measure.fast_weights import measure_fast_weights
 from kmixer.measure.levels import measure_levels
 from kmixer.measure.locality import attention_weights, inputs_of, measure_locality
 from kmixer.models.causal_lm import CausalLM
@@ -38,8 +39,9 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
         a refinement step: |K(h) - h| / |h|. "sigma", bandwidths of the heads of each Gaussian layer;
         "level_weights", of the levels in every head of each hierarchical layer, and "levels", see `measure_levels`.
         Of the attention layers "locality", see `measure_locality`. Of a copy memory "copy_gate", of every layer that
-        takes copies, by length of the match where the gate knows it, and "copies", see `measure_copies`. What a model
-        does not have is left out.
+        takes copies, by length of the match where the gate knows it, and "copies", see `measure_copies`. Of fast
+        weights "fast_tau" and "fast_taps", see `FastWeights.learned`, and "fast_weights", see `measure_fast_weights`.
+        What a model does not have is left out.
     """
     stack = model.stack
     recorder = None
@@ -53,6 +55,8 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
     if model.copy_memory is not None:
         (found["copy_gate"],) = found["copy_gate"]  # one module has those of all layers
         found["copies"] = measure_copies(model, tokens)
+    if model.config.fast_weights is not None and tokens.shape[1] > 1:
+        found["fast_weights"] = measure_fast_weights(model, tokens)
     return found
 
 

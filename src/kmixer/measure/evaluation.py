@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from kmixer.data.batches import consecutive_windows
 from kmixer.data.token_cache import TokenSplit
 from kmixer.errors import InputError
+from kmixer.layers.fast_weights import check_stream
 from kmixer.models.causal_lm import CausalLM
 from kmixer.runs.recipe import Protocol
 from kmixer.state import State
@@ -21,6 +22,8 @@ from kmixer.state import State
 # Tokens of one forward pass: enough to keep the matrix products busy, little enough for any memory.
 TOKENS_PER_BATCH = 16384
 STREAM_CHUNK = 4096
+# Is told how many tokens of a stream were read, and the state after them.
+Seen = Callable[[int, State], None]
 LARGEST_EXPONENT = 700.0  # whose exponential is a float64
 
 
@@ -38,6 +41,7 @@ class Evaluation:
     bits_per_character: float | None  # None of raw bytes
     bits_per_byte: float
     stretches: list[float] | None  # mean loss of the positions 1, 2, 3-4, 5-8, ... of a window; None of a stream
+    tenths: list[float] | None = None  # mean loss of every tenth of a stream of ten tokens or more; None of windows
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,26 +51,32 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int) -> Evaluation:
+def evaluate(
+    model: CausalLM, split: TokenSplit, protocol: Protocol, window: int, seen: Seen | None = None
+) -> Evaluation:
     """Mean cross-entropy of a model, in its own precision and with dropout off.
 
     "windows": windows of `window` tokens that do not overlap, state reset at each, every position
     counted, tail dropped. "stream": all tokens in one sequence, state carried.
-    Bits a character and a byte, and perplexity per word, use the counts of the whole split.
+    Bits a character and a byte, and perplexity per word, use the counts of the whole split. `seen` is told of a stream
+    how many tokens were read, and the state after them, every STREAM_CHUNK tokens.
 
     Raises:
         InputError: text shorter than a window, or a stream asked of a model that has none.
     """
-    losses = (
-        _window_losses(model, split.tokens, window) if protocol == "windows" else stream_losses(model, split.tokens)
-    )
+    windows = protocol == "windows"
+    losses = _window_losses(model, split.tokens, window) if windows else stream_losses(model, split.tokens, seen=seen)
+    tenths = torch.zeros(10, dtype=torch.float64)
     was_training = model.training
     model.eval()
     try:
         sums: Tensor | float = 0.0  # by position, of windows
         count = 0
         for block in losses:
-            sums = sums + (block.double().sum(0) if protocol == "windows" else block.double().sum())
+            sums = sums + (block.double().sum(0) if windows else block.double().sum())
+            if not windows:
+                tenth = 10 * torch.arange(count, count + block.numel()) // (len(split.tokens) - 1)
+                tenths += torch.bincount(tenth, block.double().flatten().cpu(), 10)
             count += block.numel()
     finally:
         model.train(was_training)
@@ -76,25 +86,34 @@ def evaluate(model: CausalLM, split: TokenSplit, protocol: Protocol, window: int
     per_character = split.tokens_per_character
     return Evaluation(
         protocol=protocol,
-        window=window if protocol == "windows" else None,
+        window=window if windows else None,
         tokens=count,
         loss=loss,
         perplexity=_exponential(loss),
         perplexity_per_word=_exponential(loss * split.tokens_per_word),
         bits_per_character=None if per_character is None else bits * per_character,
         bits_per_byte=bits * split.tokens_per_byte,
-        stretches=_stretches(sums * window / count) if protocol == "windows" else None,
+        stretches=stretches_of(sums * window / count) if windows else None,
+        tenths=None if windows or count < 10 else (tenths / _sizes_of_tenths(count)).tolist(),
     )
+
+
+def _sizes_of_tenths(count: int) -> Tensor:
+    return torch.bincount(10 * torch.arange(count) // count, minlength=10)
 
 
 def _exponential(nats: float) -> float | None:
     return math.exp(nats) if nats < LARGEST_EXPONENT else None
 
 
-def _stretches(losses: Tensor) -> list[float]:
+def stretches_of(losses: Tensor) -> list[float]:
     """Means over stretches that double in length: the losses of the positions 1, 2, 3-4, 5-8, ..."""
-    edges = [0, *(1 << i for i in range((len(losses) - 1).bit_length())), len(losses)]
-    return [float(losses[a:b].mean()) for a, b in itertools.pairwise(edges)]
+    return [float(losses[a:b].mean()) for a, b in itertools.pairwise(stretch_edges(len(losses)))]
+
+
+def stretch_edges(count: int) -> list[int]:
+    """Where stretches of so many positions begin, and the last ends: 0, 1, 2, 4, 8, ..., count."""
+    return [0, *(1 << i for i in range((count - 1).bit_length())), count]
 
 
 @torch.no_grad()
@@ -120,8 +139,21 @@ def _window_losses(model: CausalLM, tokens: Tensor, window: int) -> Iterator[Ten
         yield _losses(model, x.to(device), y.to(device), None)[0]
 
 
-def stream_losses(model: CausalLM, tokens: Tensor, chunk: int = STREAM_CHUNK) -> Iterator[Tensor]:
-    """Losses (1, t) of one sequence in constant memory, a chunk at a time."""
+def stream_losses(
+    model: CausalLM, tokens: Tensor, chunk: int = STREAM_CHUNK, seen: Seen | None = None
+) -> Iterator[Tensor]:
+    """Losses (1, t) of one sequence in constant memory, a chunk at a time; `seen` as for `evaluate`.
+
+    Raises InputError for a model that cannot read without end, and for fewer than 2 tokens.
+    """
+    check_stream(model)
+    return sequence_losses(model, tokens, chunk, seen)
+
+
+def sequence_losses(
+    model: CausalLM, tokens: Tensor, chunk: int = STREAM_CHUNK, seen: Seen | None = None
+) -> Iterator[Tensor]:
+    """`stream_losses` of a text that has an end, a document: a model that adapts and never forgets may read it."""
     limit = model.config.max_positions
     if limit is not None:
         raise InputError(
@@ -136,6 +168,8 @@ def stream_losses(model: CausalLM, tokens: Tensor, chunk: int = STREAM_CHUNK) ->
         stop = min(start + chunk, len(tokens) - 1)
         both = tokens[start : stop + 1].long().to(device)[None]
         losses, state = _losses(model, both[:, :-1], both[:, 1:], state)
+        if seen is not None:
+            seen(stop, state)
         yield losses
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers.copy_memory import Copies, CopyMemory, chosen_layers
+from kmixer.layers.attach import put_fast_weights
+from kmixer.layers.copy_memory import Copies, CopyMemory, chosen_layers, cut_copies
 from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.layers.pointer import Pointer
 from kmixer.layers.roles import EMBEDDING, Role
@@ -19,7 +21,7 @@ from kmixer.models.k_stack import KStack, ModelConfig
 from kmixer.models.transformer import Transformer, TransformerConfig, build_norm
 from kmixer.ops.fused import dropout
 from kmixer.ops.suffix_automaton import SuffixState
-from kmixer.state import State, check_state
+from kmixer.state import State, check_state, replaced
 from kmixer.trail import Trail, asked_for
 
 
@@ -76,6 +78,10 @@ class CausalLM(nn.Module):
         self.pointer = Pointer(config.width) if pointer else None
         self.norm = build_norm(config)
         self.head = build_head(config.head, config.width, embedding_width, vocabulary_size)
+        if config.fast_weights is not None:  # last, so that the other weights are those of the model without
+            put_fast_weights(
+                self.stack.blocks, config.fast_weights.chosen(config.layers), **config.fast_weights.options()
+            )
         self._initial: tuple[torch.dtype, torch.device, State] | None = None  # what states are compared with
 
     def roles(self) -> dict[str, Role]:
@@ -111,6 +117,7 @@ class CausalLM(nn.Module):
         targets: Int[Tensor, "b t"] | None = None,
         *,
         copies: Copies | None = None,
+        reset: Bool[Tensor, "b t"] | None = None,
         trail: bool = False,
     ) -> Output:
         """Logits of the next token at every position, and the state after the last.
@@ -118,28 +125,34 @@ class CausalLM(nn.Module):
         `model(tokens)` equals `model(tokens[:, :k])` followed by `model(tokens[:, k:], state)` for
         every k. With `targets`, the cross-entropy of each target takes the place of the logits. `copies` are told in
         the place of those that the copy memory makes of the tokens, which it remembers all the same. With `trail`,
-        `output.trail.at(lengths)` is the state after the first lengths[i] tokens of each row i.
+        `output.trail.at(lengths)` is the state after the first lengths[i] tokens of each row i. Where `reset` is true a
+        document begins: its row stands before the first token again, and sees nothing of what came before.
 
         Raises InputError past the window of a model whose base kernel has one, for tokens outside the vocabulary, for
-        a state that is not of this model and batch, for copies that no copy memory takes, and for a trail where a mixer
-        has none.
+        a state that is not of this model and batch, for copies that no copy memory takes, for a trail where a mixer
+        has none, and for resets of another shape or with a trail.
         """
         check_tokens(tokens, self.vocabulary_size)
         if state is not None:
             self.check_state(state, len(tokens))
+        if reset is not None:
+            return self._in_documents(tokens, state, targets, copies, reset, trail=trail)
         embedded = self.from_embedding(self.embedding(tokens))
-        if self.training:
+        more = asked_for(self.stack, trail)
+        if self.training and self.config.dropout.embedding:
+            if self.config.fast_weights is not None:
+                more["source"] = embedded
             embedded = dropout(embedded, self.config.dropout.embedding)
         if self.copy_memory is None:
             if copies is not None:
                 raise InputError("copies: got some; this model has no copy memory, leave them out")
-            hidden, state = self.stack(embedded, state, tokens, **asked_for(self.stack, trail))
+            hidden, state = self.stack(embedded, state, tokens, **more)
         else:
             stack_state, memory = (None, None) if state is None else cast("RememberingState", state)
             remembered, memory = self.copy_memory.copies(tokens, memory, **asked_for(self.stack, trail))
             copies = remembered if copies is None else copies
             added = self.copy_memory(copies)
-            hidden, stack_state = self.stack(embedded, stack_state, tokens, added, **asked_for(self.stack, trail))
+            hidden, stack_state = self.stack(embedded, stack_state, tokens, added, **more)
             state = RememberingState(stack_state, memory)
         walked = None
         if trail:  # which the layers gave in the place of their states
@@ -155,6 +168,37 @@ class CausalLM(nn.Module):
         if self.pointer is not None and copies is not None:
             losses = self.pointer.losses(losses, targets, hidden, copies)
         return Output(state, losses=losses, trail=walked)
+
+    def _in_documents(
+        self,
+        tokens: Tensor,
+        state: State,
+        targets: Tensor | None,
+        copies: Copies | None,
+        reset: Tensor,
+        *,
+        trail: bool,
+    ) -> Output:
+        """The call, cut before every position where any row begins a document."""
+        if reset.shape != tokens.shape or trail:
+            given = "with trail=True" if trail else f"of shape {tuple(reset.shape)}"
+            raise InputError(f"reset: got some {given}; allowed: {tuple(tokens.shape)} as the tokens, without a trail")
+        begins = reset.any(0).tolist()
+        cuts = [0, *(index for index, cut in enumerate(begins) if cut and index), len(begins)]
+        initial = self.initial_state(len(tokens))
+        outputs = []
+        for first, last in itertools.pairwise(cuts):
+            if begins and begins[first]:
+                state = initial if state is None else replaced(state, initial, reset[:, first])
+            part = slice(first, last)
+            told = None if copies is None else cut_copies(copies, part)
+            outputs.append(self(tokens[:, part], state, None if targets is None else targets[:, part], copies=told))
+            state = outputs[-1].state
+        logits, losses = (
+            None if getattr(outputs[0], name) is None else torch.cat([getattr(output, name) for output in outputs], 1)
+            for name in ("logits", "losses")
+        )
+        return Output(state, logits=logits, losses=losses)
 
 
 def _build_copy_memory(config: ModelConfig | TransformerConfig, vocabulary_size: int) -> CopyMemory | None:

@@ -16,7 +16,7 @@ from kmixer.layers import K0, K1, K2, BaseKernel
 from kmixer.layers.block import BlockState
 from kmixer.layers.roles import LOGIT, Role
 from kmixer.models.mixers.k2 import BaseKernelConfig, DecayConfig, build_base_kernel, decay_options
-from kmixer.models.stack_config import NOTHING, StackConfig, added_to
+from kmixer.models.stack_config import NOTHING, StackConfig, adapting_to, added_to, has_fast_weights
 from kmixer.trail import asked_for
 
 # For every refinement pass, the state of every block, both K1 among them.
@@ -92,9 +92,13 @@ class KStack(nn.Module):
         return {} if self.eta_logit is None else {"eta_logit": LOGIT}
 
     def compile_layers(self, backend: str = "inductor") -> None:
-        """Let torch.compile translate each kind of layer once, for every layer of it, batch size and length."""
+        """Let torch.compile translate each kind of layer once, for every layer of it, batch size and length.
+
+        Layers with fast weights, which read positions, stay as they are.
+        """
         for layer, _ in self._blocks():
-            layer.compile(dynamic=True, fullgraph=True, backend=backend)
+            if not has_fast_weights(layer):
+                layer.compile(dynamic=True, fullgraph=True, backend=backend)
 
     def eta(self) -> Tensor:
         """Step size of the refinement, in (0, 1)."""
@@ -113,26 +117,37 @@ class KStack(nn.Module):
         tokens: Int[Tensor, "b t"] | None = None,
         added: Mapping[int, Float[Tensor, "b t d"]] = NOTHING,
         *,
+        source: Float[Tensor, "b t d"] | None = None,
         trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], KStackState]:
-        """All blocks, in every pass. Nothing here reads `tokens`; `added` goes to what K2 layer 0, 1, ... mixes."""
+        """All blocks, in every pass. Nothing here reads `tokens`; `added` goes to what K2 layer 0, 1, ... mixes.
+
+        `source` is what fast weights learn from, in all passes: h where it is None.
+        """
+        source = h if source is None else source
         if not self.refined:
-            h, layers = self._pass(h, state[0] if state else None, added, trail=trail)
+            h, layers = self._pass(h, state[0] if state else None, added, source, trail=trail)
             return h, (layers,)
         states = []
         for step in range(self.passes):
-            refined, layers = self._pass(h, state[step] if state else None, added, trail=trail)
+            refined, layers = self._pass(h, state[step] if state else None, added, source, trail=trail)
             h = h + self.eta() * (refined - h)
             states.append(layers)
         return h, tuple(states)
 
     def _pass(
-        self, h: Tensor, state: tuple[BlockState, ...] | None, added: Mapping[int, Tensor], *, trail: bool
+        self,
+        h: Tensor,
+        state: tuple[BlockState, ...] | None,
+        added: Mapping[int, Tensor],
+        source: Tensor,
+        *,
+        trail: bool,
     ) -> tuple[Tensor, tuple[BlockState, ...]]:
         states = []
         for index, (block, extra) in enumerate(self._blocks()):
             # The first block is a K1, and there is no layer -1.
-            more = {**added_to(index - 1, added), **asked_for(block, trail)}
+            more = {**added_to(index - 1, added), **adapting_to(block, source), **asked_for(block, trail)}
             h, block_state = block(h, state[index] if state else None, *extra, **more)
             states.append(block_state)
         return self.read_out(h), tuple(states)

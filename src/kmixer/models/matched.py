@@ -35,11 +35,14 @@ def transformer_like(config: ModelConfig, vocabulary_size: int) -> TransformerCo
         return TransformerConfig(width=width, layers=config.layers, heads=heads, mlp_multiplier=multiplier)
 
     with torch.device("meta"):
-        target = _size(CausalLM(config, vocabulary_size))
-        smallest, second = (_size(CausalLM(with_hidden(steps * HIDDEN_MULTIPLE), vocabulary_size)) for steps in (1, 2))
+        target = size_of(CausalLM(config, vocabulary_size))
+        smallest, second = (
+            size_of(CausalLM(with_hidden(steps * HIDDEN_MULTIPLE), vocabulary_size)) for steps in (1, 2)
+        )
     steps = 1 + max(0, round((target - smallest) / (second - smallest)))
     return with_hidden(steps * HIDDEN_MULTIPLE)
 
 
-def _size(model: nn.Module) -> int:
+def size_of(model: nn.Module) -> int:
+    """The number of all parameters."""
     return sum(parameter.numel() for parameter in model.parameters())

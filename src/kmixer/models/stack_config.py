@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
-from torch import Tensor
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor, nn
 
 from kmixer.config import Layers, Positive, Probability, StrictConfig, Width
 from kmixer.errors import InputError
+from kmixer.layers import attach
+from kmixer.layers.block import Block
 from kmixer.layers.copy_memory import MatchLength, chosen_layers
+from kmixer.layers.fast_weights import Init, Target, check_fast_weights
 from kmixer.models.heads import HeadConfig
 
 # What a stack adds to what its layers mix where there is no copy memory.
@@ -21,6 +24,16 @@ NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 def added_to(layer: int, added: Mapping[int, Tensor]) -> dict[str, Tensor]:
     """What a block is called with: nothing more where nothing is added, as a wrapped block may take no more."""
     return {"added": added[layer]} if layer in added else {}
+
+
+def adapting_to(block: nn.Module, source: Tensor) -> dict[str, Tensor]:
+    """What a block is called with for its fast weights: nothing more where it has none."""
+    return {"source": source} if has_fast_weights(block) else {}
+
+
+def has_fast_weights(block: nn.Module) -> bool:
+    """Whether the feed-forward layer of a block has fast weights."""
+    return isinstance(block, Block) and block.fast_weights is not None
 
 
 class DropoutConfig(StrictConfig):
@@ -41,6 +54,40 @@ class CopyMemoryConfig(StrictConfig):
     pointer: bool = False  # the copied token gets a share of the probability itself
 
 
+def _null(value: Any) -> Any:
+    return "null" if value is None else value
+
+
+class FastWeightsConfig(StrictConfig):
+    """Feed-forward layers that learn from what they read; see `kmixer.layers.FastWeights`."""
+
+    layers: Literal["every"] | list[Annotated[int, Field(ge=0)]] | None = (
+        None  # from 0; None is the last and the middle
+    )
+    chunk: Positive = 64  # positions that read before they write
+    rate: Annotated[float, Field(gt=0)] = 0.02  # of the write of a token
+    # Tokens after which 1 / e is left, as training begins; "null" forgets nothing (TOML has no null).
+    tau: Annotated[float | Literal["null"], BeforeValidator(_null)] = 600.0
+    target: Target = "embed"
+    taps: Positive = 5  # of the filter over targets, an odd number
+    init: Init = "zero"
+    max_norm: Annotated[float, Field(gt=0)] | None = None  # of what is learned, over that of the matrix
+    reset_every: Positive | None = None  # tokens
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_fast_weights(**self.options())
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """The settings as arguments of `FastWeights`."""
+        return {**self.model_dump(exclude={"layers"}), "tau": None if self.tau == "null" else self.tau}
+
+    def chosen(self, count: int) -> tuple[int, ...]:
+        """The numbers of the layers that have them, of so many. Raises InputError for one that is not there."""
+        return attach.chosen_layers(self.layers, count)
+
+
 class LayersConfig(StrictConfig):
     """What every stack of mixing layers has."""
 
@@ -55,11 +102,14 @@ class StackConfig(LayersConfig):
     embedding_width: Width | None = None  # factorised embedding; None is `width`
     head: HeadConfig = HeadConfig()
     copy_memory: CopyMemoryConfig | None = None
+    fast_weights: FastWeightsConfig | None = None
 
     @model_validator(mode="after")
-    def _copies_reach_layers(self) -> Self:
+    def _chosen_layers_are_there(self) -> Self:
         if self.copy_memory is not None:
             chosen_layers(self.copy_memory.layers, self.layers)
+        if self.fast_weights is not None:
+            self.fast_weights.chosen(self.layers)
         return self
 
     def with_memory(self, memory: int) -> Self:

@@ -26,7 +26,7 @@ from kmixer.layers.roles import LOGIT, Role
 from kmixer.layers.rotary import check_heads
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixersConfig, build_mixer
-from kmixer.models.stack_config import NOTHING, LayersConfig, StackConfig, added_to
+from kmixer.models.stack_config import NOTHING, LayersConfig, StackConfig, adapting_to, added_to, has_fast_weights
 from kmixer.trail import asked_for
 
 # One state a block.
@@ -122,9 +122,13 @@ class Transformer(nn.Module):
         return {} if self.stream_scale is None else {"stream_scale": LOGIT, "input_scale": LOGIT}
 
     def compile_layers(self, backend: str = "inductor") -> None:
-        """Let torch.compile translate each kind of block once, for every block of it, batch size and length."""
+        """Let torch.compile translate each kind of block once, for every block of it, batch size and length.
+
+        Blocks with fast weights, which read positions, stay as they are.
+        """
         for block in self.blocks:
-            block.compile(dynamic=True, fullgraph=True, backend=backend)
+            if not has_fast_weights(block):
+                block.compile(dynamic=True, fullgraph=True, backend=backend)
 
     def initial_state(self, batch_size: int) -> TransformerState:
         """The state before the first position of `batch_size` sequences."""
@@ -137,19 +141,24 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "b t"] | None = None,
         added: Mapping[int, Float[Tensor, "b t d"]] = NOTHING,
         *,
+        source: Float[Tensor, "b t d"] | None = None,
         trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], TransformerState]:
-        """All blocks. `tokens` are those of x, for value embeddings; `added` goes to what layer 0, 1, ... mixes."""
+        """All blocks. `tokens` are those of x, for value embeddings; `added` goes to what layer 0, 1, ... mixes.
+
+        `source` is what fast weights learn from: x where it is None, either after the norm of the input.
+        """
         if self.value_embeddings and tokens is None:
             raise InputError("tokens: missing; this stack has value embeddings, which need them")
         x = first = self.input_norm(x)
+        source = x if source is None else self.input_norm(source)
         states = []
         for layer, block in enumerate(self.blocks):
             if self.stream_scale is not None and self.input_scale is not None:
                 x = self.stream_scale[layer] * x + self.input_scale[layer] * first
             key = str(layer)
             extra = (self.value_embeddings[key](tokens),) if key in self.value_embeddings else ()
-            more = {**added_to(layer, added), **asked_for(block, trail)}
+            more = {**added_to(layer, added), **adapting_to(block, source), **asked_for(block, trail)}
             x, block_state = block(x, state[layer] if state else None, *extra, **more)
             states.append(block_state)
         return x, tuple(states)

@@ -117,6 +117,12 @@ class RowSums {
   RowSums(int64_t threads, int64_t width)
       : threads_(std::max<int64_t>(1, threads)), width_(width), stride_(width + 64), sums_(threads_ * stride_) {}
   float* of(int64_t thread) { return sums_.data() + thread * stride_; }
+  // One of the sums.
+  float at(int64_t j) const {
+    float sum = 0;
+    for (int64_t i = 0; i < threads_; ++i) sum += sums_[i * stride_ + j];
+    return sum;
+  }
   void total(float* out) const { total(out, width_, width_); }
   // The same for a matrix with rows of `columns`, which the sums hold with a longer row stride.
   void total(float* out, int64_t columns, int64_t stride) const {

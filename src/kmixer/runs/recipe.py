@@ -173,7 +173,11 @@ class LanguageRecipe(AnyRecipe):
 
     @property
     def leaves_parameters_unused(self) -> bool:
-        return self.model.head.kind == "adaptive"  # a band that no target of a batch falls into
+        fast = self.model.fast_weights
+        return (
+            self.model.head.kind == "adaptive"  # a band that no target of a batch falls into
+            or (fast is not None and self.training.window <= fast.chunk)  # nothing that is written is read
+        )
 
     def measures(self) -> dict[str, Any]:
         return {

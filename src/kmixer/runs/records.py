@@ -55,6 +55,7 @@ class Measurement(Record):
     perplexity_per_word: Perplexity = None
     # Mean loss of the positions 1, 2, 3-4, 5-8, ... of a window.
     stretches: Annotated[list[Number], Field(min_length=1)] | None = None
+    tenths: Annotated[list[Number], Field(min_length=10, max_length=10)] | None = None  # of a stream
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -193,6 +194,23 @@ class Copies(Record, extra="allow"):
         return self
 
 
+class FastWeightsWorth(Record, extra="allow"):
+    """How far fast weights moved by layer, and the loss with adapting and without by stretch of positions."""
+
+    layers: Annotated[list[str], Field(min_length=1)]
+    moves: list[Number]
+    positions: Annotated[list[Count], Field(min_length=1)]  # the last of every stretch
+    loss: list[Number]
+    loss_without: list[Number]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name, like in (("moves", "layers"), ("loss", "positions"), ("loss_without", "positions")):
+            if len(getattr(self, name)) != len(getattr(self, like)):
+                raise ValueError(f"fast_weights.{name}: it has another length than fast_weights.{like}")
+        return self
+
+
 class Dynamics(Record, extra="allow"):
     """What an evaluation recorded of a model, see `kmixer.measure.dynamics`; mixers of others may record more."""
 
@@ -209,6 +227,7 @@ class Dynamics(Record, extra="allow"):
     levels: Annotated[list[Levels], Field(min_length=1)] | None = None
     copy_gate: list[Number] | PerHead | None = None  # by layer, and by length of the match where the gate knows it
     copies: Copies | None = None
+    fast_weights: FastWeightsWorth | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

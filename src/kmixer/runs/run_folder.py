@@ -46,7 +46,7 @@ from kmixer.runs.layout import METRICS as METRICS
 from kmixer.runs.layout import RECIPE as RECIPE
 from kmixer.runs.layout import RESULTS as RESULTS
 from kmixer.runs.layout import written_in_part
-from kmixer.runs.recipe import AnyRecipe, parse_recipe
+from kmixer.runs.recipe import AnyRecipe, load_recipe, parse_recipe
 from kmixer.runs.records import read_environment, read_metrics
 
 # In the place of the sha256 of a text that was not at hand.
@@ -141,6 +141,11 @@ class RunFolder:
         recipe = parse_recipe(read_toml(path), str(path))
         self.check_files(RECIPE)
         return recipe
+
+    def changed_recipe(self, settings: list[str]) -> AnyRecipe:
+        """The recipe with `key=value` settings applied, for another run. Raises InputError as `read_recipe` does."""
+        self.read_recipe()
+        return load_recipe(str(self.path / RECIPE), settings)
 
     def recipe_with_data(self, data: str | None = None) -> AnyRecipe:
         """The recipe, its data where it is now.

@@ -12,6 +12,7 @@ from kmixer.data.batches import random_windows
 from kmixer.data.token_files import Dataset, count_tokens, prepare_dataset
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
+from kmixer.layers.fast_weights import forgets
 from kmixer.measure.dynamics import first_windows, measure_dynamics
 from kmixer.measure.evaluation import Evaluation, evaluate, loss_by_position
 from kmixer.models.causal_lm import CausalLM
@@ -103,7 +104,8 @@ class LanguageTask(Task):
     def final_measures(self, model: CausalLM) -> dict[str, Any]:
         """Evaluations of every part: the recipe's protocols first, then the common windows, then as one stream.
 
-        There is no stream where its state would grow with the text: its time goes with the square of the length.
+        There is no stream where its state would grow with the text, as its time goes with the square of the length; nor
+        for fast weights that never forget.
         """
         recipe, dataset = self.recipe, self.dataset
         parts = {"validation": dataset.validation, "test": dataset.test if recipe.evaluation.test else None}
@@ -117,7 +119,7 @@ class LanguageTask(Task):
             for protocol in recipe.evaluation.protocols:
                 measures[protocol, recipe.evaluation_window if protocol == "windows" else None] = None
             measures |= {("windows", window): None for window in windows}
-            if model.config.max_positions is None and not model.config.state_grows:
+            if model.config.max_positions is None and not model.config.state_grows and forgets(model):
                 measures["stream", None] = None
             found[name] = [evaluate(model, split, protocol, window or 0).to_json() for protocol, window in measures]
         found["loss_by_position"] = loss_by_position(model, dataset.validation, recipe.evaluation_window)

@@ -10,7 +10,7 @@ import torch
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import DivergedError, InputError
 from kmixer.files import write_json
-from kmixer.models.model_folder import TOKENIZER, load_tokenizer, load_weights, put_weights
+from kmixer.models.model_folder import TOKENIZER, load_tokenizer, load_weights
 from kmixer.runs.placement import Placement
 from kmixer.runs.recipe import AnyRecipe
 from kmixer.runs.run_folder import DIVERGED, RunFolder
@@ -18,7 +18,7 @@ from kmixer.training.averaging import WeightAverage
 from kmixer.training.checkpoint import Progress, load_checkpoint, seed_of
 from kmixer.training.distributed import Processes, check_sharing, open_processes
 from kmixer.training.optimizers import build_optimizers
-from kmixer.training.origin import Origin, open_origin
+from kmixer.training.origin import Origin, check_same_origin, open_origin
 from kmixer.training.process import random_state_kept
 from kmixer.training.task import Task
 from kmixer.training.tasks import open_task
@@ -50,7 +50,8 @@ def train(
         resume: continue the run in it, with this same recipe.
         force: replace the run in it. That run stays until the new one has been evaluated after training began.
         begin_from: a run folder, a model folder or the name of a packaged model, whose weights and tokenizer a new run
-            begins with; the optimiser begins fresh.
+            begins with; parameters that are not there begin fresh, and so does the optimiser. Of a run that is
+            resumed it must be what it began with.
         corpus: the file, the folder or the name of the data, in the place of the recipe's.
         data_dir: where data is looked for first.
         cpu: stay on the CPU.
@@ -60,20 +61,20 @@ def train(
         InputError: anything wrong with the input; an existing run is then as it was.
         DivergedError: a loss or gradient that is not finite; the last checkpoint is kept.
     """
-    if resume and begin_from is not None:
-        raise InputError("--resume goes on from the run's own checkpoint and --from begins a new run; give one of them")
     processes = open_processes(cpu=cpu, unused_parameters=recipe.leaves_parameters_unused)
     place = RunFolder(out)
     if resume:
         with processes.main_first():
             recipe = _with_data_of(place, recipe, corpus)
+            if begin_from is not None:
+                check_same_origin(place, begin_from)
     else:
         recipe = recipe if corpus is None else recipe.with_data_at(corpus)
         recipe.check_schedule()
         if processes.is_main:
             place.check_free(force=force)
     processes.wait()
-    origin = None if begin_from is None else open_origin(begin_from, recipe)
+    origin = None if begin_from is None or resume else open_origin(begin_from, recipe)
 
     with processes.main_first():
         task = open_task(recipe, tokenizer=_tokenizer_of(place, resume, origin), data_dir=data_dir)
@@ -123,8 +124,7 @@ def _train(
     dtype = torch.float64 if recipe.training.precision == "float64" else torch.float32
     torch.manual_seed(seed_of(recipe.training.seed, 0, "weights"))
     model = task.build_model()
-    if origin is not None:
-        put_weights(model, origin.tensors, origin.source)
+    fresh = [] if origin is None else origin.put_into(model)
     model = model.to(processes.device, dtype)
     optimizers = build_optimizers(model, recipe.training)
     if recipe.training.compile and processes.device.type == "cuda":
@@ -151,11 +151,13 @@ def _train(
         run = placement.folder
         run.write_recipe(recipe)
         task.save_config(run.path, model)
-        about = None if origin is None else origin.about
+        about = None if origin is None else {**origin.about, "fresh": fresh, "changed": origin.changed}
         run.write_environment(processes.device, processes.count, task.corpus_sha256, begun_from=about)
     if processes.is_main:
         progress.recipe_sha256 = placement.folder.identity()
     processes.wait()
+    if origin is not None and processes.is_main:
+        reporter.begun_from(origin.path, fresh, origin.changed)
     trainer = Trainer(task, placement, model, optimizers, average, progress, processes, reporter)
     try:
         return trainer.run_to_the_end()

@@ -31,6 +31,9 @@ from kmixer.training.task import Measured, Task
 class Reporter:
     """What training tells while it runs. This one keeps silent."""
 
+    def begun_from(self, source: Path, fresh: Sequence[str], changed: Sequence[str]) -> None:
+        """A new run begins with the weights of another, but for fresh tensors; `changed` are settings of the model."""
+
     def started(self, task: Task, run: Path, parameters: int, step: int) -> None:
         """Training begins after `step` steps."""
 
