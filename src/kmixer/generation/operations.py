@@ -7,7 +7,7 @@ projections behind them, gates and decays with their sigmoids.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +116,7 @@ class Operations:
             self._k0(stack.read_out, target)
             if stack.refined:
                 self._add(REFINE, refined, hidden, inputs=width, extra=stack.eta().reshape(1))
-        self._norm(hidden, normed, model.norm.weight)
+        self._norm(hidden, normed, cast(Tensor, model.norm.weight))
         logits = self._head(model, normed, mixed, inner)
         if model.pointer is not None and model.copy_memory is not None:
             self._point(model.pointer, normed, logits)
@@ -129,7 +129,7 @@ class Operations:
         size, at = weights.element_size(), weights.data_ptr()
         for operation in linear:
             operation.weight = at
-            at += size * operation.inputs * whole(operation.outputs, PANEL)
+            at += size * (operation.inputs + 1) * whole(operation.outputs, PANEL)
         self._keep(weights)
 
     def _head(self, model: CausalLM, normed: int, spare: int, inner: int) -> int:
@@ -245,10 +245,8 @@ class Operations:
         residual: int = -1,
     ) -> None:
         outputs, inputs = weight.shape
-        if bias is not None:
-            bias = _padded(bias, whole(outputs, PANEL))
         options = {"activation": activation, "residual": residual}
-        self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=_panels(weight), bias=bias, **options)
+        self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=_panels(weight, bias), **options)
 
     def _buffer(self, width: int) -> int:
         self.widths.append(width)
@@ -278,7 +276,9 @@ def _padded(tensor: Tensor, width: int) -> Tensor:
     return F.pad(tensor, (0, width - tensor.shape[-1]))
 
 
-def _panels(weight: Tensor) -> Tensor:
-    """Weights (outputs, inputs) as native/few_rows.h reads them: (panels, inputs, PANEL), zeros at the end."""
-    padded = F.pad(weight, (0, 0, 0, whole(len(weight), PANEL) - len(weight)))
-    return padded.view(-1, PANEL, weight.shape[1]).mT
+def _panels(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Weights (outputs, inputs) as native/few_rows.h reads them: (panels, inputs + 1, PANEL), biases last, then zeros."""
+    outputs, inputs = weight.shape
+    last = weight.new_zeros(outputs) if bias is None else bias
+    columns = _padded(torch.cat([weight, last[:, None]], dim=1).T, whole(outputs, PANEL))
+    return columns.reshape(inputs + 1, -1, PANEL).transpose(0, 1)

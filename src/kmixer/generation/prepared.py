@@ -157,7 +157,7 @@ class PreparedDecoder:
     def state(self) -> State:
         """Where the sequences stand; a snapshot, as the model takes it."""
         nothing = BlockState(None)  # of a K1
-        blocks = [BlockState(cast("State", map_tensors(_copy, part))) for part in self._parts()]
+        blocks = [BlockState(map_tensors(_copy, part)) for part in self._parts]
         layers = len(blocks) // self._passes
         passes = (blocks[first : first + layers] for first in range(0, len(blocks), layers))
         stack = tuple((nothing, *of_pass, nothing) for of_pass in passes)
@@ -190,15 +190,15 @@ class PreparedDecoder:
         strides = operations.strides()
         self._buffers = [zeros(rows * n, stride) for stride in strides]
         self._logits = self._buffers[operations.logits][:rows]
-        # What the layers mix from, see `Operation` in native/decode_state.h.
-        self._mixed: list[Tensor] = []
+        self._parts: list[K2State] = []  # views of what the layers mix from, see `Operation` in native/decode_state.h
         self._keys: list[Tensor] = []
         for index in operations.mixing:
             mix = program[index]
             mixed = zeros(rows, mix.rank + max(0, mix.lags - 1) + n, whole(mix.inputs, PANEL))
             keys = zeros(rows * n, whole(mix.rank, WHOLE))
             mix.state, mix.span, mix.keys = mixed.data_ptr(), mixed.stride(0), keys.data_ptr()
-            self._mixed.append(mixed)
+            decay, base = mixed[..., : mix.inputs].split([mix.rank, mixed.shape[1] - mix.rank], dim=1)
+            self._parts.append(K2State(decay, base[:, : mix.lags - 1] if mix.lags else None))
             self._keys.append(keys)
         self._matches = torch.zeros(rows * n, 2, dtype=torch.int64)
         for index in operations.matching:
@@ -210,25 +210,15 @@ class PreparedDecoder:
 
     def _make_room(self, n: int) -> None:
         """Room for n tokens a row, which stand where they stood."""
-        before = self._parts()
+        before = self._parts
         self._allocate(self.rows, n)
         self._stand_at(before)
 
     @torch.no_grad()
     def _stand_at(self, states: Sequence[State]) -> None:
         """Copy the states of the layers."""
-        for mine, other in zip(tensors(tuple(self._parts())), tensors(tuple(states)), strict=True):
+        for mine, other in zip(tensors(tuple(self._parts)), tensors(tuple(states)), strict=True):
             mine.copy_(other)
-
-    def _parts(self) -> list[K2State]:
-        """The states of the layers, as they lie."""
-        parts = []
-        for index, mixed in zip(self._operations.mixing, self._mixed, strict=True):
-            mix = self._program[index]
-            rows, past = mixed[..., : mix.inputs], mix.lags - 1
-            base = rows[:, mix.rank : mix.rank + past] if mix.lags else None
-            parts.append(K2State(rows[:, : mix.rank], base))
-        return parts
 
     def _other_tokens(self, tokens: Tensor) -> InputError:
         return InputError(

@@ -77,9 +77,8 @@ INLINE void linear(const Operation& op, float* const* buffers, const int64_t* st
     const bool partly = column + kPanel > out.stride;  // rows of logits end with the vocabulary
     const Rows<float> to = partly || op.activation == kGate ? aside : out.from(0, column);
     Rows<const float> onto = {kNothing, 0};
-    if (op.residual >= 0) onto = {buffer(op.residual).from(0, column).data, strides[op.residual]};
-    multiply_panel({buffer(op.in).data, strides[op.in]}, op.weight + column * op.inputs, op.inputs, onto,
-                   op.bias ? op.bias + column : kNothing, to, rows);
+    if (op.residual >= 0) onto = buffer(op.residual).from(0, column);
+    multiply_panel(buffer(op.in), op.weight + column * (op.inputs + 1), op.inputs, onto, to, rows);
     if (op.activation == kGelu) gelu(to, rows);
     if (op.activation == kGate) gate(to.data, out.data + column, rows, out.stride);
     for (int64_t row = 0; partly && row < rows; ++row)

@@ -14,7 +14,7 @@ enum Activation : int64_t { kNone, kGelu, kGate };
 }  // namespace
 
 // One operation; generation/operations.py builds the same structure. Buffers are numbered scratch rows, which but for the
-// logits are whole panels wide and zero beyond their width, as biases and what norms multiply with are. Weights of linear
+// logits are whole panels wide and zero beyond their width, as what norms multiply with is. Weights and biases of linear
 // maps lie in panels, see few_rows.h.
 //
 // What a layer mixes from are rows of whole panels, one after the other: S (r), the last inputs of the filter (lags - 1),
@@ -24,8 +24,8 @@ struct Operation {
   int64_t activation, residual;  // kLinear: kGelu(in W + bias); kGate: out times SiLU(in W); buffer to add, or -1
   const float* weight;           // kEmbed: table; kNorm, kReadOut: scale; kMix: decays (r,), zero beyond r; kRemember:
                                  // table, from "nothing" on; kCopy: gates (buckets,); kPoint: direction
-  const float* bias;             // kLinear, kReadOut: bias or null; kMix: alpha (r,), zero beyond r; kRemember: vectors
-                                 // (buckets, width) or null; kPoint: logits (buckets,)
+  const float* bias;             // kReadOut: bias; kMix: alpha (r,), zero beyond r; kRemember: vectors (buckets, width)
+                                 // or null; kPoint: logits (buckets,)
   const float* extra;            // kReadOut: gain; kRefine: eta; kMix: filter (lags,) or null; kRemember: the least
                                  // lengths of matches in the buckets but the first
   float* state;                  // kMix: what it mixes from (rows, r + lags - 1 + n, width), `span` floats a row
@@ -69,37 +69,36 @@ INLINE void normalise(const Operation& op, const float* from, float* queries, fl
   }
 }
 
-// f(j) for kVectors * kLanes columns at once.
-template <class Function>
-INLINE void over_columns(int64_t wide, Function f) {
-  for (int64_t j = 0; j < wide; j += kVectors * kLanes) f(j);
-}
-
-INLINE void multiply_add(Vector (&sum)[kVectors], float factor, const float* x) {
-  for (int v = 0; v < kVectors; ++v) sum[v] += factor * load(x + v * kLanes);
-}
-
-// y = sum_c alpha_c q_c S_c + filter, after S = g S + k x, for one row; `queries` are normalised on the way.
+// y = sum_c alpha_c q_c S_c + filter, after S = g S + k x, for one row; `queries` are normalised on the way. Rows are
+// taken in the order of memory, four at a time.
 INLINE void mix(const Operation& op, int64_t row, const float* x, float* queries, float* y) {
   const int64_t wide = in_panels(op.inputs), r = op.rank, past = inputs_before(op);
   float *S = op.state + row * op.span, *history = S + r * wide;
   const float* keys = queries + wide_rank(op);
   normalise(op, queries, queries, queries + wide_rank(op));
-  over_columns(wide, [&](int64_t j) {
-    Vector input[kVectors], sum[kVectors] = {};
-    for (int v = 0; v < kVectors; ++v) input[v] = load(x + j + v * kLanes);
-    for (int64_t c = 0; c < r; ++c)
-      for (int v = 0; v < kVectors; ++v) {
-        float* at = S + c * wide + j + v * kLanes;
-        const Vector s = op.weight[c] * load(at) + keys[c] * input[v];
-        store(s, at);
-        sum[v] += queries[c] * s;
+  in_groups(r, [&](int64_t first, auto count) {
+    for (int64_t j = 0; j < wide; j += kLanes) {
+      const Vector input = load(x + j);
+      Vector sum = {};
+      if (first > 0) sum = load(y + j);
+      for (int64_t c = first; c < first + count; ++c) {
+        const Vector s = op.weight[c] * load(S + c * wide + j) + keys[c] * input;
+        store(s, S + c * wide + j);
+        sum += queries[c] * s;
       }
-    if (op.lags > 0) multiply_add(sum, op.extra[0], x + j);
-    for (int64_t l = 1; l <= past; ++l) multiply_add(sum, op.extra[l], history + (past - l) * wide + j);
-    for (int v = 0; v < kVectors; ++v) store(sum[v], y + j + v * kLanes);
+      store(sum, y + j);
+    }
   });
+  if (op.lags == 0) return;
+  for (int64_t j = 0; j < wide; j += kLanes) store(load(y + j) + op.extra[0] * load(x + j), y + j);
   if (past == 0) return;
+  in_groups(past, [&](int64_t first, auto count) {
+    for (int64_t j = 0; j < wide; j += kLanes) {
+      Vector sum = load(y + j);
+      for (int64_t i = first; i < first + count; ++i) sum += op.extra[past - i] * load(history + i * wide + j);
+      store(sum, y + j);
+    }
+  });
   std::memmove(history, history + wide, sizeof(float) * (past - 1) * wide);
   std::memcpy(history + (past - 1) * wide, x, sizeof(float) * wide);
 }
@@ -155,17 +154,13 @@ INLINE void keep_mixed(const Operation& op, int64_t row, int64_t n, int64_t coun
   const int64_t wide = in_panels(op.inputs), r = op.rank, rank = wide_rank(op), past = inputs_before(op);
   const float* keys = op.keys + row * n * rank;
   float *S = op.state + row * op.span, *history = S + r * wide, *inputs = history + past * wide;
-  over_columns(wide, [&](int64_t j) {
-    for (int64_t c = 0; c < r; ++c) {
-      Vector s[kVectors];
-      for (int v = 0; v < kVectors; ++v) s[v] = load(S + c * wide + j + v * kLanes);
-      for (int64_t t = 0; t < count; ++t) {
-        for (int v = 0; v < kVectors; ++v) s[v] *= op.weight[c];
-        multiply_add(s, keys[t * rank + c], inputs + t * wide + j);
-      }
-      for (int v = 0; v < kVectors; ++v) store(s[v], S + c * wide + j + v * kLanes);
+  for (int64_t c = 0; c < r; ++c)
+    for (int64_t j = 0; j < wide; j += kLanes) {
+      Vector s = load(S + c * wide + j);
+      for (int64_t t = 0; t < count; ++t)
+        s = op.weight[c] * s + keys[t * rank + c] * load(inputs + t * wide + j);
+      store(s, S + c * wide + j);
     }
-  });
   std::memmove(history, history + count * wide, sizeof(float) * past * wide);
 }
 

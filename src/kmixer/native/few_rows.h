@@ -1,8 +1,8 @@
 // A few rows times a matrix of weights, each of which is read once and in the order of memory.
 //
-// Weights lie in panels of kPanel columns, one after the other: (panels, inputs, kPanel), zero beyond the last column.
-// They are asked for long before they are needed, beyond the end of a matrix too, where the next may lie. From memory,
-// eight rows then take hardly longer than one; from a cache, hardly longer than their multiply-adds alone.
+// Weights lie in panels of kPanel columns, one after the other: (panels, inputs + 1, kPanel), biases last, zero beyond the
+// last column. They are asked for long before they are needed, beyond the end of a matrix too, where the next may lie.
+// From memory, eight rows then take hardly longer than one; from a cache, hardly longer than their multiply-adds alone.
 #pragma once
 
 #include "common.h"
@@ -34,10 +34,9 @@ struct Rows {
   METHOD operator Rows<const T>() const { return {data, stride}; }
 };
 
-// out = onto + bias + in W for some rows and one panel of columns.
+// out = onto + in W + bias for some rows and one panel of columns.
 struct Product {
   Rows<const float> in, weights, onto;
-  const float* bias;
   Rows<float> out;
   int64_t inputs;
   const float* ahead;  // kAgain: what is asked for, `step` floats further on with every row of W
@@ -45,7 +44,7 @@ struct Product {
 };
 
 // Where weights lie: in a panel that is read once, in one that is read by several groups of rows, or in rows of a matrix
-// that is no panel.
+// that is no panel, without biases and onto nothing.
 enum Where { kOnce, kAgain, kApart };
 
 // A part of a panel, kVectors wide. A fused multiply-add takes four cycles and two begin in each: few sums are several
@@ -76,7 +75,7 @@ INLINE void multiply_part(const Product& p, int64_t part) {
   if (chains > 1)
     for (; i < inputs; ++i) add(i, 0);
   Vector bias[kVectors];
-  for (int v = 0; v < kVectors; ++v) bias[v] = load(p.bias + part + v * kLanes);
+  for (int v = 0; v < kVectors && where != kApart; ++v) bias[v] = load(w + inputs * kPanel + v * kLanes);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
@@ -104,17 +103,17 @@ constexpr FewRows kFewRows[] = {
 #endif
 };
 
-// out = onto + bias + in W for one panel and any number of rows: more than the registers hold are groups of equal size,
+// out = onto + in W + bias for one panel and any number of rows: more than the registers hold are groups of equal size,
 // one after the other. They ask for the next panel, each for a part of it.
 INLINE void multiply_panel(Rows<const float> in, const float* panel, int64_t inputs, Rows<const float> onto,
-                           const float* bias, Rows<float> out, int64_t rows) {
-  if (rows <= kMostRows) return kFewRows<kOnce>[rows - 1]({in, {panel, kPanel}, onto, bias, out, inputs, panel, 0});
+                           Rows<float> out, int64_t rows) {
+  if (rows <= kMostRows) return kFewRows<kOnce>[rows - 1]({in, {panel, kPanel}, onto, out, inputs, panel, 0});
   const int64_t groups = (rows + kMostRows - 1) / kMostRows, step = kVectors * kLanes / groups;
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t first = rows * group / groups, count = rows * (group + 1) / groups - first;
-    const float* ahead = panel + inputs * kPanel * (groups + group) / groups;
-    kFewRows<kAgain>[count - 1]({in.from(first, 0), {panel, kPanel}, onto.from(first, 0), bias, out.from(first, 0),
-                                 inputs, ahead, step});
+    const float* ahead = panel + (inputs + 1) * kPanel * (groups + group) / groups;
+    kFewRows<kAgain>[count - 1](
+        {in.from(first, 0), {panel, kPanel}, onto.from(first, 0), out.from(first, 0), inputs, ahead, step});
   }
 }
 
@@ -122,7 +121,7 @@ INLINE void multiply_panel(Rows<const float> in, const float* panel, int64_t inp
 INLINE void multiply_rows(Rows<const float> in, Rows<const float> weights, int64_t inputs, Rows<float> out,
                           int64_t rows, int64_t columns) {
   for (int64_t j = 0; j < columns; j += kPanel)
-    kFewRows<kApart>[rows - 1]({in, weights.from(0, j), out, kNothing, out.from(0, j), inputs, weights.data, 0});
+    kFewRows<kApart>[rows - 1]({in, weights.from(0, j), out, out.from(0, j), inputs, weights.data, 0});
 }
 
 }  // namespace
