@@ -23,6 +23,7 @@ from kmixer.models.heads import GeluHead
 from kmixer.models.k_stack import KStack
 
 PANEL = 32  # columns: kPanel in native/few_rows.h
+LINE = 16
 WHOLE = 16  # queries and keys come in as many: wide_rank in native/decode_state.h
 EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE, REMEMBER, COPY, POINT = range(9)
 NONE, GELU, GATE = range(3)
@@ -76,8 +77,9 @@ class Operations:
             self._put_in_order()
 
     def strides(self) -> list[int]:
-        """Of the rows of every buffer: whole panels, but for logits, which are given away as they are."""
-        return [width if index == self.logits else whole(width, PANEL) for index, width in enumerate(self.widths)]
+        """Of the rows of every buffer: whole panels, and one line of memory more, as rows a power of two apart share
+        places in a cache; logits are given away as they are."""
+        return [width if index == self.logits else whole(width, PANEL) + LINE for index, width in enumerate(self.widths)]
 
     def _prepare(self, model: CausalLM) -> int:
         stack = model.stack

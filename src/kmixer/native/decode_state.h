@@ -48,8 +48,14 @@ INLINE int64_t inputs_before(const Operation& op) { return std::max<int64_t>(op.
 
 // |x|^2 of whole vectors.
 INLINE float squares_of(const float* x, int64_t wide) {
-  Vector sum[1] = {};
-  for (int64_t j = 0; j < wide; j += kLanes) sum[0] += load(x + j) * load(x + j);
+  Vector sum[1] = {}, other = {};
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= wide; j += 2 * kLanes) {
+    sum[0] += load(x + j) * load(x + j);
+    other += load(x + j + kLanes) * load(x + j + kLanes);
+  }
+  if (j < wide) sum[0] += load(x + j) * load(x + j);
+  sum[0] += other;
   float squares;
   store_sums(sum, &squares, false);
   return squares;
@@ -82,6 +88,7 @@ INLINE void mix(const Operation& op, int64_t row, const float* x, float* queries
       Vector sum = {};
       if (first > 0) sum = load(y + j);
       for (int64_t c = first; c < first + count; ++c) {
+        __builtin_prefetch(S + (c + count) * wide + j);  // of many rows, S comes from memory: in half the time
         const Vector s = op.weight[c] * load(S + c * wide + j) + keys[c] * input;
         store(s, S + c * wide + j);
         sum += queries[c] * s;

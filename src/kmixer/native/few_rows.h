@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kPanel = 32;    // generation/operations.py packs as many, and pads the rows of all buffers to them
 constexpr int64_t kAhead = 4096;  // floats: memory answers in the time that eight rows take for half of them
-constexpr int kVectors = 2;       // of a panel at once
+constexpr int kVectors = 2;
+constexpr int64_t kPart = kVectors * kLanes;  // of a panel at once
 #ifdef __AVX512F__
 constexpr int64_t kMostRows = 12;  // whose sums are held in registers
 #else
@@ -47,7 +48,7 @@ struct Product {
 // that is no panel, without biases and onto nothing.
 enum Where { kOnce, kAgain, kApart };
 
-// A part of a panel, kVectors wide. A fused multiply-add takes four cycles and two begin in each: few sums are several
+// A part of a panel. A fused multiply-add takes four cycles and two begin in each: few sums are several
 // chains.
 template <int rows, Where where>
 INLINE void multiply_part(const Product& p, int64_t part) {
@@ -55,7 +56,7 @@ INLINE void multiply_part(const Product& p, int64_t part) {
   const int64_t stride = where == kApart ? p.weights.stride : kPanel, in_stride = p.in.stride, inputs = p.inputs;
   const int64_t out_stride = p.out.stride, onto_stride = p.onto.stride, step = p.step;
   const float *in = p.in.data, *w = p.weights.data + part, *onto = p.onto.data + part;
-  const float* ahead = p.ahead + part / (kVectors * kLanes) * inputs * step;
+  const float* ahead = p.ahead + part / kPart * inputs * step;
   float* out = p.out.data + part;
   Vector sum[chains][rows][kVectors] = {};
   const auto add = [&](int64_t i, int c) {
@@ -89,7 +90,7 @@ INLINE void multiply_part(const Product& p, int64_t part) {
 
 template <int rows, Where where>
 void multiply_rows_of(const Product& product) {
-  for (int64_t part = 0; part < kPanel; part += kVectors * kLanes) multiply_part<rows, where>(product, part);
+  for (int64_t part = 0; part < kPanel; part += kPart) multiply_part<rows, where>(product, part);
 }
 
 using FewRows = void (*)(const Product&);
@@ -108,10 +109,10 @@ constexpr FewRows kFewRows[] = {
 INLINE void multiply_panel(Rows<const float> in, const float* panel, int64_t inputs, Rows<const float> onto,
                            Rows<float> out, int64_t rows) {
   if (rows <= kMostRows) return kFewRows<kOnce>[rows - 1]({in, {panel, kPanel}, onto, out, inputs, panel, 0});
-  const int64_t groups = (rows + kMostRows - 1) / kMostRows, step = kVectors * kLanes / groups;
+  const int64_t groups = (rows + kMostRows - 1) / kMostRows, step = (kPart + groups - 1) / groups;
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t first = rows * group / groups, count = rows * (group + 1) / groups - first;
-    const float* ahead = panel + (inputs + 1) * kPanel * (groups + group) / groups;
+    const float* ahead = panel + (inputs + 1) * kPanel + group * inputs * step * (kPanel / kPart);
     kFewRows<kAgain>[count - 1](
         {in.from(first, 0), {panel, kPanel}, onto.from(first, 0), out.from(first, 0), inputs, ahead, step});
   }
