@@ -79,7 +79,9 @@ class Operations:
     def strides(self) -> list[int]:
         """Of the rows of every buffer: whole panels, and one line of memory more, as rows a power of two apart share
         places in a cache; logits are given away as they are."""
-        return [width if index == self.logits else whole(width, PANEL) + LINE for index, width in enumerate(self.widths)]
+        return [
+            width if index == self.logits else whole(width, PANEL) + LINE for index, width in enumerate(self.widths)
+        ]
 
     def _prepare(self, model: CausalLM) -> int:
         stack = model.stack
@@ -279,7 +281,7 @@ def _padded(tensor: Tensor, width: int) -> Tensor:
 
 
 def _panels(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Weights (outputs, inputs) as native/few_rows.h reads them: (panels, inputs + 1, PANEL), biases last, then zeros."""
+    """Weights (outputs, inputs) as native/few_rows.h reads them: (panels, inputs + 1, PANEL), biases last."""
     outputs, inputs = weight.shape
     last = weight.new_zeros(outputs) if bias is None else bias
     columns = _padded(torch.cat([weight, last[:, None]], dim=1).T, whole(outputs, PANEL))
