@@ -47,6 +47,7 @@ def test_corpora(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> None
 
 def test_recipes_and_keys(kmixer_command: Run, recipe_file: Path, tmp_path: Path) -> None:
     assert "no such recipe; allowed: deit-b" in kmixer_command("train", "shakspeare").error()
+    assert "got neither RECIPE nor --from RUN" in kmixer_command("train").error()
     for setting, message in {
         "model.rnak=2": "unknown key model.rnak; did you mean rank?",
         "model.decay.backend=fast": "allowed: 'auto', 'recurrent', 'mask', 'block'",
@@ -60,7 +61,7 @@ def test_recipes_and_keys(kmixer_command: Run, recipe_file: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [["frobnicate"], ["train"], ["eval", "run", "--protocol", "batches"], ["--what"]])
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["eval"], ["eval", "run", "--protocol", "batches"], ["--what"]])
 def test_commands_and_options(kmixer_command: Run, arguments: list[str]) -> None:
     answer = kmixer_command(*arguments)
     assert answer.code == 2

@@ -78,7 +78,9 @@ def test_wrong_options_are_one_line(kmixer_command: Run, run: Path, tmp_path: Pa
     assert "bench speculate: got a text of" in kmixer_command(*bench, "--context", 5000).error()
 
 
-def test_bench_says_what_is_accepted_and_what_it_costs(kmixer_command: Run, run: Path) -> None:
+def test_bench_says_what_is_accepted_and_what_it_costs(
+    kmixer_command: Run, run: Path, text_file: Path, tmp_path: Path
+) -> None:
     few = ["--context", 20, "--positions", 60, "--tokens", 8, "--repeats", 1, "--draft-tokens", 1, "--draft-tokens", 3]
     options = ["bench", "speculate", run, *few]
     rows = json.loads(kmixer_command(*options, "--draft", "ngram:2", "--json").out)["rows"]
@@ -98,3 +100,8 @@ def test_bench_says_what_is_accepted_and_what_it_costs(kmixer_command: Run, run:
     assert itself[6]["mean_emitted"] == 4
     page = kmixer_command(*options, "--draft", "lookup", "--accept", "bounded", "--bound", 0.1).out
     assert "x step" in page and "predicted x" in page and "proposed" in page
+
+    moved = text_file.rename(tmp_path / "moved.txt")
+    assert "--corpus FILE says where it is now" in kmixer_command(*options, "--draft", "ngram:2").error()
+    again = json.loads(kmixer_command(*options, "--draft", "ngram:2", "--corpus", moved, "--json").out)["rows"]
+    assert again[4] == accepted

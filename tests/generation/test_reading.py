@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +18,9 @@ from kmixer.generation import live_memory
 from kmixer.generation.decoder import Decoder, EagerDecoder
 from kmixer.generation.prepared import PreparedDecoder, can_prepare
 from kmixer.models import CausalLM, TransformerConfig
+from kmixer.native import library
 from kmixer.state import State, join, rows
+from kmixer.state import tensors as tensors_of
 from tests.generation.test_live_memory import make_model as make_copying
 from tests.generation.test_prepared import MODELS, VOCABULARY, compiled, make_model, make_tokens
 
@@ -111,10 +115,12 @@ def test_a_copy_memory_has_no_trace_of_what_was_not_kept(memory: int | None, dat
     first = live_memory.FIRST_CAPACITY
     live_memory.FIRST_CAPACITY = data.draw(st.sampled_from([2, 16]))
     try:
-        state = model.initial_state(b)
+        run = data.draw(st.sampled_from([0, 70, 100]))  # makes paths in the automata, soon or already
+        state = model(torch.ones(b, run, dtype=torch.int64)).state if run else model.initial_state(b)
         decoder = PreparedDecoder(model, state)
         for _ in range(data.draw(st.integers(1, 6))):
             tokens = torch.randint(3, (b, data.draw(st.integers(1, 30))), generator=torch.Generator().manual_seed(b))
+            tokens[:, : data.draw(st.integers(0, 30))] = 1
             logits = decoder.read(tokens)
             assert_close(logits, model(tokens, state).logits)
             assert torch.equal(decoder.read(tokens), logits)
@@ -180,16 +186,72 @@ def test_logits_of_a_read_stay_as_they_are() -> None:
     assert torch.equal(logits, kept)
 
 
-@pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
+@pytest.fixture(params=library.BUILDS["AVX512"])
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Decoders are made with this build of the kernels, where there is one and this machine runs it."""
+    spec = importlib.util.find_spec(f"kmixer.native._kernels_{request.param}")
+    usable = library.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",))
+    if native.kernels() is None or spec is None or spec.origin is None or request.param not in usable:
+        pytest.skip(f"this machine has no {request.param} kernels")
+    kernels = ctypes.CDLL(spec.origin)
+    monkeypatch.setattr(native, "kernels", lambda: kernels)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("b", [1, 5, 40])
 @pytest.mark.parametrize("width", [16, 20, 33, 64])
 @torch.no_grad()
-def test_any_number_of_rows_is_the_model(b: int, width: int) -> None:
+def test_any_number_of_rows_is_the_model(build: str, b: int, width: int) -> None:
     model = make_model(MODELS["refined"], width=width)
     decoder, state = PreparedDecoder(model, model.initial_state(b)), model.initial_state(b)
-    for n in (1, 2, 3, 5, 7, 11, 13, 17):
+    for n in range(1, 18) if b == 1 else (1, 2, 3, 5, 7, 13):
         tokens = make_tokens(b, n)
         output = model(tokens, state)
         assert_close(decoder.read(tokens), output.logits)
         decoder.commit(torch.full((b,), n))
         state = output.state
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@torch.no_grad()
+def test_any_rank_width_and_filter_is_the_model(build: str, data: st.DataObject) -> None:
+    """Sizes that fill no vector, panels that two groups of rows share, filters longer and shorter than what is read."""
+    size = data.draw(st.sampled_from([1, 2, 9, 20]))
+    values = {
+        "rank": data.draw(st.sampled_from([1, 5, 16, 17, 40])),
+        "base_kernel": data.draw(st.sampled_from([{"kind": "none"}, {"kind": "conv", "size": size}])),
+        "output_gate": data.draw(st.booleans()),
+    }
+    model = make_model(values, width=data.draw(st.sampled_from([1, 7, 31, 62, 96])))
+    b = data.draw(st.integers(1, 3))
+    decoder, state = PreparedDecoder(model, model.initial_state(b)), model.initial_state(b)
+    for n in data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=4)):
+        tokens = make_tokens(b, n)
+        assert_close(decoder.read(tokens), model(tokens, state).logits)
+        lengths = torch.tensor(data.draw(st.lists(st.integers(0, n), min_size=b, max_size=b)))
+        decoder.commit(lengths)
+        state = read_so_much(model, state, tokens, lengths.tolist())
+        assert_close(decoder.state(), state)
+        one = make_tokens(b, 1)
+        assert_close(decoder.step(one[:, 0]), model(one, state).logits[:, 0])
+        state = model(one, state).state
+
+
+@compiled
+def test_a_decoder_goes_in_and_out_of_inference_mode() -> None:
+    """What it writes to is made in one mode and written to in another; neither follows gradients."""
+    model, tokens = make("conv"), make_tokens(2, 4)
+    state = model(tokens).state
+    with torch.inference_mode():
+        inside = PreparedDecoder(model, model.initial_state(2))
+        inside.read(tokens)
+    outside = PreparedDecoder(model, model.initial_state(2))
+    for decoder in (inside, outside):
+        for mode in (False, True, False):
+            with torch.inference_mode(mode):
+                decoder.restore(state)
+                assert_close(decoder.advance(tokens), model(tokens, state).logits)
+                decoder.read(torch.cat([tokens, tokens], 1))
+                decoder.commit(torch.tensor([1, 2]))
+                assert not any(tensor.requires_grad for tensor in tensors_of(decoder.state()))

@@ -459,8 +459,8 @@ def test_tau_begins_as_asked_and_stays_in_its_range(chunk: int) -> None:
     torch.testing.assert_close(fast.decay(), torch.full_like(fast.decay(), (1 - 1 / 600) ** chunk), rtol=1e-6, atol=0)
     for extreme in (-100.0, 100.0):
         nn.init.constant_(fast.decay_logit, extreme)
-        taus = fast.tau().detach()
-        assert SHORTEST_TAU <= float(taus.min()) <= float(taus.max()) <= LONGEST_TAU * (1 + 1e-12)
+        tau = fast.tau().detach()
+        assert SHORTEST_TAU <= float(tau.min()) <= float(tau.max()) <= LONGEST_TAU * (1 + 1e-12)
 
 
 def test_a_stream_needs_something_that_forgets() -> None:

@@ -19,6 +19,7 @@ APART = {
     "decode_commit",
     "decode_read",
     "decode_step",
+    "decoding_size",
     "operation_size",
     "sources_digest",
     "suffix_automaton_words",

@@ -111,6 +111,19 @@ def test_fast_ways_are_the_definition(
     assert same(split(tokens, [1], memory, backend, longest=longest), exact)
 
 
+@needs_kernels
+@settings(max_examples=100)
+@given(texts, st.integers(0, 120), memories.map(lambda memory: memory and 100 + memory), st.none() | st.integers(1, 6))
+def test_after_a_run_that_is_too_long_to_walk_over(
+    text: list[int], run: int, memory: int | None, longest: int | None
+) -> None:
+    """The compiled automaton goes on with paths: at any token after it made them, and back without when it forgets."""
+    tokens = torch.tensor([[0] * run + text + [1] * run + text[::-1]])
+    exact = suffix_matches(tokens, memory=memory, longest=longest, backend="python")
+    assert same(suffix_matches(tokens, memory=memory, longest=longest, backend="native"), exact)
+    assert same(split(tokens, [90, 7, 30], memory, "native", longest=longest), exact)
+
+
 @given(texts, st.integers(1, 6))
 def test_bounded_matches_are_the_last_tokens_of_the_longest(text: list[int], longest: int) -> None:
     tokens = torch.tensor([text])

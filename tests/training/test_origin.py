@@ -150,8 +150,11 @@ def test_what_is_not_there_begins_fresh_and_is_named(
             assert tensor.shape == drawn[f"model/{name}"].shape, name
 
 
-def test_a_run_with_fresh_parameters_resumes_bit_for_bit(source: Path, text_file: Path, tmp_path: Path) -> None:
-    recipe = values(text_file, model={"output_gate": True})
+@pytest.mark.parametrize("settings", [{"output_gate": True}, {"fast_weights": {"chunk": 8}}], ids=str)
+def test_a_run_with_fresh_parameters_resumes_bit_for_bit(
+    settings: dict[str, Any], source: Path, text_file: Path, tmp_path: Path
+) -> None:
+    recipe = values(text_file, model=settings)
     train(recipe, tmp_path / "whole", begin_from=source)
     with pytest.raises(CrashError):
         train(recipe, tmp_path / "parts", begin_from=source, reporter=StopAfter(4))

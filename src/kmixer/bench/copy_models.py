@@ -38,9 +38,10 @@ def bench_decoding(tokens: Tensor, prompt: int, steps: int, repeats: int) -> lis
     rows = []
     for batch in BATCHES:
         stretches = tokens[: len(tokens) // batch * batch].view(batch, -1)
+        timed = stretches[:, prompt : prompt + steps * (repeats + 1)]
         for what, sampling in (("steps", None), ("steps and drawing", Sampling())):
             calls = {
-                name: _stepper(_model(recipe), stretches[:, :prompt], stretches[:, prompt:], steps, sampling)
+                name: _stepper(_model(recipe), stretches[:, :prompt], timed, steps, sampling)
                 for name, recipe in _recipes().items()
             }
             rows += [

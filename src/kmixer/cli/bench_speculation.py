@@ -83,7 +83,7 @@ def speculate(
     assert model.tokenizer is not None
     _, held = held_out(RunFolder(run), model.tokenizer, corpus, data_dir)
     text = torch.from_numpy(np.asarray(held.tokens[: context + positions]).astype(np.int64))
-    make_draft = drafts_of(model, draft, speculation)
+    make_draft = drafts_of(model, draft, speculation, corpus, data_dir)
     rows = bench_speculation(model, make_draft, text, speculation, sampling, sizes)
     if as_json:
         print_report("speculate", None, rows, {}, as_json)

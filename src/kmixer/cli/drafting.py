@@ -29,13 +29,22 @@ def speculation_of(accept: str, draft_tokens: str = "4", **settings: Any) -> Spe
     return Speculation(accept, tokens, **settings)  # type: ignore[arg-type]
 
 
-def drafts_of(model: LanguageModel, draft: str, speculation: Speculation) -> Callable[[], Draft]:
-    """Makes drafts of a name or of a run folder. Raises InputError for what is neither, or does not fit the model."""
+def drafts_of(
+    model: LanguageModel,
+    draft: str,
+    speculation: Speculation,
+    corpus: str | None = None,
+    data_dir: Path | None = None,
+) -> Callable[[], Draft]:
+    """Makes drafts of a name or of a run folder; corpus and data_dir are of the text that n-grams are counted in.
+
+    Raises InputError for what is neither, or does not fit the model.
+    """
     if not is_draft_name(draft):
         if not Path(draft).exists() and draft not in packaged_models():
             raise InputError(f"--draft: got {shown(draft)}, which is no run folder; allowed: a run, {NAMES}")
         return partial(open_draft, model, load(Path(draft)), speculation)
-    ngrams = ngrams_of(model, draft)
+    ngrams = ngrams_of(model, draft, corpus, data_dir)
     return partial(open_draft, model, draft, speculation) if ngrams is None else partial(NgramDraft, ngrams)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from kmixer.cli.drafting import drafts_of, speculation_of, statistics_of
-from kmixer.cli.options import Accept, Bound, Delta, Draft, ExactGamma, Mix, RunOrPackaged
+from kmixer.cli.options import Accept, Bound, DataDir, Delta, Draft, ExactGamma, Mix, RunOrPackaged
 from kmixer.data.reading import lines_of, text_source
 from kmixer.errors import InputError
 from kmixer.generation.conversation import Conversation
@@ -45,6 +45,7 @@ def generate(
     mix: Mix = None,
     exact_gamma: ExactGamma = False,
     stats: Annotated[bool, typer.Option("--stats", help="Say on standard error what came of the draft.")] = False,
+    data_dir: DataDir = None,
 ) -> None:
     """Continue a text with a run's model, printed as it is written.
 
@@ -76,7 +77,7 @@ def generate(
     if draft is None:
         columns = generate_tokens(model, tokens, max_new_tokens, sampling, seed=seed)
     else:
-        drafts = drafts_of(model, draft, speculation)()
+        drafts = drafts_of(model, draft, speculation, data_dir=data_dir)()
         rounds = Rounds(model, drafts, tokens, max_new_tokens, speculation, sampling, seed=seed, tally=stats)
         columns = rounds.columns()
     pieces = text_of(tokens, columns, model.tokenizer, stop or ())

@@ -16,7 +16,7 @@ from kmixer import native
 from kmixer.errors import InputError
 from kmixer.ops.suffix_automaton import LONGEST_TEXT, SuffixState, remembers_from, suffix_matches
 
-# Tokens that the automata of a new text have room for, at 110 bytes each; when they are full, room is doubled.
+# Tokens that the automata of a new text have room for, at 132 bytes each; when they are full, room is doubled.
 FIRST_CAPACITY = 512
 
 

@@ -67,10 +67,10 @@ def open_draft(model: CausalLM, draft: AnyDraft, speculation: Speculation) -> Dr
     raise InputError(f"draft: got {shown(draft)}; allowed: {NAMES}")
 
 
-def ngrams_of(model: CausalLM, draft: str) -> Ngrams | None:
+def ngrams_of(model: CausalLM, draft: str, corpus: str | None = None, data_dir: Path | None = None) -> Ngrams | None:
     """The counts that a draft of this name asks for, read or made of the text of the model's run; None of another.
 
-    Raises InputError as `open_draft` does.
+    corpus and data_dir say where that text is now, see `count_run`. Raises InputError as `open_draft` does.
     """
     if draft.endswith(".safetensors"):
         ngrams = Ngrams.load(Path(draft))
@@ -84,7 +84,7 @@ def ngrams_of(model: CausalLM, draft: str) -> Ngrams | None:
             "give a file of kmixer ngram"
         )
     assert model.tokenizer is not None
-    return count_run(run, model.tokenizer, int(draft.removeprefix("ngram:")))
+    return count_run(run, model.tokenizer, int(draft.removeprefix("ngram:")), corpus, data_dir)
 
 
 def _check_tokens(model: CausalLM, theirs: dict[str, object] | None, size: int) -> None:

@@ -7,7 +7,7 @@ projections behind them, gates and decays with their sigmoids.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +23,37 @@ from kmixer.models.heads import GeluHead
 from kmixer.models.k_stack import KStack
 
 PANEL = 32  # columns: kPanel in native/few_rows.h
+LINE = 16
+WHOLE = 16  # queries and keys come in as many: wide_rank in native/decode_state.h
 EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE, REMEMBER, COPY, POINT = range(9)
 NONE, GELU, GATE = range(3)
 
 
 class Operation(ctypes.Structure):
-    """`Operation` in native/decode.cpp."""
+    """`Operation` in native/decode_state.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("kind", "input", "output", "inputs", "outputs")),
         *((name, ctypes.c_int64) for name in ("activation", "residual")),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "extra", "state", "history", "keys", "log")),
-        *((name, ctypes.c_int64) for name in ("rank", "lags", "queries")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "extra", "state", "keys")),
+        *((name, ctypes.c_int64) for name in ("rank", "lags", "queries", "span")),
         *((name, ctypes.c_void_p) for name in ("automata", "matches")),
         ("words", ctypes.c_int64),
         ("eps", ctypes.c_float),
         ("unused", ctypes.c_float),
+    )
+
+
+class Decoding(ctypes.Structure):
+    """`Decoding` in native/decode.cpp."""
+
+    _fields_ = (
+        ("operations", ctypes.POINTER(Operation)),
+        ("count", ctypes.c_int64),
+        ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("tokens", ctypes.POINTER(ctypes.c_int64)),
+        *((name, ctypes.c_int64) for name in ("rows", "logits", "vocabulary")),
     )
 
 
@@ -61,6 +76,13 @@ class Operations:
             self.logits = self._prepare(model)  # the number of their buffer
             self._put_in_order()
 
+    def strides(self) -> list[int]:
+        """Of the rows of every buffer: whole panels, and one line of memory more, as rows a power of two apart share
+        places in a cache; logits are given away as they are."""
+        return [
+            width if index == self.logits else whole(width, PANEL) + LINE for index, width in enumerate(self.widths)
+        ]
+
     def _prepare(self, model: CausalLM) -> int:
         stack = model.stack
         assert isinstance(stack, KStack)
@@ -73,7 +95,7 @@ class Operations:
         hidden, normed, queries, mixed, inner, refined = (
             self._buffer(width),
             self._buffer(width),
-            self._buffer(2 * max((block.mixer.query.shape[1] for block in blocks), default=0)),
+            self._buffer(2 * max((whole(block.mixer.query.shape[1], WHOLE) for block in blocks), default=0)),
             self._buffer(width),
             self._buffer(max(inner_widths)),
             self._buffer(width),
@@ -98,7 +120,7 @@ class Operations:
             self._k0(stack.read_out, target)
             if stack.refined:
                 self._add(REFINE, refined, hidden, inputs=width, extra=stack.eta().reshape(1))
-        self._add(NORM, hidden, normed, inputs=width, weight=model.norm.weight, eps=NORM_EPS)
+        self._norm(hidden, normed, cast(Tensor, model.norm.weight))
         logits = self._head(model, normed, mixed, inner)
         if model.pointer is not None and model.copy_memory is not None:
             self._point(model.pointer, normed, logits)
@@ -111,14 +133,14 @@ class Operations:
         size, at = weights.element_size(), weights.data_ptr()
         for operation in linear:
             operation.weight = at
-            at += size * operation.inputs * -(-operation.outputs // PANEL) * PANEL
+            at += size * (operation.inputs + 1) * whole(operation.outputs, PANEL)
         self._keep(weights)
 
     def _head(self, model: CausalLM, normed: int, spare: int, inner: int) -> int:
         logits = self._buffer(model.vocabulary_size)
         head = model.head
         if isinstance(head, GeluHead):
-            self._add(NORM, normed, spare, inputs=len(head.norm.weight), weight=head.norm.weight, eps=NORM_EPS)
+            self._norm(normed, spare, head.norm.weight)
             self._linear(spare, inner, head.up.weight, head.up.bias, activation=GELU)
             self._linear(inner, logits, head.down.weight, head.down.bias)
             return logits
@@ -148,7 +170,10 @@ class Operations:
     ) -> None:
         mixer = layer.mixer
         self._norm(hidden, normed, layer.mixing_norm.weight)
-        self._linear(normed, queries, torch.cat([mixer.query, mixer.key], dim=1).T)
+        rank = mixer.query.shape[1]
+        wide = whole(rank, WHOLE)
+        both = torch.cat([_padded(mixer.query, wide), _padded(mixer.key, wide)], dim=1)
+        self._linear(normed, queries, both.T)
         lags, base = 0, None
         if kernel is not None:
             assert mixer.gate_logit is not None
@@ -160,10 +185,10 @@ class Operations:
             normed,
             mixed,
             inputs=mixer.query.shape[0],
-            weight=mixer.decay(),
-            bias=mixer.alpha().expand(mixer.query.shape[1]),
+            weight=_padded(mixer.decay(), wide),
+            bias=_padded(mixer.alpha().expand(rank), wide),
             extra=base,
-            rank=mixer.query.shape[1],
+            rank=rank,
             lags=lags,
             queries=queries,
             eps=NORM_EPS,
@@ -179,7 +204,8 @@ class Operations:
     def _k0(self, layer: K0, hidden: int) -> None:
         width = len(layer.gain)
         tensors = {"weight": layer.norm.weight, "bias": layer.bias, "extra": layer.gain}
-        self._add(READ_OUT, hidden, hidden, inputs=width, eps=NORM_EPS, **tensors)
+        padded = {name: _padded(tensor, whole(width, PANEL)) for name, tensor in tensors.items()}
+        self._add(READ_OUT, hidden, hidden, inputs=width, eps=NORM_EPS, **padded)
 
     def _feed_forward(self, norm: Tensor, layer: FeedForward, hidden: int, normed: int, inner: int) -> None:
         self._norm(hidden, normed, norm)
@@ -209,7 +235,8 @@ class Operations:
         self._add(kind, source, target, **fields)
 
     def _norm(self, source: int, target: int, weight: Tensor) -> None:
-        self._add(NORM, source, target, inputs=len(weight), weight=weight, eps=NORM_EPS)
+        padded = _padded(weight, whole(len(weight), PANEL))
+        self._add(NORM, source, target, inputs=len(weight), weight=padded, eps=NORM_EPS)
 
     def _linear(
         self,
@@ -222,10 +249,8 @@ class Operations:
         residual: int = -1,
     ) -> None:
         outputs, inputs = weight.shape
-        if bias is None and (activation == GELU or residual >= 0):  # which read one
-            bias = weight.new_zeros(outputs)
         options = {"activation": activation, "residual": residual}
-        self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=_panels(weight), bias=bias, **options)
+        self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=_panels(weight, bias), **options)
 
     def _buffer(self, width: int) -> int:
         self.widths.append(width)
@@ -246,8 +271,18 @@ class Operations:
         return tensor.data_ptr()
 
 
-def _panels(weight: Tensor) -> Tensor:
-    """Weights (outputs, inputs) as native/few_rows.h reads them: (panels, inputs, PANEL), zeros at the end."""
-    panels = -(-len(weight) // PANEL)
-    padded = F.pad(weight, (0, 0, 0, panels * PANEL - len(weight)))
-    return padded.view(panels, PANEL, -1).mT
+def whole(size: int, part: int) -> int:
+    """The next multiple of the part."""
+    return -(-size // part) * part
+
+
+def _padded(tensor: Tensor, width: int) -> Tensor:
+    return F.pad(tensor, (0, width - tensor.shape[-1]))
+
+
+def _panels(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Weights (outputs, inputs) as native/few_rows.h reads them: (panels, inputs + 1, PANEL), biases last."""
+    outputs, inputs = weight.shape
+    last = weight.new_zeros(outputs) if bias is None else bias
+    columns = _padded(torch.cat([weight, last[:, None]], dim=1).T, whole(outputs, PANEL))
+    return columns.reshape(inputs + 1, -1, PANEL).transpose(0, 1)

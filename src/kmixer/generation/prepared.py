@@ -7,6 +7,8 @@ the definition; the prepared step agrees with it to rounding.
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -15,13 +17,13 @@ from torch import Tensor
 from kmixer import native
 from kmixer.errors import InputError
 from kmixer.generation.live_memory import LiveMemory
-from kmixer.generation.operations import Operation, Operations
+from kmixer.generation.operations import PANEL, WHOLE, Decoding, Operation, Operations, whole
 from kmixer.layers import BaseKernel, BlockState, K2Mixer, K2State
 from kmixer.models.causal_lm import CausalLM, RememberingState, check_tokens
 from kmixer.models.heads import GeluHead, LinearHead
 from kmixer.models.k_stack import KStack, KStackState
 from kmixer.models.known_parts import unknown_part
-from kmixer.state import State, batch_of, check_state
+from kmixer.state import State, batch_of, check_state, map_tensors, tensors
 from kmixer.trail import check_lengths
 
 # Threads cost more than they save below this many rows each.
@@ -84,27 +86,31 @@ class PreparedDecoder:
         self._passes = model.stack.passes
         self._operations = Operations(model)
         self._program = (Operation * len(self._operations.list))(*self._operations.list)
-        library = native.kernels()
-        assert library is not None
-        assert library.operation_size() == ctypes.sizeof(Operation)
-        self._library = library
-        self._state: list[K2State] = []
+        self._library = _declared()
+        self._decoding = Decoding(
+            operations=self._program,
+            count=len(self._program),
+            logits=self._operations.logits,
+            vocabulary=self.vocabulary_size,
+        )
+        self._where = ctypes.addressof(self._decoding)
         self._memory: LiveMemory | None = None
         self._read: int | None = None  # tokens a row, since the sequences moved last
+        self.rows = self._width = -1  # no room yet
         self.restore(state)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (b, v) after one token a row (b,) int64, valid until the next call."""
-        numbers = tokens.tolist() if tokens.dtype == torch.int64 and tokens.ndim == 1 else []
-        if len(numbers) != self.rows:
+        if tokens.dtype != torch.int64 or tokens.shape != self._shape:
             raise self._other_tokens(tokens)
+        given = _plain(tokens)
+        if self._memory is not None:
+            check_tokens(given[:, None], self.vocabulary_size)  # before they are counted
+            if self._memory.count_step():
+                self._put_automata(self._memory)
+        if not self._library.decode_step(self._where, given.data_ptr(), self._threads):
+            check_tokens(given[:, None], self.vocabulary_size)
         self._read = None
-        if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocabulary_size:
-            check_tokens(tokens[:, None].cpu(), self.vocabulary_size)
-        if self._memory is not None and self._memory.count_step():
-            self._put_automata(self._memory)
-        self._tokens[: self.rows] = numbers
-        self._library.decode_step(*self._arguments)
         return self._logits
 
     def advance(self, tokens: Tensor) -> Tensor:
@@ -121,25 +127,20 @@ class PreparedDecoder:
 
     def read(self, tokens: Tensor) -> Tensor:
         """Logits (b, n, v) after each of the tokens (b, n) int64, while the sequences stand where they stood."""
-        if tokens.ndim != 2 or len(tokens) != self.rows or tokens.dtype != torch.int64:
+        shape, n = tokens.shape, tokens.shape[-1] if tokens.ndim else 0
+        if len(shape) != 2 or shape[0] != self.rows or tokens.dtype != torch.int64:
             check_tokens(tokens.cpu(), self.vocabulary_size)
             raise self._other_tokens(tokens)
-        n, numbers = tokens.shape[1], tokens.flatten().tolist()
-        if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocabulary_size:
-            check_tokens(tokens.cpu(), self.vocabulary_size)
-        self._read = None
+        given = _plain(tokens)
         if n > self._width:
-            self._allocate(n)
+            check_tokens(given, self.vocabulary_size)  # before what was read is lost
+            self._make_room(n)
         if self._memory is not None and self._memory.make_room(n):
             self._put_automata(self._memory)
-        self._tokens[: len(numbers)] = numbers
-        logits = torch.empty(self.rows, n, self.vocabulary_size)
-        program, count, given, addresses, strides, rows, _ = self._arguments
-        index = self._operations.logits
-        kept, addresses[index] = addresses[index], logits.data_ptr()
-        threads = ctypes.c_int64(_threads(self.rows * n))
-        self._library.decode_read(program, count, given, addresses, strides, rows, ctypes.c_int64(n), threads)
-        addresses[index] = kept
+        logits = torch.empty(self.rows, n, self.vocabulary_size, dtype=torch.float32)
+        threads = self._threads if self.rows == 1 else _threads(self.rows * n)
+        if not self._library.decode_read(self._where, given.data_ptr(), n, logits.data_ptr(), threads):
+            check_tokens(given, self.vocabulary_size)
         self._read = n
         return logits
 
@@ -147,22 +148,16 @@ class PreparedDecoder:
         """Stand after so many (b,) of the tokens that were read last."""
         n = check_read(self._read)
         check_lengths(lengths, self.rows, n)
-        kept = (ctypes.c_int64 * self.rows)(*lengths.tolist())
-        program, count, given, _, _, rows, threads = self._arguments
-        self._library.decode_commit(program, count, given, kept, rows, ctypes.c_int64(n), threads)
+        kept = _plain(lengths)
+        self._library.decode_commit(self._where, n, kept.data_ptr(), self._threads)
         if self._memory is not None:
-            self._memory.count_kept(lengths.cpu())
+            self._memory.count_kept(kept)
         self._read = None
 
     def state(self) -> State:
         """Where the sequences stand; a snapshot, as the model takes it."""
-
-        def copy(state: K2State) -> BlockState:
-            base = state.base.clone() if isinstance(state.base, Tensor) else None
-            return BlockState(cast("State", K2State(state.decay.clone(), base)))
-
         nothing = BlockState(None)  # of a K1
-        blocks = [copy(state) for state in self._state]
+        blocks = [BlockState(map_tensors(_copy, part)) for part in self._parts]
         layers = len(blocks) // self._passes
         passes = (blocks[first : first + layers] for first in range(0, len(blocks), layers))
         stack = tuple((nothing, *of_pass, nothing) for of_pass in passes)
@@ -177,45 +172,53 @@ class PreparedDecoder:
             state, remembered = state
             check_tokens(remembered.tokens[..., 0], self.vocabulary_size)  # they choose rows of a table
             memory = LiveMemory(remembered, self._copy_memory)
-        passes = cast("KStackState", state)
-        self._state = [_owned(_k2_state(block)) for blocks in passes for block in blocks[1:-1]]
-        for index, layer in zip(self._operations.mixing, self._state, strict=True):
-            self._program[index].state = layer.decay.data_ptr()
-            self._program[index].history = layer.base.data_ptr() if isinstance(layer.base, Tensor) else None
-        self.rows = rows
+        if rows != self.rows:
+            self._allocate(rows, 1)
+        self._stand_at([block.mixer for of_pass in cast("KStackState", state) for block in of_pass[1:-1]])
         self._memory = memory
         self._read = None
         if memory is not None:
             self._put_automata(memory)
-        self._allocate(1)
 
-    def _allocate(self, n: int) -> None:
-        """Room for n tokens a row."""
-        self._width, rows, program = n, self.rows * n, self._program
-        widths = self._operations.widths
-        self._buffers = [torch.zeros(rows, width) for width in widths]
-        self._logits = self._buffers[self._operations.logits][: self.rows]
-        self._logs = [
-            tuple(torch.zeros(rows, width) for width in (program[index].rank, program[index].inputs))
-            for index in self._operations.mixing
-        ]
-        for index, (keys, inputs) in zip(self._operations.mixing, self._logs, strict=True):
-            program[index].keys, program[index].log = keys.data_ptr(), inputs.data_ptr()
-        self._matches = torch.zeros(rows, 2, dtype=torch.int64)
-        for index in self._operations.matching:
+    @torch.inference_mode(False)  # what is made inside cannot be written to outside
+    def _allocate(self, rows: int, n: int) -> None:
+        """Room for so many rows of n tokens; where the sequences stand is not set."""
+        zeros = functools.partial(torch.zeros, dtype=torch.float32)
+        self.rows, self._width, self._shape = rows, n, torch.Size([rows])
+        self._threads = _threads(rows)
+        operations, program, decoding = self._operations, self._program, self._decoding
+        strides = operations.strides()
+        self._buffers = [zeros(rows * n, stride) for stride in strides]
+        self._logits = self._buffers[operations.logits][:rows]
+        self._parts: list[K2State] = []  # views of what the layers mix from, see `Operation` in native/decode_state.h
+        self._keys: list[Tensor] = []
+        for index in operations.mixing:
+            mix = program[index]
+            mixed = zeros(rows, mix.rank + max(0, mix.lags - 1) + n, whole(mix.inputs, PANEL))
+            keys = zeros(rows * n, whole(mix.rank, WHOLE))
+            mix.state, mix.span, mix.keys = mixed.data_ptr(), mixed.stride(0), keys.data_ptr()
+            decay, base = mixed[..., : mix.inputs].split([mix.rank, mixed.shape[1] - mix.rank], dim=1)
+            self._parts.append(K2State(decay, base[:, : mix.lags - 1] if mix.lags else None))
+            self._keys.append(keys)
+        self._matches = torch.zeros(rows * n, 2, dtype=torch.int64)
+        for index in operations.matching:
             program[index].matches = self._matches.data_ptr()
-        self._tokens = (ctypes.c_int64 * rows)()
-        self._addresses = native.addresses(self._buffers)
-        self._strides = (ctypes.c_int64 * len(self._buffers))(*widths)
-        self._arguments = (
-            self._program,
-            ctypes.c_int64(len(self._program)),
-            self._tokens,
-            self._addresses,
-            self._strides,
-            ctypes.c_int64(self.rows),
-            ctypes.c_int64(_threads(self.rows)),
-        )
+        decoding.buffers = native.addresses(self._buffers)
+        decoding.strides = (ctypes.c_int64 * len(strides))(*strides)
+        decoding.tokens = (ctypes.c_int64 * (rows * n))()
+        decoding.rows = rows
+
+    def _make_room(self, n: int) -> None:
+        """Room for n tokens a row, which stand where they stood."""
+        before = self._parts
+        self._allocate(self.rows, n)
+        self._stand_at(before)
+
+    @torch.no_grad()
+    def _stand_at(self, states: Sequence[State]) -> None:
+        """Copy the states of the layers."""
+        for mine, other in zip(tensors(tuple(self._parts)), tensors(tuple(states)), strict=True):
+            mine.copy_(other)
 
     def _other_tokens(self, tokens: Tensor) -> InputError:
         return InputError(
@@ -239,17 +242,27 @@ def _threads(rows: int) -> int:
     return max(1, min(torch.get_num_threads(), rows // ROWS_PER_THREAD))
 
 
-def _k2_state(state: BlockState) -> K2State:
-    assert isinstance(state.mixer, K2State)
-    return state.mixer
+def _plain(numbers: Tensor) -> Tensor:
+    """As the library reads them."""
+    return numbers if numbers.is_cpu and numbers.is_contiguous() else numbers.cpu().contiguous()
 
 
-def _owned(state: K2State) -> K2State:
-    """A copy in float32, as the compiled step reads and overwrites it."""
-    base = state.base
-    assert not isinstance(base, tuple)
-    copy = state.decay.to(torch.float32, copy=True).contiguous()
-    return K2State(copy, None if base is None else base.to(torch.float32, copy=True).contiguous())
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _declared() -> ctypes.CDLL:
+    """The library, with the types of what decoding takes."""
+    library = native.kernels()
+    assert library is not None
+    assert library.operation_size() == ctypes.sizeof(Operation)
+    assert library.decoding_size() == ctypes.sizeof(Decoding)
+    number, address = ctypes.c_int64, ctypes.c_void_p
+    library.decode_step.argtypes = [address, address, number]
+    library.decode_read.argtypes = [address, address, number, address, number]
+    library.decode_commit.argtypes = [address, number, address, number]
+    library.decode_step.restype = library.decode_read.restype = number
+    return library
 
 
 def _biased(layer: torch.nn.Linear | None) -> bool:

@@ -5,11 +5,21 @@
 // of their own in all operations but those that have a state.
 
 #include "decode_state.h"
-#include "few_rows.h"
+
+// A model and where it is decoded; generation/operations.py builds the same structure. Buffer i has rows of strides[i]
+// floats, as many as tokens are read at once.
+struct Decoding {
+  const Operation* operations;
+  int64_t count;
+  float** buffers;
+  const int64_t* strides;
+  int64_t* tokens;  // that were given last
+  int64_t rows, logits, vocabulary;
+};
 
 namespace {
 
-constexpr int kReadsAhead = 6;  // of the automata of several rows; 5 and 8 were alike on a busy core
+constexpr int kReadsAhead = 4;  // of the automata of several rows
 
 INLINE float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
 
@@ -28,86 +38,123 @@ INLINE void point(const Operation& op, int64_t row, const float* hidden, float* 
   logits[copied] = std::max(one, other) + std::log1p(std::exp(-std::fabs(one - other)));
 }
 
-INLINE void linear(const Operation& op, float* const* buffers, const int64_t* strides, int64_t first, int64_t rows) {
-  const float* in = buffers[op.in] + first * strides[op.in];
-  float* out = buffers[op.out] + first * strides[op.out];
-  const int64_t in_stride = strides[op.in], out_stride = strides[op.out];
-  // The last operation of a layer adds to its own output buffer, so the product waits in scratch.
-  thread_local std::vector<float> scratch;
-  const int64_t panels = panels_of(op.outputs), wide = panels * kPanel;
-  scratch.resize(rows * wide);
-  float* product = scratch.data();
-  multiply_few(in, in_stride, op.weight, op.inputs, panels, product, rows);
+// Keeps the tokens of a call; whether all are of the vocabulary.
+INLINE bool take(const Decoding& decoding, const int64_t* tokens, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (tokens[i] < 0 || tokens[i] >= decoding.vocabulary) return false;
+  std::memcpy(decoding.tokens, tokens, sizeof(int64_t) * count);
+  return true;
+}
+
+// Rows of a panel, in place.
+INLINE void gelu(Rows<float> x, int64_t rows) {
   for (int64_t row = 0; row < rows; ++row) {
-    const float* from = product + row * wide;
-    float* to = out + row * out_stride;
-    if (op.activation == kGelu) {
-      for (int64_t j = 0; j < op.outputs; ++j) {
-        const float u = from[j] + op.bias[j];
-        float distribution, density;
-        normal(u, &distribution, &density);
-        to[j] = u * distribution;
-      }
-    } else if (op.activation == kGate) {
-      for (int64_t j = 0; j < op.outputs; ++j) to[j] *= from[j] * sigmoid(from[j]);
-    } else if (op.residual >= 0) {
-      const float* residual = buffers[op.residual] + (first + row) * strides[op.residual];
-      for (int64_t j = 0; j < op.outputs; ++j) to[j] = residual[j] + from[j] + op.bias[j];
-    } else if (op.bias) {
-      for (int64_t j = 0; j < op.outputs; ++j) to[j] = from[j] + op.bias[j];
-    } else {
-      std::memcpy(to, from, sizeof(float) * op.outputs);
+    float* u = x.at(row);
+    for (int64_t j = 0; j < kPanel; ++j) {
+      float distribution, density;
+      normal(u[j], &distribution, &density);
+      u[j] *= distribution;
     }
   }
 }
 
-// One row of an operation without a state.
-INLINE void apply(const Operation& op, int64_t row, int64_t token, const float* in, float* out) {
-  const int64_t width = op.inputs;
+INLINE void gate(const float* gates, float* x, int64_t rows, int64_t stride) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* __restrict from = gates + row * kPanel;
+    float* __restrict to = x + row * stride;
+    for (int64_t j = 0; j < kPanel; ++j) to[j] *= from[j] * sigmoid(from[j]);
+  }
+}
+
+INLINE void linear(const Operation& op, float* const* buffers, const int64_t* strides, int64_t first, int64_t rows,
+                   std::vector<float>& scratch) {
+  const auto buffer = [&](int64_t index) { return Rows<float>{buffers[index], strides[index]}.from(first, 0); };
+  const Rows<float> out = buffer(op.out);
+  scratch.resize(rows * kPanel);
+  const Rows<float> aside = {scratch.data(), kPanel};
+  for (int64_t column = 0; column < op.outputs; column += kPanel) {
+    const int64_t columns = std::min(kPanel, op.outputs - column);
+    const bool partly = column + kPanel > out.stride;  // rows of logits end with the vocabulary
+    const Rows<float> to = partly || op.activation == kGate ? aside : out.from(0, column);
+    Rows<const float> onto = {kNothing, 0};
+    if (op.residual >= 0) onto = buffer(op.residual).from(0, column);
+    multiply_panel(buffer(op.in), op.weight + column * (op.inputs + 1), op.inputs, onto, to, rows);
+    if (op.activation == kGelu) gelu(to, rows);
+    if (op.activation == kGate) gate(to.data, out.data + column, rows, out.stride);
+    for (int64_t row = 0; partly && row < rows; ++row)
+      std::memcpy(out.at(row) + column, to.at(row), sizeof(float) * columns);
+  }
+}
+
+// Some rows of an operation without a state.
+INLINE void apply(const Operation& op, const int64_t* tokens, Rows<const float> in, Rows<float> out, int64_t first,
+                  int64_t rows) {
+  const int64_t width = op.inputs, wide = in_panels(width);
+  const float share = 1.0f / width;
+  const auto inverse_rms = [&](const float* x) { return 1.0f / std::sqrt(squares_of(x, wide) * share + op.eps); };
+  // f(old value, other value, column) over all rows
+  const auto change = [&](auto f) {
+    for (int64_t row = first; row < first + rows; ++row) {
+      const float* from = in.at(row);
+      float* to = out.at(row);
+      const auto each = f(row, from);
+      for (int64_t j = 0; j < wide; j += kLanes) store(each(load(to + j), load(from + j), j), to + j);
+    }
+  };
   switch (op.kind) {
     case kEmbed:
-      std::memcpy(out, op.weight + token * width, sizeof(float) * width);
+      for (int64_t row = first; row < first + rows; ++row)
+        std::memcpy(out.at(row), op.weight + tokens[row] * width, sizeof(float) * width);
       break;
-    case kNorm: {
-      const float scale = inverse_rms(in, width, op.eps);
-      for (int64_t j = 0; j < width; ++j) out[j] = op.weight[j] * (in[j] * scale);
+    case kNorm:
+      change([&](int64_t, const float* x) {
+        const float scale = inverse_rms(x);
+        return [&op, scale](Vector, Vector x, int64_t j) { return load(op.weight + j) * (x * scale); };
+      });
       break;
-    }
-    case kReadOut: {
-      const float scale = inverse_rms(in, width, op.eps);
-      for (int64_t j = 0; j < width; ++j) out[j] = in[j] + op.extra[j] * (op.weight[j] * (in[j] * scale)) + op.bias[j];
+    case kReadOut:
+      change([&](int64_t, const float* x) {
+        const float scale = inverse_rms(x);
+        return [&op, scale](Vector, Vector x, int64_t j) {
+          return x + load(op.extra + j) * (load(op.weight + j) * (x * scale)) + load(op.bias + j);
+        };
+      });
       break;
-    }
     case kRefine:  // in: the refined vector, out: the vector it refines
-      for (int64_t j = 0; j < width; ++j) out[j] += op.extra[0] * (in[j] - out[j]);
+      change([&](int64_t, const float*) {
+        return [eta = op.extra[0]](Vector old, Vector refined, int64_t) { return old + eta * (refined - old); };
+      });
       break;
-    case kCopy: {
-      const float gate = op.weight[op.matches[2 * row + 1]];
-      for (int64_t j = 0; j < width; ++j) out[j] += gate * in[j];
+    case kCopy:
+      change([&](int64_t row, const float*) {
+        return [gate = op.weight[op.matches[2 * row + 1]]](Vector old, Vector x, int64_t) { return old + gate * x; };
+      });
       break;
-    }
     case kPoint:
-      point(op, row, in, out);
+      for (int64_t row = first; row < first + rows; ++row) point(op, row, in.at(row), out.at(row));
       break;
   }
 }
 
 // Rows begin to end, n tokens of each; with `reading`, what has a state stays as it is, and otherwise n is 1.
 template <bool reading>
-void run(const Operation* operations, int64_t count, const int64_t* tokens, float* const* buffers,
-         const int64_t* strides, int64_t begin, int64_t end, int64_t n) {
-  for (int64_t index = 0; index < count; ++index) {
-    const Operation& op = operations[index];
+void run(const Decoding& decoding, const int64_t* tokens, int64_t begin, int64_t end, int64_t n) {
+  if (begin == end || n == 0) return;
+  float* const* buffers = decoding.buffers;
+  const int64_t* strides = decoding.strides;
+  thread_local std::vector<float> scratch;
+  for (int64_t index = 0; index < decoding.count; ++index) {
+    const Operation& op = decoding.operations[index];
     const auto in = [&](int64_t row) { return buffers[op.in] + row * strides[op.in]; };
     const auto out = [&](int64_t row) { return buffers[op.out] + row * strides[op.out]; };
     const auto queries = [&](int64_t row) { return buffers[op.queries] + row * strides[op.queries]; };
     if (op.kind == kLinear) {
-      linear(op, buffers, strides, begin * n, (end - begin) * n);
+      linear(op, buffers, strides, begin * n, (end - begin) * n, scratch);
     } else if (op.kind == kMix) {
       for (int64_t row = begin; row < end; ++row)
         if (reading)
-          read_mixed(op, row, n, in(row * n), strides[op.in], queries(row * n), strides[op.queries], out(row * n),
-                     strides[op.out]);
+          read_mixed(op, row, n, {in(row * n), strides[op.in]}, {queries(row * n), strides[op.queries]},
+                     {out(row * n), strides[op.out]}, scratch);
         else
           mix(op, row, in(row), queries(row), out(row));
     } else if (op.kind == kRemember) {
@@ -120,7 +167,7 @@ void run(const Operation* operations, int64_t count, const int64_t* tokens, floa
         else
           remember(op, row, tokens[row], out(row));
     } else {
-      for (int64_t row = begin * n; row < end * n; ++row) apply(op, row, tokens[row], in(row), out(row));
+      apply(op, tokens, {in(0), strides[op.in]}, {out(0), strides[op.out]}, begin * n, (end - begin) * n);
     }
   }
 }
@@ -130,32 +177,36 @@ void run(const Operation* operations, int64_t count, const int64_t* tokens, floa
 extern "C" {
 
 int64_t operation_size() { return sizeof(Operation); }
+int64_t decoding_size() { return sizeof(Decoding); }
 
-// Runs the operations for rows of one token; buffers[i] has rows of strides[i] floats.
-void decode_step(const Operation* operations, int64_t count, const int64_t* tokens, float* const* buffers,
-                 const int64_t* strides, int64_t rows, int64_t threads) {
-  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    run<false>(operations, count, tokens, buffers, strides, begin, end, 1);
+// Runs the operations for one token a row; 0, and nothing where one of the tokens is none.
+int64_t decode_step(const Decoding* decoding, const int64_t* tokens, int64_t threads) {
+  if (!take(*decoding, tokens, decoding->rows)) return 0;
+  parallel(decoding->rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    run<false>(*decoding, decoding->tokens, begin, end, 1);
   });
+  return 1;
 }
 
-// The same for n tokens a row, tokens (rows, n) and buffers of rows n rows, while every state stays as it is.
-void decode_read(const Operation* operations, int64_t count, const int64_t* tokens, float* const* buffers,
-                 const int64_t* strides, int64_t rows, int64_t n, int64_t threads) {
-  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    run<true>(operations, count, tokens, buffers, strides, begin, end, n);
+// The same for n tokens a row (rows, n) and logits (rows, n, v), while every state stays as it is.
+int64_t decode_read(const Decoding* decoding, const int64_t* tokens, int64_t n, float* logits, int64_t threads) {
+  if (!take(*decoding, tokens, decoding->rows * n)) return 0;
+  std::swap(decoding->buffers[decoding->logits], logits);
+  parallel(decoding->rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    run<true>(*decoding, decoding->tokens, begin, end, n);
   });
+  std::swap(decoding->buffers[decoding->logits], logits);
+  return 1;
 }
 
 // The states after the first lengths[row] of the n tokens that were read last.
-void decode_commit(const Operation* operations, int64_t count, const int64_t* tokens, const int64_t* lengths,
-                   int64_t rows, int64_t n, int64_t threads) {
-  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    for (int64_t index = 0; index < count; ++index)
+void decode_commit(const Decoding* decoding, int64_t n, const int64_t* lengths, int64_t threads) {
+  parallel(decoding->rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    for (int64_t index = 0; index < decoding->count; ++index)
       for (int64_t row = begin; row < end; ++row) {
-        const Operation& op = operations[index];
+        const Operation& op = decoding->operations[index];
         if (op.kind == kMix) keep_mixed(op, row, n, lengths[row]);
-        if (op.kind == kRemember) keep_remembered(op, row, tokens + row * n, lengths[row]);
+        if (op.kind == kRemember) keep_remembered(op, row, decoding->tokens + row * n, lengths[row]);
       }
   });
 }

@@ -1,17 +1,18 @@
 // A few rows times a matrix of weights, each of which is read once and in the order of memory.
 //
-// Weights lie in panels of kPanel columns, one after the other: (panels, inputs, kPanel), zero beyond the last column.
-// They are asked for long before they are needed, beyond the end of a matrix too, where the next may lie. From memory,
-// eight rows then take hardly longer than one.
+// Weights lie in panels of kPanel columns, one after the other: (panels, inputs + 1, kPanel), biases last, zero beyond the
+// last column. They are asked for long before they are needed, beyond the end of a matrix too, where the next may lie.
+// From memory, eight rows then take hardly longer than one; from a cache, hardly longer than their multiply-adds alone.
 #pragma once
 
 #include "common.h"
 
 namespace {
 
-constexpr int64_t kPanel = 32;    // generation/operations.py packs as many
+constexpr int64_t kPanel = 32;    // generation/operations.py packs as many, and pads the rows of all buffers to them
 constexpr int64_t kAhead = 4096;  // floats: memory answers in the time that eight rows take for half of them
-constexpr int kVectors = 2;       // of a panel at once
+constexpr int kVectors = 2;
+constexpr int64_t kPart = kVectors * kLanes;  // of a panel at once
 #ifdef __AVX512F__
 constexpr int64_t kMostRows = 12;  // whose sums are held in registers
 #else
@@ -19,64 +20,109 @@ constexpr int64_t kMostRows = 6;
 #endif
 
 INLINE int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+INLINE int64_t in_panels(int64_t columns) { return panels_of(columns) * kPanel; }
 
-// out (rows, kVectors * kLanes) = in W for a part of a panel. A fused multiply-add takes four cycles and two begin in
-// each: few sums are several chains.
-template <int rows>
-INLINE void multiply_part(const float* in, int64_t in_stride, const float* w, int64_t inputs, float* out,
-                          int64_t out_stride) {
+// What is added to where nothing is to be added.
+constexpr float kNothing[kPanel] = {};
+
+// Numbers at data + row * stride and the following.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  METHOD T* at(int64_t row) const { return data + row * stride; }
+  METHOD Rows from(int64_t row, int64_t column) const { return {at(row) + column, stride}; }
+  METHOD operator Rows<const T>() const { return {data, stride}; }
+};
+
+// out = onto + in W + bias for some rows and one panel of columns.
+struct Product {
+  Rows<const float> in, weights, onto;
+  Rows<float> out;
+  int64_t inputs;
+  const float* ahead;  // kAgain: what is asked for, `step` floats further on with every row of W
+  int64_t step;
+};
+
+// Where weights lie: in a panel that is read once, in one that is read by several groups of rows, or in rows of a matrix
+// that is no panel, without biases and onto nothing.
+enum Where { kOnce, kAgain, kApart };
+
+// A part of a panel. A fused multiply-add takes four cycles and two begin in each: few sums are several
+// chains.
+template <int rows, Where where>
+INLINE void multiply_part(const Product& p, int64_t part) {
   constexpr int chains = rows == 1 ? 4 : rows < 4 ? 2 : 1;
+  const int64_t stride = where == kApart ? p.weights.stride : kPanel, in_stride = p.in.stride, inputs = p.inputs;
+  const int64_t out_stride = p.out.stride, onto_stride = p.onto.stride, step = p.step;
+  const float *in = p.in.data, *w = p.weights.data + part, *onto = p.onto.data + part;
+  const float* ahead = p.ahead + part / kPart * inputs * step;
+  float* out = p.out.data + part;
   Vector sum[chains][rows][kVectors] = {};
   const auto add = [&](int64_t i, int c) {
+    const float* from = w + i * stride;
+    if (where == kAgain) __builtin_prefetch(ahead + i * step, 0, 2);
     Vector weight[kVectors];
-    for (int p = 0; p < kVectors; ++p) {
-      const float* from = w + i * kPanel + p * kLanes;
-      __builtin_prefetch(from + kAhead);
-      weight[p] = load(from);
+    for (int v = 0; v < kVectors; ++v) {
+      if (where != kAgain) __builtin_prefetch(from + v * kLanes + (where == kOnce ? kAhead : kPanel));
+      weight[v] = load(from + v * kLanes);
     }
     for (int r = 0; r < rows; ++r)
-      for (int p = 0; p < kVectors; ++p) sum[c][r][p] += weight[p] * in[r * in_stride + i];
+      for (int v = 0; v < kVectors; ++v) sum[c][r][v] += weight[v] * in[r * in_stride + i];
   };
   int64_t i = 0;
   for (; i + chains <= inputs; i += chains)
     for (int c = 0; c < chains; ++c) add(i + c, c);
-  for (; i < inputs; ++i) add(i, 0);
+  if (chains > 1)
+    for (; i < inputs; ++i) add(i, 0);
+  Vector bias[kVectors];
+  for (int v = 0; v < kVectors && where != kApart; ++v) bias[v] = load(w + inputs * kPanel + v * kLanes);
+#pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
-    for (int p = 0; p < kVectors; ++p) {
-      Vector whole = sum[0][r][p];
-      for (int c = 1; c < chains; ++c) whole += sum[c][r][p];
-      store(whole, out + r * out_stride + p * kLanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      Vector whole = sum[0][r][v];
+      for (int c = 1; c < chains; ++c) whole += sum[c][r][v];
+      if (where != kApart) whole += bias[v] + load(onto + r * onto_stride + v * kLanes);  // last: they may be large
+      store(whole, out + r * out_stride + v * kLanes);
     }
 }
 
-template <int rows>
-void multiply_rows_of(const float* in, int64_t in_stride, const float* w, int64_t inputs, float* out,
-                      int64_t out_stride) {
-  for (int64_t part = 0; part < kPanel; part += kVectors * kLanes)
-    multiply_part<rows>(in, in_stride, w + part, inputs, out + part, out_stride);
+template <int rows, Where where>
+void multiply_rows_of(const Product& product) {
+  for (int64_t part = 0; part < kPanel; part += kPart) multiply_part<rows, where>(product, part);
 }
 
-using FewRows = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t);
+using FewRows = void (*)(const Product&);
+template <Where where>
 constexpr FewRows kFewRows[] = {
-    multiply_rows_of<1>, multiply_rows_of<2>, multiply_rows_of<3>, multiply_rows_of<4>,
-    multiply_rows_of<5>, multiply_rows_of<6>,
+    multiply_rows_of<1, where>,  multiply_rows_of<2, where>,  multiply_rows_of<3, where>,
+    multiply_rows_of<4, where>,  multiply_rows_of<5, where>,  multiply_rows_of<6, where>,
 #ifdef __AVX512F__
-    multiply_rows_of<7>, multiply_rows_of<8>, multiply_rows_of<9>, multiply_rows_of<10>,
-    multiply_rows_of<11>, multiply_rows_of<12>,
+    multiply_rows_of<7, where>,  multiply_rows_of<8, where>,  multiply_rows_of<9, where>,
+    multiply_rows_of<10, where>, multiply_rows_of<11, where>, multiply_rows_of<12, where>,
 #endif
 };
 
-// out (rows, panels * kPanel) = in W. More rows than the registers hold are groups of equal size, one after the other
-// for every panel, which they find in a cache.
-INLINE void multiply_few(const float* in, int64_t in_stride, const float* w, int64_t inputs, int64_t panels, float* out,
-                         int64_t rows) {
-  const int64_t out_stride = panels * kPanel, groups = (rows + kMostRows - 1) / kMostRows;
-  for (int64_t panel = 0; panel < panels; ++panel)
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t first = rows * group / groups, count = rows * (group + 1) / groups - first;
-      kFewRows[count - 1](in + first * in_stride, in_stride, w + panel * inputs * kPanel, inputs,
-                          out + first * out_stride + panel * kPanel, out_stride);
-    }
+// out = onto + in W + bias for one panel and any number of rows: more than the registers hold are groups of equal size,
+// one after the other. They ask for the next panel, each for a part of it.
+INLINE void multiply_panel(Rows<const float> in, const float* panel, int64_t inputs, Rows<const float> onto,
+                           Rows<float> out, int64_t rows) {
+  if (rows <= kMostRows) return kFewRows<kOnce>[rows - 1]({in, {panel, kPanel}, onto, out, inputs, panel, 0});
+  const int64_t groups = (rows + kMostRows - 1) / kMostRows, step = (kPart + groups - 1) / groups;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = rows * group / groups, count = rows * (group + 1) / groups - first;
+    const float* ahead = panel + (inputs + 1) * kPanel + group * inputs * step * (kPanel / kPart);
+    kFewRows<kAgain>[count - 1](
+        {in.from(first, 0), {panel, kPanel}, onto.from(first, 0), out.from(first, 0), inputs, ahead, step});
+  }
+}
+
+// out (rows, columns) = in times the first rows of W, which are whole panels wide; as many rows as registers hold.
+INLINE void multiply_rows(Rows<const float> in, Rows<const float> weights, int64_t inputs, Rows<float> out,
+                          int64_t rows, int64_t columns) {
+  for (int64_t j = 0; j < columns; j += kPanel)
+    kFewRows<kApart>[rows - 1]({in, weights.from(0, j), out, out.from(0, j), inputs, weights.data, 0});
 }
 
 }  // namespace

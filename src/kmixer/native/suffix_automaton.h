@@ -5,10 +5,11 @@
 // row can be kept, copied and stepped anywhere. State 0 is the empty string and stands for "none" in every field.
 //
 // After a token is pushed, the link of the newest state is the longest repeated suffix, and its end position, before
-// the token counts, the most recent earlier occurrence. All states up the links then end here. That way has a few states
-// in ordinary text and all of them in a run of one token, so it is not walked: states that lately ended at the same
-// position form a path of the link tree, which is a splay tree with that position at its root (Sleator and Tarjan's
-// link-cut tree, J. Comput. Syst. Sci. 26, 1983). A token costs O(log n), amortised, whatever the text.
+// the token counts, the most recent earlier occurrence. All states up the links then end here. In ordinary text these are
+// few, and every one is written to. In a run of one token they are all states: an automaton that has walked over too many
+// keeps paths instead, until it forgets. States that lately ended at the same position form a path of the link tree,
+// which is a splay tree with that position at its root (Sleator and Tarjan's link-cut tree, J. Comput. Syst. Sci. 26,
+// 1983). A token costs O(log n), amortised, whatever the text.
 //
 // Source of the automaton: Blumer et al., Theor. Comput. Sci. 40, 1985.
 #pragma once
@@ -17,24 +18,37 @@
 
 namespace {
 
+// A walk over less than twice as many states is free, as it is over the log2 n states of random text of two tokens, where
+// splaying takes five times as long; longer ones are counted in units of kWalk.
+constexpr int32_t kWalk = 16;
+constexpr int kAbove = 8;  // of the states above the newest, of which text has three to five
+
 // A piece of a buffer as it was before it was written over.
 struct Saved {
   int32_t* at;
-  int32_t count, words[5];
+  int32_t count, words[8];
 };
 
 // With `undoing`, what is written over is saved first.
 template <bool undoing>
 struct Automaton {
   struct Header {
-    int32_t capacity, count, states, newest, shift, longest, unused[10];
+    int32_t capacity, count, states, newest, shift, longest;
+    int32_t walked;         // kWalk states, less one a token; 0 at least
+    int32_t splayed;        // whether there are paths; without, `end` of every state is right
+    int32_t above[kAbove];  // states up the links from the newest, up to 0: what `ask` goes by
   };
-  struct Edge {  // all edges of a state but its first: an entry of a hash table
+  struct Edge {  // all edges of a state but its first two: an entry of a hash table
     int32_t state, token, target, next;  // next: entry of the next edge of the state, plus 1
   };
-  struct State {
+  struct First {
+    int32_t token, target;
+  };
+  struct State {  // two in a cache line
     int32_t length, link;
-    int32_t token, target, more;  // the first edge, and the entry of the next, plus 1
+    int32_t end;   // the most recent end position
+    int32_t more;  // entry of the third edge, plus 1
+    First first[2];
   };
   struct Path {  // of a splay tree, ordered by length; the parent of a root is the link of its shortest state
     int32_t left, right, parent;
@@ -85,30 +99,25 @@ struct Automaton {
 
   METHOD bool full() const { return header->count == header->capacity; }
 
-  // Asks for memory that `push` of this token will read, `far` reads behind what it finds at once. To ask for many
-  // automata, nearest first, hides the time that memory takes: each of these reads needs the one before.
+  // Asks for memory that `push` of this token will read, `far` reads behind what it finds at once: the first edges of
+  // the states above the newest, where they lead to, what followed there. To ask for many automata, nearest first, hides
+  // the time that memory takes: each of these reads needs the one before.
   METHOD void ask(int32_t token, int far) const {
     if (far == 0) return __builtin_prefetch(header);
     if (far == 1) {
       __builtin_prefetch(states + header->newest);
       __builtin_prefetch(states + header->states);
-      __builtin_prefetch(paths + header->states);
-      return __builtin_prefetch(text + header->count);
+      __builtin_prefetch(text + header->count);
     }
-    int32_t state = states[header->newest].link, match = 0;
-    for (far -= 2; far > 0; far -= 1) {
-      match = existing(state, token);
-      if (match || state == 0) break;
-      state = states[state].link;
-    }
-    if (far == 0) {
-      __builtin_prefetch(states + state);
-      return __builtin_prefetch(edges + entry(state, token));
-    }
-    for (far -= 1; far > 0 && match; far -= 1) match = paths[match].parent;
-    if (match) {
-      __builtin_prefetch(states + match);
-      __builtin_prefetch(paths + match);
+    for (const int32_t state : header->above) {
+      if (far == 1) {
+        __builtin_prefetch(states + state);
+        __builtin_prefetch(edges + entry(state, token));
+      } else if (const int32_t match = existing(state, token)) {
+        if (far == 3) return __builtin_prefetch(text + states[match].end + 1);
+        __builtin_prefetch(states + match);
+      }
+      if (state == 0) return;
     }
   }
 
@@ -130,7 +139,9 @@ struct Automaton {
 
   // The target of a state's edge, or 0.
   METHOD int32_t existing(int32_t state, int32_t token) const {
-    if (states[state].token == token) return states[state].target;
+    for (const First& edge : states[state].first)
+      if (edge.token == token && edge.target) return edge.target;
+    if (states[state].more == 0) return 0;
     const uint32_t mask = (uint32_t(1) << (32 - header->shift)) - 1;
     for (uint32_t at = entry(state, token); edges[at].target; at = (at + 1) & mask)
       if (edges[at].state == state && edges[at].token == token) return edges[at].target;
@@ -146,10 +157,10 @@ struct Automaton {
   }
 
   METHOD void clear() {
-    header->count = header->newest = 0;
+    header->count = header->newest = header->walked = header->splayed = 0;
     header->states = 1;
+    std::memset(header->above, 0, sizeof(header->above));
     states[0] = {};
-    paths[0] = {};
     std::memset(edges, 0, sizeof(Edge) * entries(header->capacity));
   }
 
@@ -164,8 +175,10 @@ struct Automaton {
   METHOD int32_t& target(int32_t state, int32_t token) {
     State& from = states[state];
     save(&from);
-    if (from.target == 0) from.token = token;
-    if (from.token == token) return from.target;
+    for (First& edge : from.first) {
+      if (edge.target == 0) edge.token = token;
+      if (edge.token == token) return edge.target;
+    }
     const uint32_t mask = (uint32_t(1) << (32 - header->shift)) - 1;
     uint32_t at = entry(state, token);
     for (; edges[at].target; at = (at + 1) & mask)
@@ -182,7 +195,7 @@ struct Automaton {
   int32_t insert(int32_t token, int32_t* length) {
     const int32_t t = header->count++, newest = header->states++;
     text[t] = token;
-    states[newest] = {t + 1, 0, 0, 0, 0};
+    states[newest] = {t + 1, 0, t};
     int32_t state = header->newest, match = 0;
     header->newest = newest;
     for (;; state = states[state].link) {
@@ -196,9 +209,10 @@ struct Automaton {
     }
     if (match && states[match].length != states[state].length + 1) match = split(match, state, token);
     states[newest].link = match;
-    paths[newest] = {0, 0, match, t};
     *length = std::min(states[match].length, header->longest);
-    return match ? text[end_here(match, t) + 1] : -1;
+    if (header->splayed) paths[newest] = {0, 0, match, t};
+    const int32_t end = header->splayed ? splay_here(match, t) : walk_here(match, t);
+    return match ? text[end + 1] : -1;
   }
 
   // Of the strings of `longer`, those up to the length of `state` + 1 end where the newest state ends, too: they become
@@ -207,7 +221,9 @@ struct Automaton {
     const int32_t shorter = header->states++;
     State& from = states[longer];
     save(&from);
-    states[shorter] = {states[state].length + 1, from.link, from.token, from.target, 0};
+    states[shorter] = from;
+    states[shorter].length = states[state].length + 1;
+    states[shorter].more = 0;
     for (int32_t next = from.more; next; next = edges[next - 1].next)
       target(shorter, edges[next - 1].token) = edges[next - 1].target;
     from.link = shorter;
@@ -217,6 +233,11 @@ struct Automaton {
       to = shorter;
       if (state == 0) break;
     }
+    if (header->splayed) split_path(longer, shorter);
+    return shorter;
+  }
+
+  METHOD void split_path(int32_t longer, int32_t shorter) {
     splay(longer);
     Path& below = paths[longer];
     save(&below);
@@ -225,12 +246,34 @@ struct Automaton {
     if (below.left) paths[below.left].parent = shorter;
     below.left = 0;
     below.parent = shorter;
-    return shorter;
   }
 
-  // The states from this one up the links become one path, which ends at t. Returns where the longest string of the
-  // state, or the last `longest` tokens of it, ended before.
-  METHOD int32_t end_here(int32_t state, int32_t t) {
+  // The states from this one up the links end at t. Returns where the longest string of the state, or the last `longest`
+  // tokens of it, ended before.
+  METHOD int32_t walk_here(int32_t state, int32_t t) {
+    int32_t end = -1, count = 0;
+    for (; state; state = states[state].link, ++count) {
+      State& here = states[state];
+      if (end < 0 && states[here.link].length < header->longest) end = here.end;
+      save(&here);
+      here.end = t;
+      if (count < kAbove) header->above[count] = state;
+    }
+    if (count < kAbove) header->above[count] = 0;
+    header->walked = std::max(header->walked + count / kWalk - 1, 0);
+    if (header->walked > header->states) make_paths();
+    return end;
+  }
+
+  // Every state is a path of its own. What is undone finds `splayed` as it was, and makes paths anew when it is time.
+  void make_paths() {
+    header->splayed = 1;
+    paths[0] = {};
+    for (int32_t state = 1; state < header->states; ++state) paths[state] = {0, 0, states[state].link, states[state].end};
+  }
+
+  // The same as walk_here: these states become one path.
+  METHOD int32_t splay_here(int32_t state, int32_t t) {
     int32_t below = 0, end = -1;
     for (int32_t top = state; top; top = paths[top].parent) {
       splay(top);
