@@ -102,7 +102,10 @@ INLINE void mix(const Operation& op, int64_t row, const float* x, float* queries
   in_groups(past, [&](int64_t first, auto count) {
     for (int64_t j = 0; j < wide; j += kLanes) {
       Vector sum = load(y + j);
-      for (int64_t i = first; i < first + count; ++i) sum += op.extra[past - i] * load(history + i * wide + j);
+      for (int64_t i = first; i < first + count; ++i) {
+        __builtin_prefetch(S + op.span + i * wide + j);  // of the next row
+        sum += op.extra[past - i] * load(history + i * wide + j);
+      }
       store(sum, y + j);
     }
   });
