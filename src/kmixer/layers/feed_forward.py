@@ -14,7 +14,6 @@ from kmixer.errors import InputError
 from kmixer.layers.exactly import exactly
 from kmixer.layers.fast_weights import FastState, FastWeights
 from kmixer.layers.linear import Linear, linear
-from kmixer.ops.fused import linear_gelu_dropout
 
 
 class _FeedForward(nn.Module):
@@ -89,10 +88,7 @@ class FeedForward(_FeedForward):
         self.down = linear(hidden_width, width)
 
     def hidden(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... f"]:
-        dropout = self.dropout if self.training else 0.0
-        if exactly(self.up, Linear) and self.up.bias is not None:
-            return linear_gelu_dropout(x, self.up.weight, self.up.bias, dropout)
-        return F.dropout(F.gelu(self.up(x)), dropout, self.training)
+        return F.dropout(F.gelu(self.up(x)), self.dropout, self.training)
 
 
 class SquaredReluFeedForward(_FeedForward):
