@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from kmixer.layers import BaseKernel
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig
 from kmixer.models.flops import state_bytes
 from kmixer.ops.base_kernel import KINDS
-from kmixer.state import State, check_state, join, map_tensors, nbytes, rows, tensors
+from kmixer.state import State, check_state, in_order, join, map_tensors, nbytes, rows, tensors
 from tests.models.test_mixers import FORMS, WIDTH, make_mixer
 
 VOCABULARY = 11
@@ -141,6 +142,15 @@ def test_rows_of_a_joined_batch_go_on_as_they_would_alone(name: str, dtype: torc
             alone, done = list(alone), list(done)
             if len(set(order)) < len(order):
                 return
+
+
+@given(st.permutations(range(6)), st.lists(st.integers(0, 6), max_size=3))
+def test_parts_of_a_batch_in_order_are_the_batch(rows_of_it: list[int], cuts: list[int]) -> None:
+    state = (torch.arange(6), (None, torch.arange(36.0).view(6, 2, 3)))
+    edges = [0, *sorted(cuts), 6]
+    members = [rows_of_it[start:stop] for start, stop in pairwise(edges) if stop > start]
+    again = in_order([rows(state, of_part) for of_part in members], members)
+    assert all(map(torch.equal, tensors(again), tensors(state)))
 
 
 @pytest.mark.parametrize("name", STACKS)

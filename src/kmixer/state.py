@@ -64,6 +64,14 @@ def join(states: Sequence[AState]) -> AState:
     return cast(AState, _join(states))
 
 
+def in_order(parts: Sequence[AState], members: Sequence[Sequence[int]]) -> AState:
+    """One batch of the parts of one: the rows of parts[i], in their order, are its rows members[i].
+
+    Raises InputError as `join` does.
+    """
+    return rows(join(parts), torch.tensor([row for of_part in members for row in of_part]).argsort())
+
+
 def replaced(state: AState, others: AState, chosen: Tensor) -> AState:
     """The state with the chosen rows those of another state of as many, in the precision that the first has.
 

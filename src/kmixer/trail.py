@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.state import State, common_position, join, map_tensors, owned, rows
+from kmixer.state import State, common_position, in_order, map_tensors, owned, replaced
 
 
 @runtime_checkable
@@ -142,15 +142,12 @@ def in_time(first: Any, second: Any, length: int) -> Any:
 
 def joined(parts: Sequence[Any], members: Sequence[Sequence[int]], *, trail: bool) -> Any:
     """The state, or the trail, of a batch whose rows are `members` of parts of it."""
-    if trail:
-        return in_rows(parts, members)
-    return rows(join(parts), torch.tensor([row for group in members for row in group]).argsort())
+    return in_rows(parts, members) if trail else in_order(parts, members)
 
 
 def in_rows(parts: Sequence[Any], members: Sequence[Sequence[int]]) -> Any:
     """One trail of the trails of parts of a batch, whose rows are `members`."""
-    order = torch.tensor([row for rows in members for row in rows]).argsort()
-    return _zip_logs([list(rows) for rows in members], order, parts)
+    return _zip_logs([list(rows) for rows in members], parts)
 
 
 def asked_for(layer: nn.Module, trail: bool) -> dict[str, Any]:
@@ -247,32 +244,30 @@ class _InTime:
         second = self.second.at((lengths - self.length).clamp(min=0))
         if later.all():
             return second
-        parts = [self.first.at(lengths.clamp(max=self.length)), second]
-        return rows(join(parts), torch.arange(len(lengths), device=lengths.device) + len(lengths) * later)
+        return replaced(self.first.at(lengths.clamp(max=self.length)), second, later)
 
 
 @dataclass(frozen=True)
 class _InRows:
     members: list[list[int]]
-    order: Tensor
     logs: tuple[Log, ...]
 
     def at(self, lengths: Tensor) -> Tensor:
         parts = [log.at(lengths[rows]) for log, rows in zip(self.logs, self.members, strict=True)]
-        return join(parts)[self.order.to(lengths.device)]
+        return in_order(parts, self.members)
 
 
 def _at(logs: Any, lengths: Tensor) -> State:
-    if logs is None or isinstance(logs, Log):
-        return None if logs is None else logs.at(lengths)
-    return _like(logs, (_at(part, lengths) for part in logs))
+    if isinstance(logs, tuple):
+        return _like(logs, (_at(part, lengths) for part in logs))
+    return None if logs is None else cast(Log, logs).at(lengths)
 
 
-def _zip_logs(members: list[list[int]], order: Tensor, parts: Sequence[Any]) -> Any:
+def _zip_logs(members: list[list[int]], parts: Sequence[Any]) -> Any:
     first = parts[0]
-    if first is None or isinstance(first, Log):
-        return None if first is None else _InRows(members, order, tuple(parts))
-    return _like(first, (_zip_logs(members, order, together) for together in zip(*parts, strict=True)))
+    if isinstance(first, tuple):
+        return _like(first, (_zip_logs(members, together) for together in zip(*parts, strict=True)))
+    return None if first is None else _InRows(members, tuple(parts))
 
 
 def _like(first: Any, parts: Iterator[Any]) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
 from kmixer.layers import Block
 from kmixer.models.causal_lm import CausalLM
-from kmixer.state import State, join, rows
+from kmixer.state import State, in_order, rows
 
 
 class ReadAgain:
@@ -94,6 +94,4 @@ def of_rows(states: Mapping[int, State] | Sequence[State], lengths: list[int]) -
     if len(different) == 1:
         return states[different[0]]
     members = [[row for row, other in enumerate(lengths) if other == length] for length in different]
-    order = [row for rows_of_length in members for row in rows_of_length]
-    joined = join([rows(states[length], chosen) for length, chosen in zip(different, members, strict=True)])
-    return rows(joined, [order.index(row) for row in range(len(order))])
+    return in_order([rows(states[length], of_it) for length, of_it in zip(different, members, strict=True)], members)

@@ -22,7 +22,7 @@ from kmixer.ops.decay.recurrence import decayed_linear_attention
 from kmixer.ops.fast_weights import fast_weights, written
 from kmixer.ops.fused import normalize, rms_norm
 from kmixer.ops.linear import linear_map
-from kmixer.state import State, map_tensors, owned, rows
+from kmixer.state import State, in_order, map_tensors, owned, rows
 from kmixer.trail import counted, ends, every, folded, in_time, joined, stepwise, unmoved
 
 Target = Literal["embed", "hidden"]
@@ -221,14 +221,13 @@ class FastWeights(nn.Module):
             groups.setdefault(place if self.reset_every else place % self.chunk, []).append(row)
         if len(groups) <= 1:
             return self._until_resets(hidden, targets, fixed, state, next(iter(groups), 0), trail=trail)
+        members = [*groups.values()]
         answers = [
-            self._until_resets(hidden[members], targets[members], fixed, rows(state, members), place, trail=trail)
-            for place, members in groups.items()
+            self._until_resets(hidden[chosen], targets[chosen], fixed, rows(state, chosen), place, trail=trail)
+            for place, chosen in groups.items()
         ]
         y, after = zip(*answers, strict=True)
-        members = [*groups.values()]
-        order = torch.tensor([row for group in members for row in group]).argsort().to(hidden.device)
-        return torch.cat(y)[order], joined(after, members, trail=trail)
+        return in_order(y, members), joined(after, members, trail=trail)
 
     def _until_resets(
         self, hidden: Tensor, targets: Tensor, fixed: _Fixed, state: FastState, place: int, *, trail: bool

@@ -14,7 +14,7 @@ from kmixer import native
 from kmixer.errors import InputError
 from kmixer.layers.rotary import Rotation, rotate, rotation
 from kmixer.ops.gradients import HandWritten, first_order
-from kmixer.state import AState, longest, owned, rows
+from kmixer.state import AState, in_order, longest, owned, rows
 from kmixer.trail import joined
 
 
@@ -165,13 +165,13 @@ def in_groups(
     groups: dict[int, list[int]] = {}
     for row, place in enumerate(position.tolist()):
         groups.setdefault(place, []).append(row)
+    members = [*groups.values()]
     answers = [
-        layer(x[members], rows(state, members), added=None if added is None else added[members], trail=trail)
-        for members in groups.values()
+        layer(x[chosen], rows(state, chosen), added=None if added is None else added[chosen], trail=trail)
+        for chosen in members
     ]
-    order = torch.tensor([row for members in groups.values() for row in members]).argsort()
-    y = torch.cat([y for y, _ in answers])[order.to(x.device)]
-    return y, joined([state for _, state in answers], [*groups.values()], trail=trail)
+    states = [state for _, state in answers]
+    return in_order([y for y, _ in answers], members), joined(states, members, trail=trail)
 
 
 def identity_values(like: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h t t"]:
