@@ -10,12 +10,13 @@ positions than another has padding at the beginning, which no layer reads.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kmixer.errors import InputError
@@ -81,6 +82,12 @@ def replaced(state: AState, others: AState, chosen: Tensor) -> AState:
     """
     keep = torch.arange(len(chosen), device=chosen.device) + len(chosen) * chosen
     return rows(join([state, cast(AState, _in_precision_of(others, state))]), keep)
+
+
+def parts_between(begins: Bool[Tensor, "b t"]) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of the parts that t positions are cut into, before every one at which a row begins anew."""
+    cuts = [0, *(index for index, cut in enumerate(begins.any(0).tolist()) if cut and index), begins.shape[1]]
+    return itertools.pairwise(cuts)
 
 
 def nbytes(state: State) -> int:

@@ -22,7 +22,7 @@ from kmixer.ops.decay.recurrence import decayed_linear_attention
 from kmixer.ops.fast_weights import fast_weights, written
 from kmixer.ops.fused import normalize, rms_norm
 from kmixer.ops.linear import linear_map
-from kmixer.state import State, in_order, map_tensors, owned, rows
+from kmixer.state import State, in_order, map_tensors, owned, parts_between, replaced, rows
 from kmixer.trail import counted, ends, every, folded, in_time, joined, stepwise, unmoved
 
 Target = Literal["embed", "hidden"]
@@ -197,8 +197,9 @@ class FastWeights(nn.Module):
         if trail:
             raise InputError("reset: got some with trail=True; allowed: one of them")
         pieces = []
-        for first, last in _pieces(reset.any(0)):
-            state = _begun_anew(state, reset[:, first])
+        initial = self.initial_state(len(hidden))
+        for first, last in parts_between(reset):
+            state = replaced(state, initial, reset[:, first])
             part = slice(first, last)
             y, state = self._in_groups(hidden[:, part], targets[:, part], fixed, state, trail=False)
             pieces.append(y)
@@ -441,21 +442,6 @@ def _read(hidden: Tensor, weights: Tensor, fixed: _Fixed | None = None) -> Tenso
 
 def _norm(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight)
-
-
-def _pieces(begins: Tensor) -> Iterator[tuple[int, int]]:
-    """Where the parts of t positions begin and end that are cut before every position named (t,)."""
-    cuts = [0, *(index for index, cut in enumerate(begins.tolist()) if cut and index), len(begins)]
-    return itertools.pairwise(cuts)
-
-
-def _begun_anew(state: FastState, chosen: Bool[Tensor, " b"]) -> FastState:
-    """The state with the chosen rows before their first position."""
-
-    def cleared(tensor: Tensor) -> Tensor:
-        return tensor.masked_fill(chosen.view(-1, *(1 for _ in tensor.shape[1:])), 0)
-
-    return FastState(*(cleared(tensor) for tensor in state))
 
 
 def _standing(state: FastState, t: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, Any, NamedTuple, cast
 
 import torch
@@ -21,7 +20,7 @@ from kmixer.models.k_stack import KStack, ModelConfig
 from kmixer.models.transformer import Transformer, TransformerConfig, build_norm
 from kmixer.ops.fused import dropout
 from kmixer.ops.suffix_automaton import SuffixState
-from kmixer.state import State, check_state, replaced
+from kmixer.state import State, check_state, parts_between, replaced
 from kmixer.trail import Trail, asked_for
 
 
@@ -183,13 +182,11 @@ class CausalLM(nn.Module):
         if reset.shape != tokens.shape or trail:
             given = "with trail=True" if trail else f"of shape {tuple(reset.shape)}"
             raise InputError(f"reset: got some {given}; allowed: {tuple(tokens.shape)} as the tokens, without a trail")
-        begins = reset.any(0).tolist()
-        cuts = [0, *(index for index, cut in enumerate(begins) if cut and index), len(begins)]
         initial = self.initial_state(len(tokens))
         outputs = []
-        for first, last in itertools.pairwise(cuts):
-            if begins and begins[first]:
-                state = initial if state is None else replaced(state, initial, reset[:, first])
+        for first, last in parts_between(reset):
+            if first < last and (begun := reset[:, first]).any():
+                state = initial if state is None else replaced(state, initial, begun)
             part = slice(first, last)
             told = None if copies is None else cut_copies(copies, part)
             outputs.append(self(tokens[:, part], state, None if targets is None else targets[:, part], copies=told))
