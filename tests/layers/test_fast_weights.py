@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers import FastWeights, FeedForward, GatedFeedForward, SquaredReluFeedForward
-from kmixer.layers.fast_weights import LONGEST_TAU, SHORTEST_TAU, FastState, Target, adapting, check_stream
+from kmixer.layers.adapting import adapting, check_stream
+from kmixer.layers.fast_weights import LONGEST_TAU, SHORTEST_TAU, FastState, Target
 from kmixer.ops.decay.recurrence import decayed_linear_attention
 from kmixer.ops.fast_weights import fast_weights, filtered
 from kmixer.state import join, rows

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kmixer.data.token_cache import Counts, TokenSplit
 from kmixer.errors import InputError
-from kmixer.layers.fast_weights import adapting, relative_moves
+from kmixer.layers.adapting import adapting, relative_moves
 from kmixer.measure import fast_weights as measured
 from kmixer.measure.dynamics import measure_dynamics
 from kmixer.measure.evaluation import STREAM_CHUNK, evaluate, stretch_edges

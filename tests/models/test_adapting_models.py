@@ -17,7 +17,7 @@ from kmixer.errors import InputError
 from kmixer.generation.prepared import why_not_prepared
 from kmixer.interop.exported_step import StepModule
 from kmixer.layers import FastWeights, attach_fast_weights
-from kmixer.layers.fast_weights import adapting, relative_moves
+from kmixer.layers.adapting import adapting, relative_moves
 from kmixer.layers.roles import LOGIT, TABLE, TRANSPOSED_MATRIX, roles_of
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig, count_flops, count_parameters
 from kmixer.models.flops import state_bytes

@@ -9,7 +9,7 @@ from typing import Any
 
 from kmixer.errors import InputError
 from kmixer.language_model import LanguageModel
-from kmixer.layers.fast_weights import adapting
+from kmixer.layers.adapting import adapting
 from kmixer.measure.fast_weights import Moves, check_fast
 
 

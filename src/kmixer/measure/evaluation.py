@@ -14,7 +14,7 @@ from torch import Tensor
 from kmixer.data.batches import consecutive_windows
 from kmixer.data.token_cache import TokenSplit
 from kmixer.errors import InputError
-from kmixer.layers.fast_weights import check_stream
+from kmixer.layers.adapting import check_stream
 from kmixer.models.causal_lm import CausalLM
 from kmixer.runs.recipe import Protocol
 from kmixer.state import State

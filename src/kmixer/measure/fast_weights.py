@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kmixer.errors import InputError
-from kmixer.layers.fast_weights import adapting, relative_moves
+from kmixer.layers.adapting import adapting, relative_moves
 from kmixer.measure.evaluation import stretch_edges, stretches_of
 from kmixer.models.causal_lm import CausalLM
 from kmixer.state import State

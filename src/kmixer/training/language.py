@@ -12,7 +12,7 @@ from kmixer.data.batches import random_windows
 from kmixer.data.token_files import Dataset, count_tokens, prepare_dataset
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
-from kmixer.layers.fast_weights import forgets
+from kmixer.layers.adapting import forgets
 from kmixer.measure.dynamics import first_windows, measure_dynamics
 from kmixer.measure.evaluation import Evaluation, evaluate, loss_by_position
 from kmixer.models.causal_lm import CausalLM
