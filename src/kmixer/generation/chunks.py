@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -88,7 +88,7 @@ def read_again(decoder: Decoder, before: State, tokens: Int[Tensor, "b n"], leng
         decoder.restore(of_rows(states, lengths))
 
 
-def of_rows(states: Mapping[int, State] | Sequence[State], lengths: list[int]) -> State:
+def of_rows(states: Mapping[int, State], lengths: list[int]) -> State:
     """The state whose row i is that of states[lengths[i]]."""
     different = sorted(set(lengths))
     if len(different) == 1:
