@@ -16,6 +16,7 @@ from kmixer.generation.sampling import Sampling
 from kmixer.generation.speculation import Speculation
 from kmixer.generation.speculative import generate_drafted
 from kmixer.generation.streaming import encode_prompt, generate_tokens, text_of
+from kmixer.measure.evaluating import evaluating
 from kmixer.models.causal_lm import CausalLM, LanguageModelConfig
 from kmixer.models.classifiers import ClassifierConfig
 from kmixer.models.model_folder import (
@@ -167,12 +168,8 @@ class LanguageModel(CausalLM):
 
     def _evaluating(self, items: Iterator[Item]) -> Iterator[Item]:
         """The same items, made with dropout off; the mode is afterwards what it was."""
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             yield from items
-        finally:
-            self.train(was_training)
 
 
 def load(path: str | Path, *, memory: int | None = None) -> LanguageModel:

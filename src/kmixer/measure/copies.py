@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 from kmixer.layers.copy_memory import BUCKET_STARTS, BUCKETS, bucket_of, nothing_seen
+from kmixer.measure.evaluating import evaluating
 from kmixer.models.causal_lm import CausalLM
 
 # The buckets as a reader calls them: 0, 1, 2, 3, 4, 5-6, ..., over 32.
@@ -43,14 +44,10 @@ def measure_copies(model: CausalLM, tokens: Int[Tensor, "b t"]) -> dict[str, Any
         raise InputError("measure_copies: this model has no copy memory")
     tokens = tokens.to(memory.table.weight.device)
     seen, targets = tokens[:, :-1], tokens[:, 1:]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         copies, _ = memory.copies(seen)
         told = model(seen, targets=targets, copies=copies).losses
         untold = model(seen, targets=targets, copies=nothing_seen(seen)).losses
-    finally:
-        model.train(was_training)
     assert told is not None and untold is not None
     buckets = bucket_of(copies.lengths).flatten()
     positions = torch.bincount(buckets, minlength=BUCKETS).tolist()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kmixer.errors import InputError
+from kmixer.measure.evaluating import evaluating
 from kmixer.measure.evaluation import STREAM_CHUNK, TOKENS_PER_BATCH, sequence_losses, stretches_of
 from kmixer.models.causal_lm import CausalLM
 
@@ -53,12 +54,8 @@ def evaluate_documents(model: CausalLM, documents: Iterable[Tensor]) -> Document
     limit = model.config.max_positions
     if limit is not None and (longest := max(map(len, kept))) > limit + 1:
         raise InputError(f"documents: one has {longest} tokens; {model.config.limited_by} ends at position {limit}")
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         losses = dict(_losses(model, kept))
-    finally:
-        model.train(was_training)
     in_order = [losses[index] for index in range(len(kept))]
     thirds = [[part.mean().item() for part in _thirds(each)] for each in in_order]
     sums = torch.tensor([[float(part.sum()) for part in _thirds(each)] for each in in_order], dtype=torch.float64)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kmixer.layers.measured import Learned, Levels, TwoBranches
 from kmixer.measure.copies import measure_copies
+from kmixer.measure.evaluating import evaluating
 from kmixer.measure.fast_weights import measure_fast_weights
 from kmixer.measure.levels import measure_levels
 from kmixer.measure.locality import attention_weights, inputs_of, measure_locality
@@ -69,12 +70,10 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
     two_branches = [part for part in model.modules() if isinstance(part, TwoBranches)]
     with_levels = [part for part in model.modules() if isinstance(part, Levels)]
     recorder = _Shares(two_branches)
-    was_training = model.training
-    model.eval()
     # Hooks would make torch.compile translate the layers once more.
     compiled = any(part._compiled_call_impl is not None for part in model.modules())
     inputs = inputs.to(next(model.parameters()).device)
-    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+    with evaluating(model), torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         try:
             model(inputs)
         finally:
@@ -82,7 +81,6 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
         looked_at = inputs if locality is None else inputs[: locality[0], : locality[1]]
         weights = attention_weights(model, looked_at)
         reached = inputs_of(model, with_levels, looked_at)
-        model.train(was_training)
     measured: dict[str, Any] = {}
     for part in model.modules():
         if isinstance(part, Learned):

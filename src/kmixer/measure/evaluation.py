@@ -15,6 +15,7 @@ from kmixer.data.batches import consecutive_windows
 from kmixer.data.token_cache import TokenSplit
 from kmixer.errors import InputError
 from kmixer.layers.adapting import check_stream
+from kmixer.measure.evaluating import evaluating
 from kmixer.models.causal_lm import CausalLM
 from kmixer.runs.recipe import Protocol
 from kmixer.state import State
@@ -67,9 +68,7 @@ def evaluate(
     windows = protocol == "windows"
     losses = _window_losses(model, split.tokens, window) if windows else stream_losses(model, split.tokens, seen=seen)
     tenths = torch.zeros(10, dtype=torch.float64)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         sums: Tensor | float = 0.0  # by position, of windows
         count = 0
         for block in losses:
@@ -78,8 +77,6 @@ def evaluate(
                 tenth = 10 * torch.arange(count, count + block.numel()) // (len(split.tokens) - 1)
                 tenths += torch.bincount(tenth, block.double().flatten().cpu(), 10)
             count += block.numel()
-    finally:
-        model.train(was_training)
     assert isinstance(sums, Tensor)
     loss = float(sums.sum()) / count
     bits = loss / math.log(2)
@@ -119,12 +116,8 @@ def stretch_edges(count: int) -> list[int]:
 @torch.no_grad()
 def loss_by_position(model: CausalLM, split: TokenSplit, window: int) -> list[float]:
     """Mean cross-entropy in nats at each position of windows that do not overlap."""
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         blocks = list(_window_losses(model, split.tokens, window))
-    finally:
-        model.train(was_training)
     return torch.cat(blocks).double().mean(0).tolist()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 from kmixer.layers.adapting import adapting, relative_moves
+from kmixer.measure.evaluating import evaluating
 from kmixer.measure.evaluation import stretch_edges, stretches_of
 from kmixer.models.causal_lm import CausalLM
 from kmixer.state import State
@@ -70,14 +71,10 @@ def measure_fast_weights(model: CausalLM, tokens: Int[Tensor, "b t"]) -> dict[st
     check_fast(model, "measure_fast_weights")
     device = model.embedding.weight.device
     seen, targets = tokens[:, :-1].to(device), tokens[:, 1:].to(device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         output = model(seen, targets=targets)
         with adapting(model, on=False):
             without = model(seen, targets=targets).losses
-    finally:
-        model.train(was_training)
     assert output.losses is not None and without is not None
     moves = relative_moves(model, output.state)
     return {

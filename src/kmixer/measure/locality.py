@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kmixer.layers.measured import Attention
+from kmixer.measure.evaluating import evaluating
 
 
 @torch.no_grad()
@@ -20,13 +21,11 @@ def inputs_of(model: nn.Module, layers: Sequence[Any], *inputs: Any) -> list[Ten
     """
     reached: list[Tensor] = []
     handles = [layer.register_forward_pre_hook(lambda _, arguments: reached.append(arguments[0])) for layer in layers]
-    was_training = model.training
-    model.eval()
     try:
         if layers:
-            model(*inputs)
+            with evaluating(model):
+                model(*inputs)
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     return reached

@@ -13,6 +13,7 @@ from torch import Tensor
 from kmixer.data.examples import ExampleDataset, Examples
 from kmixer.errors import InputError
 from kmixer.measure.dynamics import measure_mixers
+from kmixer.measure.evaluating import evaluating
 from kmixer.models.classifiers import Classifier, build_classifier, count_example_flops
 from kmixer.models.model_folder import save_config, save_weights
 from kmixer.runs.recipe import ClassificationRecipe
@@ -100,15 +101,13 @@ class ClassificationTask(Task):
     @torch.no_grad()
     def _measure(self, model: Classifier, part: Examples) -> ClassificationEvaluation:
         device = model.head.weight.device
-        was_training = model.training
-        model.eval()
         total, right = 0.0, 0
         size = self.examples_per_batch
-        for inputs, labels in zip(part.inputs.split(size), part.labels.split(size), strict=True):
-            logits = self.logits(model, self.prepared(inputs.to(device))).cpu().double()
-            total += float(F.cross_entropy(logits, labels, reduction="sum"))
-            right += int((logits.argmax(-1) == labels).sum())
-        model.train(was_training)
+        with evaluating(model):
+            for inputs, labels in zip(part.inputs.split(size), part.labels.split(size), strict=True):
+                logits = self.logits(model, self.prepared(inputs.to(device))).cpu().double()
+                total += float(F.cross_entropy(logits, labels, reduction="sum"))
+                right += int((logits.argmax(-1) == labels).sum())
         return ClassificationEvaluation("examples", len(part), total / len(part), right / len(part))
 
     @property
