@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import kmixer
+from kmixer.bench.measure import resident_megabytes
 from kmixer.data.reading import Block, text_source
 from kmixer.data.tokenizers import ByteTokenizer, Tokenizer
 from kmixer.errors import InputError
@@ -27,11 +28,6 @@ from kmixer.measure.evaluation import stream_losses
 from kmixer.runs.environment import environment
 
 CHUNKS = 25  # forward passes a tenth
-
-
-def resident_megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
 
 
 def read_tokens(sources: list[str], tokenizer: Tokenizer, count: int, *, drop_unknown: bool) -> tuple[Tensor, int]:

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 import kmixer
+from kmixer.bench.measure import resident_megabytes
 from kmixer.data.batches import random_windows
 from kmixer.data.reading import Block, text_source
 from kmixer.data.token_files import tokenise
@@ -32,11 +33,6 @@ from kmixer.runs.recipe import load_language_recipe
 
 ANOMALIES = 20
 WORDS = ["kernel panic", "out of memory", "disk error on device", "connection refused by peer", "checksum mismatch"]
-
-
-def resident_megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
 
 
 def regular_line(rng: random.Random) -> str:

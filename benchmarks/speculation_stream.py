@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import kmixer
+from kmixer.bench.measure import resident_megabytes
 from kmixer.cli.drafting import drafts_of
 from kmixer.errors import InputError
 from kmixer.generation import Sampling, Speculation
@@ -26,24 +26,13 @@ from kmixer.generation.decoder import EagerDecoder
 from kmixer.generation.speculative import Rounds
 from kmixer.generation.streaming import PREFILL_CHUNK
 from kmixer.runs.environment import environment
-from kmixer.state import State
-
-
-def resident_megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
-
-
-def tensors_of(state: State) -> list[Tensor]:
-    if state is None:
-        return []
-    return [state] if isinstance(state, Tensor) else [tensor for part in state for tensor in tensors_of(part)]
+from kmixer.state import State, tensors
 
 
 def difference(state: State, expected: State) -> float:
     """The largest of all tensors, as a part of the largest number of its tensor; integers must be equal."""
     worst = 0.0
-    for own, other in zip(tensors_of(state), tensors_of(expected), strict=True):
+    for own, other in zip(tensors(state), tensors(expected), strict=True):
         if not own.is_floating_point():
             if not torch.equal(own, other):
                 raise SystemExit("error: the states differ in positions or tokens")

@@ -16,15 +16,11 @@ from pathlib import Path
 import torch
 
 import kmixer
+from kmixer.bench.measure import resident_megabytes
 from kmixer.data.token_files import prepare_dataset
 from kmixer.measure.evaluation import stream_losses
 from kmixer.runs.environment import environment
 from kmixer.runs.run_folder import RunFolder
-
-
-def resident_megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
 
 
 def main() -> None:
