@@ -229,13 +229,13 @@ def _measure(model: CausalLM, asked: Asked) -> tuple[Tensor, Tensor]:
 
 def _by_distance(trained: list[Trained]) -> list[AtDistance]:
     """Accuracy by gap and by bucket of distances, over all seeds."""
-    found = []
+    measured = []
     for index, (gap, _, asked) in enumerate(trained[0].at_gaps):
         right = torch.stack([one.at_gaps[index][1].right for one in trained]).double().mean(0)
         buckets = asked.distances // BUCKET
         for bucket in buckets.unique().tolist():
             chosen = buckets == bucket
-            found.append(
+            measured.append(
                 AtDistance(
                     gap=gap,
                     nearest=bucket * BUCKET,
@@ -244,4 +244,4 @@ def _by_distance(trained: list[Trained]) -> list[AtDistance]:
                     accuracy=float(right[chosen].mean()),
                 )
             )
-    return found
+    return measured

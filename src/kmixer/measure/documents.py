@@ -57,9 +57,9 @@ def evaluate_documents(model: CausalLM, documents: Iterable[Tensor]) -> Document
     with evaluating(model):
         losses = dict(_losses(model, kept))
     in_order = [losses[index] for index in range(len(kept))]
-    thirds = [[part.mean().item() for part in _thirds(each)] for each in in_order]
-    sums = torch.tensor([[float(part.sum()) for part in _thirds(each)] for each in in_order], dtype=torch.float64)
-    sizes = torch.tensor([[len(part) for part in _thirds(each)] for each in in_order])
+    thirds = [[part.mean().item() for part in _thirds(row)] for row in in_order]
+    sums = torch.tensor([[float(part.sum()) for part in _thirds(row)] for row in in_order], dtype=torch.float64)
+    sizes = torch.tensor([[len(part) for part in _thirds(row)] for row in in_order])
     return DocumentsEvaluation(
         documents=len(kept),
         too_short=len(given) - len(kept),
@@ -67,7 +67,7 @@ def evaluate_documents(model: CausalLM, documents: Iterable[Tensor]) -> Document
         loss=float(sums.sum() / sizes.sum()),
         thirds=(sums.sum(0) / sizes.sum(0)).tolist(),
         stretches=_stretches(in_order),
-        lengths=[len(each) for each in in_order],
+        lengths=[len(row) for row in in_order],
         losses=thirds,
     )
 
@@ -103,9 +103,9 @@ def _thirds(losses: Tensor) -> list[Tensor]:
 def _stretches(losses: list[Tensor]) -> list[float]:
     longest = max(map(len, losses))
     sums, counts = torch.zeros(longest, dtype=torch.float64), torch.zeros(longest, dtype=torch.float64)
-    for each in losses:
-        sums[: len(each)] += each
-        counts[: len(each)] += 1
+    for row in losses:
+        sums[: len(row)] += row
+        counts[: len(row)] += 1
     # Weighted by how many documents reach a position.
     whole, known = stretches_of(sums), stretches_of(counts)
     return [total / count for total, count in zip(whole, known, strict=True)]

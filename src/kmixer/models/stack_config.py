@@ -61,9 +61,8 @@ def _null(value: Any) -> Any:
 class FastWeightsConfig(StrictConfig):
     """Feed-forward layers that learn from what they read; see `kmixer.layers.FastWeights`."""
 
-    layers: Literal["every"] | list[Annotated[int, Field(ge=0)]] | None = (
-        None  # from 0; None is the last and the middle
-    )
+    # Numbers from 0; None is the last and the middle one.
+    layers: Literal["every"] | list[Annotated[int, Field(ge=0)]] | None = None
     chunk: Positive = 64  # positions that read before they write
     rate: Annotated[float, Field(gt=0)] = 0.02  # of the write of a token
     # Tokens after which 1 / e is left, as training begins; "null" forgets nothing (TOML has no null).
