@@ -85,13 +85,17 @@ VARIANTS = [
 ]
 
 
-# Of parameters that are younger than the record: the groups of Koneko's copy branch, and what is like them.
+# Of parameters that are younger than the record: the groups of Koneko's copy branch and what is like them; fast weights,
+# whose taps are no matrix from channels to channels.
 YOUNGER = {
     "copy_memory.table.weight": "embedding decays",
     "copy_memory.gate_logit": "logit",
     "copy_memory.length_gate": "logit",
     "pointer.length_logit": "logit",
     "pointer.direction": "core",
+    "stack.blocks.*.feed_forward.fast.filter": "core decays",
+    "stack.blocks.*.feed_forward.fast.target": "core muon decays",
+    "stack.blocks.*.feed_forward.fast.decay_logit": "logit",
 }
 
 
