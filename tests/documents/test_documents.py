@@ -18,6 +18,8 @@ import pytest
 import typer.main
 
 from kmixer.cli.main import app
+from kmixer.experiments.sweep import packaged_ablations
+from kmixer.runs.recipe import packaged_recipes
 from tests.cli.conftest import Run, kmixer_command  # noqa: F401  (a fixture)
 from tests.documents import small
 
@@ -115,7 +117,7 @@ def run_in_a_shell(line: str) -> None:
 
 @named(PAGES)
 def test_commands_in_a_sentence_exist(page: Path) -> None:
-    """`kmixer NAME --option` between backquotes names a command and options that there are."""
+    """`kmixer NAME --option` between backquotes names a command, options and a recipe that there are."""
     command = typer.main.get_command(app)
     for quoted in INLINE.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
         words = quoted.replace("\n", " ").split()[1:]
@@ -132,6 +134,10 @@ def test_commands_in_a_sentence_exist(page: Path) -> None:
         }
         unknown = [word for word in words if word.startswith("--") and word.split("=")[0].rstrip(".,") not in options]
         assert not unknown, f"{page.name}: {quoted}: {unknown}"
+        if quoted.startswith(("kmixer train", "kmixer sweep")) and re.fullmatch(
+            r"[a-z][a-z0-9/-]+", (words or [""])[0]
+        ):
+            assert words[0] in {*packaged_recipes(), *packaged_ablations()}, f"{page.name}: {quoted}"
 
 
 @named(PAGES)

@@ -85,8 +85,8 @@ VARIANTS = [
 ]
 
 
-# Of parameters that are younger than the record: the groups of Koneko's copy branch and what is like them; fast weights,
-# whose taps are no matrix from channels to channels.
+# Of parameters that are younger than the record: the groups of Koneko's copy branch and what is like them; of fast
+# weights, whose taps are no matrix from channels to channels.
 YOUNGER = {
     "copy_memory.table.weight": "embedding decays",
     "copy_memory.gate_logit": "logit",
