@@ -34,7 +34,16 @@ Read = TypeVar("Read")
 
 
 def why_not_prepared(model: CausalLM) -> str | None:
-    """What a prepared decoder cannot do of this model on this machine; None where it can do all.
+    """What a prepared decoder cannot do of this model on this machine; None where it can do all."""
+    if problem := why_no_operations(model):
+        return problem
+    if not native.usable(*model.parameters()):
+        return "the compiled kernels were not built"
+    return None
+
+
+def why_no_operations(model: CausalLM) -> str | None:
+    """What the list of operations of a step cannot say of this model; None where it can say all.
 
     An allow-list: every part is exactly of a type whose operations are known, and the rest of what it computes is too.
     """
@@ -51,10 +60,8 @@ def why_not_prepared(model: CausalLM) -> str | None:
         return "an output gate has a bias"
     if model.training:
         return "the model is in training mode"
-    if not native.usable(*model.parameters()):
-        return "the compiled kernels were not built, or the model is not on a CPU"
-    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-        return "its weights are not float32"
+    if any(parameter.dtype != torch.float32 or not parameter.is_cpu for parameter in model.parameters()):
+        return "its weights are not float32 on a CPU"
     return None
 
 
