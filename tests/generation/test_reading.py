@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 from typing import Any
 
 import pytest
@@ -189,11 +188,11 @@ def test_logits_of_a_read_stay_as_they_are() -> None:
 @pytest.fixture(params=library.BUILDS["AVX512"])
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Decoders are made with this build of the kernels, where there is one and this machine runs it."""
-    spec = importlib.util.find_spec(f"kmixer.native._kernels_{request.param}")
     usable = library.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",))
-    if native.kernels() is None or spec is None or spec.origin is None or request.param not in usable:
+    file = library.built(request.param)
+    if native.kernels() is None or not file.exists() or request.param not in usable:
         pytest.skip(f"this machine has no {request.param} kernels")
-    kernels = ctypes.CDLL(spec.origin)
+    kernels = ctypes.CDLL(str(file))
     monkeypatch.setattr(native, "kernels", lambda: kernels)
     return str(request.param)
 
