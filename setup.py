@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 # Sums may be reordered so that loops become vectors, but NaN and infinity keep their meaning, and no
 # flag is given that would change the floating-point mode of the process when the library is loaded.
 FLAGS = "-O3 -std=c++17 -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math"
-LIBRARIES = ["dl"] if platform.system() == "Linux" else []
+THREADS = [] if platform.system() == "Linux" else ["-pthread"]  # on Linux they are torch's: native/threads.h
 BUILDS = {"generic": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     BUILDS["avx2"] = "-mavx2 -mfma"
@@ -57,9 +57,8 @@ setup(
             sources("*.cpp"),
             depends=sources("*.h"),
             define_macros=[("SOURCES_DIGEST", f'"{DIGEST}"')],
-            extra_compile_args=[*FLAGS.split(), "-pthread", *machine.split()],
-            extra_link_args=["-pthread"],
-            libraries=LIBRARIES,
+            extra_compile_args=[*FLAGS.split(), *THREADS, *machine.split()],
+            extra_link_args=THREADS,
             optional=True,  # without a compiler the library works, with torch alone
         )
         for name, machine in BUILDS.items()
