@@ -43,6 +43,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "copy_memory": {"layers": [0], "memory": 30, "match_length": "embedding"},
     },
     "a pointer alone": {"copy_memory": {"layers": "none", "memory": 20, "pointer": True}},
+    "fast weights": {"base_kernel": {"kind": "conv"}, "fast_weights": {"chunk": 4, "rate": 0.05}},
+    "fast weights of what layers read, refined, copies": {
+        "refinement": {"steps": 2},
+        "copy_memory": {"memory": 8},
+        "fast_weights": {"chunk": 7, "rate": 0.002, "tau": None, "taps": 3, "target": "hidden", "layers": [0]},
+    },
+    "fast weights within a bound, factorised": {
+        "embedding_width": 10,
+        "fast_weights": {"chunk": 5, "max_norm": 0.3, "rate": 0.5, "init": "next"},
+    },
+    "fast weights with resets": {"fast_weights": {"chunk": 4, "rate": 0.005, "reset_every": 10, "layers": "every"}},
 }
 compiled = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
@@ -155,7 +166,7 @@ def parts_of(kind: str) -> list[str]:
     return [n for n, part in make_model(MODELS[kind]).named_modules() if n and not isinstance(part, containers)]
 
 
-CHANGED = ("no kernel, factorised", "refined", "gated", "gelu head", "copies, factorised, gated")
+CHANGED = ("no kernel, factorised", "refined", "gated", "gelu head", "copies, factorised, gated", "fast weights")
 PARTS = [(kind, part) for kind in CHANGED for part in parts_of(kind)]
 PARTS += [("copies, refined, gelu head", part) for part in ("pointer", "copy_memory", "copy_memory.from_table")]
 
