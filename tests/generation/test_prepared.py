@@ -47,13 +47,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "fast weights of what layers read, refined, copies": {
         "refinement": {"steps": 2},
         "copy_memory": {"memory": 8},
-        "fast_weights": {"chunk": 7, "rate": 0.002, "tau": None, "taps": 3, "target": "hidden", "layers": [0]},
+        "fast_weights": {"chunk": 7, "rate": 0.1, "tau": None, "taps": 3, "target": "hidden", "layers": [0]},
     },
     "fast weights within a bound, factorised": {
         "embedding_width": 10,
         "fast_weights": {"chunk": 5, "max_norm": 0.3, "rate": 0.5, "init": "next"},
     },
-    "fast weights with resets": {"fast_weights": {"chunk": 4, "rate": 0.005, "reset_every": 10, "layers": "every"}},
+    "fast weights with resets": {"fast_weights": {"chunk": 4, "rate": 0.5, "reset_every": 10, "layers": "every"}},
 }
 compiled = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
