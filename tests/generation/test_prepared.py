@@ -282,6 +282,22 @@ def test_states_of_another_model_are_named() -> None:
 
 @compiled
 @torch.no_grad()
+def test_a_chunk_that_is_shorter_than_its_position_is_named() -> None:
+    model = make_model(MODELS["fast weights"])
+    decoder, state = PreparedDecoder(model, model.initial_state(2)), model(make_tokens(2, 7)).state
+    block = state[0][2]
+    fast = block.feed_forward
+    for part in ("hidden", "targets"):
+        other = block._replace(feed_forward=fast._replace(**{part: getattr(fast, part)[:, :2]}))
+        with pytest.raises(
+            InputError, match="^state: got . and . positions of an unfinished chunk; allowed there: equ"
+        ):
+            decoder.restore(((*state[0][:2], other, *state[0][3:]),))
+    decoder.advance(make_tokens(2, 1))
+
+
+@compiled
+@torch.no_grad()
 def test_weights_that_do_not_fit_each_other_are_refused_before_anything_runs() -> None:
     model = make_model(MODELS["conv"])
     model.stack.last = copy.deepcopy(make_model(MODELS["conv"], width=24).stack.last)
