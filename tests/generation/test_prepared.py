@@ -290,7 +290,7 @@ def test_a_chunk_that_is_shorter_than_its_position_is_named() -> None:
     for part in ("hidden", "targets"):
         other = block._replace(feed_forward=fast._replace(**{part: getattr(fast, part)[:, :2]}))
         with pytest.raises(
-            InputError, match="^state: got . and . positions of an unfinished chunk; allowed there: equ"
+            InputError, match=r"^state: got . and . positions of an unfinished chunk; allowed there: equ"
         ):
             decoder.restore(((*state[0][:2], other, *state[0][3:]),))
     decoder.advance(make_tokens(2, 1))
