@@ -60,7 +60,7 @@ def time_training(plain: LanguageRecipe, fast: LanguageRecipe, batch: int, pairs
 
 @torch.inference_mode()
 def time_decoding(plain: LanguageRecipe, fast: LanguageRecipe, rows: int, count: int, copies: int) -> dict[str, Any]:
-    """Microseconds of a token of every sequence, without and with fast weights; and of those that end a chunk.
+    """Microseconds of a token of every sequence, without and with fast weights, and of the one that ends a chunk.
 
     Of as many decoders of both kinds, since where its memory lies can make one half as fast; the best of each counts.
     """
@@ -75,17 +75,21 @@ def time_decoding(plain: LanguageRecipe, fast: LanguageRecipe, rows: int, count:
         "unit": "us",
         "prepared": isinstance(decoders[1], PreparedDecoder),
         "median": [statistics.median(without), statistics.median(adapting)],
-        "mean": [statistics.fmean(without), statistics.fmean(adapting)],
-        "ends_of_chunks": statistics.median(adapting[CHUNK - 1 :: CHUNK]),
-        "slowest": [max(without), max(adapting)],
+        "mean": [statistics.fmean(places) for places in (of_places(without), of_places(adapting))],
+        "slowest": max(of_places(adapting)),
         "medians_of_all_decoders": medians,
     }
     print(f"decoding, {rows} at once: ", end="")
     for name in ("median", "mean"):
         one, other = result[name]
         print(f"{name} {one:.1f} and {other:.1f} us, {other / one:.2f}; ", end="")
-    print(f"ends of chunks {result['ends_of_chunks']:.1f} us")
+    print(f"the slowest, at the end of a chunk, {result['slowest']:.1f} us")
     return result
+
+
+def of_places(times: list[float]) -> list[float]:
+    """The median of every place in a chunk: what else the machine did at one token is not counted."""
+    return [statistics.median(times[place::CHUNK]) for place in range(CHUNK)]
 
 
 def chunk_times(decoder: Decoder, tokens: Tensor) -> list[float]:
