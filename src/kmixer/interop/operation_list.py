@@ -22,7 +22,8 @@ import torch
 
 from kmixer.errors import InputError
 from kmixer.generation import operations as op
-from kmixer.generation.operations import Operation, Operations, whole
+from kmixer.generation.operations import Operation, Operations
+from kmixer.generation.panels import PANEL, whole
 from kmixer.generation.prepared import why_no_operations
 from kmixer.layers.copy_memory import BUCKETS
 from kmixer.models.causal_lm import CausalLM
@@ -66,7 +67,7 @@ def operation_list(model: CausalLM, *, half: bool = False) -> OperationList:
     listed, arrays = [], bytearray()
     for one in operations.list:
         if one.kind not in KINDS:
-            raise InputError(f"this model has an operation (kind {one.kind}) that a list does not describe yet")
+            raise InputError("this model has fast weights, which a list of operations does not describe")
         described: dict[str, Any] = {
             "kind": KINDS[one.kind],
             **{name: getattr(one, name) for name in ("input", "output", "inputs", "outputs", "residual")},
@@ -97,11 +98,11 @@ def operation_list(model: CausalLM, *, half: bool = False) -> OperationList:
 
 def _counts(one: Operation, vocabulary: int) -> dict[str, int]:
     """How many numbers the arrays of an operation have, of those that are there."""
-    wide, rank = whole(one.inputs, op.PANEL), whole(one.rank, op.WHOLE)
+    wide, rank = whole(one.inputs, PANEL), whole(one.rank, op.WHOLE)
     buckets = one.rank + 1
     counts = {
         op.EMBED: {"weight": vocabulary * one.inputs},
-        op.LINEAR: {"weight": (one.inputs + 1) * whole(one.outputs, op.PANEL)},
+        op.LINEAR: {"weight": (one.inputs + 1) * whole(one.outputs, PANEL)},
         op.NORM: {"weight": wide},
         op.MIX: {"weight": rank, "bias": rank, "extra": one.lags},
         op.READ_OUT: {"weight": wide, "bias": wide, "extra": wide},

@@ -195,6 +195,9 @@ def test_what_a_page_refuses(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"no list of operations: .* dense base kernel, which ends"):
         operation_list(dense.eval())
+    adapting = CausalLM(ModelConfig.model_validate({"width": 8, "layers": 1, "rank": 2, "fast_weights": {}}), 5)
+    with pytest.raises(InputError, match="fast weights, which a list of operations does not describe"):
+        operation_list(adapting.eval())
     with pytest.raises(InputError, match="training mode"):
         operation_list(model.train())
     with pytest.raises(InputError, match="not float32"):
