@@ -24,7 +24,7 @@ from kmixer.errors import InputError
 from kmixer.generation import Sampling, Speculation
 from kmixer.generation.decoder import EagerDecoder
 from kmixer.generation.speculative import Rounds
-from kmixer.generation.streaming import PREFILL_CHUNK
+from kmixer.generation.reading import PREFILL_CHUNK
 from kmixer.runs.environment import environment
 from kmixer.state import State, tensors
 

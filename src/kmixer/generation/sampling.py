@@ -133,11 +133,11 @@ def draws_are_known() -> bool:
 
 
 def race(logits: Tensor, numbers: Tensor, settings: Tensor, tokens: Tensor) -> None:
-    """The winners (b,) of races on float32 logits (b, v) with the numbers of `draw_numbers` (b, v), written to `tokens`.
+    """Write to `tokens` the winners (b,) of races on float32 logits (b, v), with `draw_numbers` (b, v), in one call.
 
-    Where `draws_are_known`, what `Sampling` draws, in one compiled call. The settings (b, 3) or (1, 3), for all rows,
-    are float64: temperature, top_k and top_p, 0 for none; at temperature 0 numbers are not looked at. A token is -1 where logits are no distribution,
-    and -2 where rounding decides which tokens are cut, as `Sampling.by_definition` does.
+    Where `draws_are_known` they are what `Sampling` draws. Settings (b, 3), or (1, 3) for all rows, are float64:
+    temperature, top_k and top_p, 0 for none; at temperature 0 numbers are not looked at. A token is -1 where logits
+    are no distribution, and -2 where rounding decides which tokens are cut: `Sampling.by_definition` sees to both.
     """
     rows, v = logits.shape
     native.call("race", logits, numbers, settings, tokens, rows, v, 0 if len(settings) == 1 else 3)
