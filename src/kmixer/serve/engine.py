@@ -104,7 +104,7 @@ class Engine:
         prefix_memory: int = 1 << 26,
         publish: Callable[[list[tuple[Job, Event]]], None] | None = None,
         meter: Meter | None = None,
-        failed: Callable[[], None] | None = None,
+        failed: Callable[[], object] | None = None,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self.alone = why_not_rows(model)  # why one row at a time
