@@ -38,7 +38,7 @@ READ_IN_A_ROW = 256
 TURNS_TO_STOP = 8
 # Events are sent after this time, and with many answers at once after as much as makes so many a second.
 SECONDS_TO_SEND = 0.01
-EVENTS_A_SECOND = 1000
+EVENTS_A_SECOND = 400
 MOST_TURNS = 256  # that are kept before they are looked at
 
 

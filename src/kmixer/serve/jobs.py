@@ -104,6 +104,8 @@ class Choice:
 
     def take(self, tokens: list[int], scores: list[tuple[float, Likeliest]]) -> str:
         """The text that these tokens complete, those after the end of the choice left out."""
+        if not self.job.stop and not scores:
+            return self._take_all(tokens[: self.left])
         ready = []
         for index, token in enumerate(tokens):
             if scores:
@@ -122,9 +124,18 @@ class Choice:
         text = "".join(ready)
         self._released += len(text)
         if self._until.stopped:
-            self.finish = "stop"
-            self.kept = sum(end <= self._released for end in self._ends)
+            self.finish, self.kept = "stop", sum(end <= self._released for end in self._ends)
         elif not self.left:
+            self.finish, self.kept = "length", len(self.tokens)
+        return text
+
+    def _take_all(self, tokens: list[int]) -> str:
+        """The same, where nothing but their number ends the choice."""
+        self.tokens += tokens
+        self.left -= len(tokens)
+        text = "".join(map(self._decoder, tokens))
+        if not self.left:
+            text += self._decoder.end()
             self.finish, self.kept = "length", len(self.tokens)
         return text
 
