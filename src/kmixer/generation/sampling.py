@@ -145,7 +145,7 @@ def race(logits: Tensor, numbers: Tensor, settings: Tensor, tokens: Tensor) -> N
 
 def as_settings(sampling: Sampling) -> list[float]:
     """A row of the settings that `race` takes."""
-    return [sampling.temperature, sampling.top_k or 0, sampling.top_p or 0.0]
+    return [float(sampling.temperature), float(sampling.top_k or 0), sampling.top_p or 0.0]
 
 
 @functools.lru_cache(maxsize=64)

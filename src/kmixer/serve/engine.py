@@ -151,8 +151,8 @@ class Engine:
         with self._lock:
             if self.closed:
                 raise ClosedError("the server is stopping; try another, or again later")
-            if len(self._line) >= self._waiting_limit:
-                raise FullError(f"{len(self._line)} requests are waiting, the most that may (--waiting); try again")
+            if len(self._line) >= self._waiting_limit + max(0, self.rows - self.active):
+                raise FullError(f"{self._waiting_limit} requests are waiting, the most that may (--waiting); try again")
             self._line.append(job)
             self._news = True
             self._lock.notify()
