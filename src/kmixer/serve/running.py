@@ -129,6 +129,7 @@ async def _until_done(service: Service, grace: float) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that hands on what is written to it at once. Raises InputError where there can be none."""
+    listener = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio goes by the protocol
@@ -136,6 +137,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind((host, port))
     except OSError as error:
+        if listener is not None:
+            listener.close()
         reason = error.strerror or str(error)
         raise InputError(f"cannot listen on {host} port {port} ({reason}); choose another") from None
     listener.set_inheritable(False)
