@@ -91,5 +91,4 @@ def test_the_page_paints_what_is_typed_and_writes_on(browser: Any) -> None:
         assert written[0] == written[1], "one seed, two texts"
         browser.find_element("id", "go").click()
         wait_for(lambda: len(shown(browser)) == len(TEXT) + 65)
-        browser.save_screenshot("/tmp/kmixer-page.png")
         assert browser.get_log("browser") == []
