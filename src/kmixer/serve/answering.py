@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from kmixer.serve.engine import Engine
 from kmixer.serve.guard import send_error
@@ -65,16 +65,21 @@ class Answering(Response):
         self._service, self._session = service, session
         self._jobs, self._mail, self._answer = jobs, mail, answer
         self._left = len(jobs)
+        self._sends_since: float | None = None
+        self._late = False
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._service.answering += 1
         watch = asyncio.ensure_future(self._watch(receive))
+        slow = asyncio.ensure_future(self._give_up_on_the_slow(asyncio.current_task()))
         try:
-            await (self._stream if self._answer.request.stream else self._whole)(send)
-        except TimeoutError:
-            pass  # the connection is closed, as the answer is not whole
+            await (self._stream if self._answer.request.stream else self._whole)(self._timely(send))
+        except asyncio.CancelledError:
+            if not self._late:
+                raise  # else the connection is closed, as the answer is not whole
         finally:
+            slow.cancel()
             self._service.answering -= 1
             watch.cancel()
             for job in self._jobs:
@@ -85,6 +90,26 @@ class Answering(Response):
         while (await receive())["type"] != "http.disconnect":
             pass
         self._mail.leave()
+
+    def _timely(self, send: Send) -> Send:
+        """The same, with note of when it began."""
+
+        async def sending(message: Message) -> None:
+            self._sends_since = asyncio.get_running_loop().time()
+            await send(message)
+            self._sends_since = None
+
+        return sending
+
+    async def _give_up_on_the_slow(self, task: asyncio.Task[None] | None) -> None:
+        """End the answering where nothing was taken for too long; a look now and then is cheap."""
+        while True:
+            await asyncio.sleep(SEND_SECONDS / 4)
+            since = self._sends_since
+            if task is not None and since is not None and asyncio.get_running_loop().time() - since > SEND_SECONDS:
+                self._late = True
+                task.cancel()
+                return
 
     async def _whole(self, send: Send) -> None:
         answer = self._answer
@@ -100,8 +125,8 @@ class Answering(Response):
                     return
         body = answer.whole()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await _timely(send({"type": "http.response.start", "status": 200, "headers": headers}))
-        await _timely(send({"type": "http.response.body", "body": body}))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, send: Send) -> None:
         answer, started = self._answer, False
@@ -127,10 +152,10 @@ class Answering(Response):
             if not started:
                 started = True
                 headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
-                await _timely(send({"type": "http.response.start", "status": 200, "headers": headers}))
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
             body = "".join(lines).encode()
-            await _timely(send({"type": "http.response.body", "body": body, "more_body": True}))
-        await _timely(send({"type": "http.response.body", "body": b""}))
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     def _pieces(self, prompt: int, event: Event) -> list[Piece]:
         """What an event adds to the choices of a prompt."""
@@ -147,11 +172,6 @@ class Answering(Response):
         if self._session is not None:
             session, self._session = self._session, None
             self._service.sessions.end(session, None if event is None else event.standing)
-
-
-async def _timely(sending: object) -> None:
-    async with asyncio.timeout(SEND_SECONDS):
-        await sending  # type: ignore[misc]
 
 
 def _error_in(event: Event) -> ApiError | None:

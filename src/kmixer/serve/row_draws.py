@@ -56,7 +56,7 @@ class RowDraws:
                     self._fill(row)
             race(logits, self._numbers[self._turn, :n], self._settings[:n], tokens)
             self._turn += 1
-            undecided = [] if int(tokens.amin()) >= 0 else (tokens < 0).nonzero()[:, 0].tolist()
+            undecided = [] if min(tokens.tolist()) >= 0 else (tokens < 0).nonzero()[:, 0].tolist()
         else:
             undecided = list(range(n))
         return [row for row in undecided if not self._draw(row, logits[row : row + 1])]
