@@ -7,6 +7,7 @@ import base64
 import hashlib
 import html
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -24,12 +25,12 @@ from starlette.types import ASGIApp
 
 import kmixer
 from kmixer.data.tokenizers import Tokenizer
-from kmixer.errors import InputError, shown
+from kmixer.errors import InputError, one_line, shown
 from kmixer.models.causal_lm import CausalLM
 from kmixer.native import kernels
 from kmixer.serve.answering import Answering, Mail
 from kmixer.serve.engine import ClosedError, Engine, FullError
-from kmixer.serve.guard import Guard
+from kmixer.serve.guard import Guard, route_of
 from kmixer.serve.jobs import Event, Job
 from kmixer.serve.metrics import Metrics
 from kmixer.serve.protocol import Answer, ApiError, CompletionRequest, Tokens, parse_request, refusal
@@ -296,6 +297,7 @@ def build_app(service: Service, *, key: str | None, hosts: list[str] | None, cor
         InputError: _answer_input_error,
         HTTPException: _answer_http_error,
         ClientDisconnect: _answer_nobody,
+        Exception: _answer_defect,
     }
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     app = Guard(app, hosts=hosts, key=key, count=lambda route, code: service.metrics.requests.labels(route, code).inc())
@@ -386,3 +388,9 @@ async def _answer_http_error(request: Request, error: HTTPException) -> Response
 
 async def _answer_nobody(request: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=400)
+
+
+async def _answer_defect(request: Request, error: Exception) -> Response:
+    message = one_line(f"{type(error).__name__}: {error}", 300)
+    print(f"error: {request.method} {route_of(request.url.path)}: {message}", file=sys.stderr)
+    return JSONResponse(ApiError(500, "a defect of the server, which its log names", "server_error").body, 500)

@@ -16,6 +16,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # What needs no key: whether the server is there, and the page, which holds nothing and asks for the key.
 OPEN = ("/health", "/")
 ROUTES = ("/", "/health", "/metrics", "/v1/completions", "/v1/chat/completions", "/v1/models")
+# The code of a request that was not answered, as its client had left.
+CLIENT_LEFT = 499
 HEADERS = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -44,7 +46,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        code = 500
+        code = CLIENT_LEFT
 
         async def counted(message: Message) -> None:
             nonlocal code
