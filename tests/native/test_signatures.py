@@ -20,6 +20,7 @@ APART = {
     "decode_read",
     "decode_step",
     "decoding_size",
+    "fast_weights_size",
     "operation_size",
     "sources_digest",
     "suffix_automaton_words",
