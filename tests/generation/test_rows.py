@@ -20,9 +20,7 @@ from kmixer.state import tensors as tensors_of
 from tests.generation.test_prepared import MODELS, VOCABULARY, compiled, make_model, make_tokens
 
 pytestmark = compiled
-STREAMING = {
-    name: values for name, values in MODELS.items() if (values.get("copy_memory") or {"memory": 1}).get("memory")
-}
+STREAMING = {name: values for name, values in MODELS.items() if why_not_rows(make_model(values)) is None}
 
 
 def equal(state: State, other: State) -> bool:
@@ -128,13 +126,13 @@ def read(model: LanguageModel, tokens: Tensor, state: State, position: int, *, p
     return torch.cat(pieces, 1), reader.decoder.state()
 
 
-@pytest.mark.parametrize("kind", ["conv", "copies", "refined"])
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("prepared", [True, False])
 @torch.no_grad()
 def test_a_prompt_in_pieces_is_the_model(kind: str, prepared: bool) -> None:
-    model, tokens = make_model(STREAMING[kind]), make_tokens(2, 2 * PIECE + 5)
+    model, tokens = make_model(MODELS[kind]), make_tokens(2, 2 * PIECE + 5)
     logits, state = read(model, tokens, model.initial_state(2), 0, prepared=prepared)
-    expected = make_model(STREAMING[kind]).double()(tokens)
+    expected = make_model(MODELS[kind]).double()(tokens)
     torch.testing.assert_close(logits.double(), expected.logits, rtol=1e-4, atol=1e-4)
     for mine, other in zip(tensors_of(state), tensors_of(expected.state), strict=True):
         torch.testing.assert_close(mine.double(), other.double(), rtol=1e-4, atol=1e-4)

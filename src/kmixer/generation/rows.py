@@ -18,6 +18,7 @@ from torch import Tensor
 from kmixer.errors import InputError
 from kmixer.generation.decoder import EagerDecoder
 from kmixer.generation.prepared import PreparedDecoder, why_not_prepared
+from kmixer.layers import FastWeights
 from kmixer.models.causal_lm import CausalLM, RememberingState, check_tokens
 from kmixer.state import State, check_state, map_tensors, tensors
 
@@ -133,4 +134,6 @@ def why_not_rows(model: CausalLM) -> str | None:
     """Why a model's sequences cannot be rows of one prepared step; None where they can."""
     if model.copy_memory is not None and model.copy_memory.memory is None:
         return "its copy memory grows with the text"
+    if any(isinstance(part, FastWeights) for part in model.modules()):
+        return "what its fast weights have learned is not moved from row to row yet"
     return why_not_prepared(model)

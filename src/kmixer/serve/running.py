@@ -84,8 +84,8 @@ async def _serve(
     loop = service.loop = asyncio.get_running_loop()
     _allow_files(CONNECTIONS)
     config = uvicorn.Config(
-        app, host, port, http=_Impatient, ws="none", lifespan="off", log_config=None, log_level="critical", access_log=False,
-        server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=KEEP_ALIVE,
+        app, host, port, http=_Impatient, ws="none", lifespan="off", log_config=None, log_level="critical",
+        server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=KEEP_ALIVE, access_log=False,
         timeout_graceful_shutdown=LAST_SECONDS, backlog=1024,
     )  # fmt: skip
     server = _Server(config)
