@@ -57,6 +57,7 @@ SIGNATURES = {
     "suffix_begin": "jii nnnn",
     "suffix_step": "jiii nn",
     "suffix_text": "jii nnn",
+    "race": "fidi nnn",
     "hierarchical_forward": "A",
     "hierarchical_backward": "AG",
 }
