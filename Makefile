@@ -5,7 +5,7 @@ KMIXER := $(VENV)/bin/kmixer
 RUN ?= runs/shakespeare-quick
 DEMO_SETTINGS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint site clean
 
 demo: $(VENV)/.installed
 	$(KMIXER) train shakespeare-quick --out $(RUN) --force $(DEMO_SETTINGS)
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
+# The documentation as pages, into site/.
+site: $(VENV)/.installed
+	$(VENV)/bin/zensical build --strict
+
 # torch comes first: a looser requirement could bring another build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,4 +36,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .hypothesis .mypy_cache .ruff_cache
