@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from kmixer.errors import InputError
@@ -20,7 +20,7 @@ from kmixer.generation.decoder import Decoder, open_decoder
 from kmixer.interop.huggingface.config import KMixerConfig, config_of
 from kmixer.interop.huggingface.read_state import ReadState, after, found
 from kmixer.interop.huggingface.reading import filled_at_the_left, loss, read
-from kmixer.interop.huggingface.values import padding_token
+from kmixer.interop.huggingface.values import generation_values, padding_token
 from kmixer.models.causal_lm import CausalLM
 
 
@@ -74,6 +74,9 @@ class KMixerForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         saved = config.saved()
         assert saved.vocabulary_size is not None
         self.model = CausalLM(cast(Any, saved.model), saved.vocabulary_size)
+        self.generation_config = GenerationConfig(**generation_values(saved.vocabulary_size))
+        # Parameters that a model holds and does not use; transformers makes all of what it loads trainable.
+        self._fixed = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self.post_init()
 
     @classmethod
@@ -92,6 +95,8 @@ class KMixerForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                     f"{pretrained_model_name_or_path}: {problem} tensors: {', '.join(names[:5])}"
                     f"{', ...' if len(names) > 5 else ''}; restore model.safetensors from a copy"
                 )
+        for name in model._fixed:
+            model.get_parameter(name).requires_grad_(False)
         return (model, info) if wanted else model
 
     def forward(

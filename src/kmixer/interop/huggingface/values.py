@@ -25,7 +25,6 @@ def config_values(model: CausalLM) -> dict[str, Any]:
         "kmixer_version": VERSION,
         "weights_format": FORMAT,
         "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
-        "pad_token_id": padding_token(model.vocabulary_size),
         "tie_word_embeddings": False,
         **standard_values(model.config.model_dump(mode="json"), model.config.max_positions),
     }
