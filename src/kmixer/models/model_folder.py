@@ -64,7 +64,7 @@ def save_weights(folder: Path, model: Model, tokenizer: Tokenizer | None, about:
     """Write model.safetensors, bound to its configuration and tokenizer; `about` says where the weights come from."""
     metadata: dict[str, Any] = {"format": FORMAT, "config": describe(model), "about": about}
     if tokenizer is not None:
-        metadata["tokenizer_sha256"] = _digest(tokenizer.to_json())
+        metadata["tokenizer_sha256"] = tokenizer_digest(tokenizer.to_json())
     save_tensors(folder / WEIGHTS, model.state_dict(), metadata)
 
 
@@ -120,7 +120,7 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     saved = SavedConfig.parse(metadata.get("config"), source=str(folder / WEIGHTS))
     if saved != config:
         raise InputError(f"{folder / CONFIG} was changed: the weights beside it belong to another configuration")
-    tokenizer = _digest(read_json(folder / TOKENIZER, TOKENIZER_BYTES)) if config.vocabulary_size is not None else None
+    tokenizer = tokenizer_digest(read_json(folder / TOKENIZER, TOKENIZER_BYTES)) if config.vocabulary_size is not None else None
     if metadata.get("tokenizer_sha256") != tokenizer:
         raise InputError(f"{folder / TOKENIZER} was changed: the weights beside it belong to another tokenizer")
     about = metadata.get("about")
@@ -130,7 +130,8 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return current_names(tensors, metadata.get("format", 1), str(folder / WEIGHTS)), about
 
 
-def _digest(value: Any) -> str:
+def tokenizer_digest(value: Any) -> str:
+    """What weights hold of the tokenizer beside them, from its description."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
