@@ -48,7 +48,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def save_plain(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors atomically as the library of transformers has them, which says nothing about them."""
     with atomic_write(path) as file:
-        file.write(save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, {"format": "pt"}))
+        file.write(
+            save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, {"format": "pt"})
+        )
 
 
 def load_plain(path: Path) -> dict[str, Tensor]:

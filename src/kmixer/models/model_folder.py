@@ -120,7 +120,9 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     saved = SavedConfig.parse(metadata.get("config"), source=str(folder / WEIGHTS))
     if saved != config:
         raise InputError(f"{folder / CONFIG} was changed: the weights beside it belong to another configuration")
-    tokenizer = tokenizer_digest(read_json(folder / TOKENIZER, TOKENIZER_BYTES)) if config.vocabulary_size is not None else None
+    tokenizer = (
+        tokenizer_digest(read_json(folder / TOKENIZER, TOKENIZER_BYTES)) if config.vocabulary_size is not None else None
+    )
     if metadata.get("tokenizer_sha256") != tokenizer:
         raise InputError(f"{folder / TOKENIZER} was changed: the weights beside it belong to another tokenizer")
     about = metadata.get("about")

@@ -136,11 +136,11 @@ def change_weights(folder: Path, change: Any) -> None:
 def test_a_missing_or_foreign_tensor_is_refused(auto: Any, tmp_path: Path) -> None:
     wrapped("conv").save_pretrained(tmp_path)
     change_weights(tmp_path, lambda tensors: tensors.pop("model.norm.weight"))
-    with pytest.raises(InputError, match="missing tensors: model.norm.weight; restore model.safetensors from a copy"):
+    with pytest.raises(InputError, match=r"missing tensors: model\.norm\.weight; restore model.safetensors from"):
         auto.from_pretrained(tmp_path)
     wrapped("conv").save_pretrained(tmp_path)
     change_weights(tmp_path, lambda tensors: tensors.update(extra=torch.zeros(3)))
-    with pytest.raises(InputError, match="unexpected tensors: .*extra"):
+    with pytest.raises(InputError, match=r"unexpected tensors: .*extra"):
         auto.from_pretrained(tmp_path)
     wrapped("conv").save_pretrained(tmp_path)
     change_weights(tmp_path, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}))

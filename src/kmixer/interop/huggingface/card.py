@@ -77,7 +77,8 @@ def _body(facts: Facts) -> list[str]:
     return [
         f"# {facts.name}",
         "",
-        "transformers does not know this architecture by itself: `pip install 'kmixer[huggingface]'`, and import it first.",
+        "transformers does not know this architecture by itself: `pip install 'kmixer[huggingface]'`, and import it",
+        "first.",
         "",
         "```python",
         "import kmixer.huggingface  # makes the Auto classes know the model",

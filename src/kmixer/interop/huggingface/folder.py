@@ -4,8 +4,8 @@ config.json, generation_config.json         the model, as `KMixerConfig` has it
 model.safetensors                           our names below "model."
 tokenizer.json, tokenizer_config.json       for the tokenizers library; ours under "kmixer"
 README.md                                   the card
-kmixer/                                     the run's other files as they are, and weights.json: what its file of weights
-                                            says of itself, by which damage is noticed
+kmixer/                                     the run's other files as they are, and weights.json: what its file of
+                                            weights says of itself, by which damage is noticed
 
 What transformers has written has no kmixer/: it is a model, of which no run tells.
 """
@@ -21,7 +21,15 @@ from torch import Tensor
 from kmixer.data.saved_tokenizers import tokenizer_from_json
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
-from kmixer.files import TOKENIZER_BYTES, is_regular_file, read_json, read_json_object, read_text, write_json, write_text
+from kmixer.files import (
+    TOKENIZER_BYTES,
+    is_regular_file,
+    read_json,
+    read_json_object,
+    read_text,
+    write_json,
+    write_text,
+)
 from kmixer.interop.folders import check_free, whole_folder
 from kmixer.interop.huggingface.card import Facts, write_card
 from kmixer.interop.huggingface.tokenizers import library_of, settings_of
@@ -121,7 +129,7 @@ def read_folder(folder: Path) -> Content:
         raise InputError(f"{folder / INDEX}: the weights are in several files; save them with a larger max_shard_size")
     tensors = load_plain(folder / WEIGHTS)
     if foreign := sorted(name for name in tensors if not name.startswith(PREFIX)):
-        raise InputError(f"{folder / WEIGHTS}: tensor {foreign[0]} does not begin with {PREFIX}; restore it from a copy")
+        raise InputError(f"{folder / WEIGHTS}: tensor {foreign[0]} is not below {PREFIX}; restore it from a copy")
     check_numbers(tensors, str(folder / WEIGHTS))
     own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     own = current_names(own, values.get("weights_format", FORMAT), str(folder / WEIGHTS))
@@ -174,12 +182,13 @@ def _read_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
     tokenizer = tokenizer_from_json(settings["kmixer"], str(folder / TOKENIZER_CONFIG))
     if tokenizer.vocabulary_size != vocabulary_size:
         raise InputError(
-            f"{folder / TOKENIZER_CONFIG} is of another model: it has {tokenizer.vocabulary_size} tokens, and the model "
-            f"{vocabulary_size}; copy it from the folder that was exported"
+            f"{folder / TOKENIZER_CONFIG} is of another model: it has {tokenizer.vocabulary_size} tokens, and "
+            f"the model {vocabulary_size}; copy it from the folder that was exported"
         )
     if vocabulary_of(folder / TOKENIZER) != library_of(tokenizer).get_vocab(with_added_tokens=False):
         raise InputError(
-            f"{folder / TOKENIZER} has other tokens than {TOKENIZER_CONFIG}; copy both from the folder that was exported"
+            f"{folder / TOKENIZER} has other tokens than {TOKENIZER_CONFIG}; copy both from the folder that was "
+            "exported"
         )
     return tokenizer
 

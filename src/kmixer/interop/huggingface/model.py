@@ -1,7 +1,7 @@
 """A language model as a class of transformers: forward, generate, from_pretrained.
 
-What is relied on of transformers is little, and in every version since 4.46: the keyword `state` is ours, not its cache;
-`prepare_inputs_for_generation` is given all tokens so far, and `_update_model_kwargs_for_generation` what came out.
+What is relied on of transformers is little, and in every version since 4.46: the keyword `state` is ours, not its
+cache; `prepare_inputs_for_generation` is given all tokens so far, `_update_model_kwargs_for_generation` what came out.
 """
 
 from __future__ import annotations

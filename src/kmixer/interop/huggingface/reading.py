@@ -32,7 +32,7 @@ def filled_at_the_left(mask: Tensor | None, tokens: Tensor) -> list[int]:
     """How many tokens at the beginning of each row fill it up.
 
     Args:
-        mask: (b, T), 0 where a row is filled up, 1 elsewhere, whose last columns are those of the tokens; None is all 1.
+        mask: (b, T), 0 where a row is filled up, 1 elsewhere, whose last columns are the tokens'; None is all 1.
         tokens: (b, n).
 
     Raises InputError, one line, for any other mask, and for a row that is filled up altogether.
@@ -60,9 +60,7 @@ def in_groups(filled: list[int]) -> list[Rows]:
     return [Rows([row for row, own in enumerate(filled) if own == one], one) for one in sorted(set(filled))]
 
 
-def read(
-    model: CausalLM, tokens: Tensor, filled: list[int], state: State, last: int = 0
-) -> tuple[Tensor, State]:
+def read(model: CausalLM, tokens: Tensor, filled: list[int], state: State, last: int = 0) -> tuple[Tensor, State]:
     """Logits (b, n, v), or of the last positions alone, and the state after the tokens.
 
     Args:
@@ -70,7 +68,7 @@ def read(
         state: before the tokens; None is the beginning.
         last: of how many positions logits are wanted; 0 is all.
     """
-    b, n = tokens.shape
+    n = tokens.shape[1]
     wanted = n if last == 0 else min(last, n)
     logits, states, groups = [], [], in_groups(filled)
     for members, skipped in groups:

@@ -79,8 +79,8 @@ def _characters(tokenizer: Tokenizer, described: dict[str, Any]) -> Library:
 
 
 def _bytes(tokenizer: Tokenizer, described: dict[str, Any]) -> Library:
-    from tokenizers import decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers
 
     library = Library(models.BPE({character: byte for byte, character in enumerate(characters_of_bytes())}, []))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -53,4 +53,6 @@ def saved_config(values: dict[str, Any], source: str) -> SavedConfig:
             f"{source}: its weights are of format {shown(values['weights_format'])}, and this version of kmixer reads "
             f"1 to {FORMAT}; install the version that wrote it, or a newer one"
         )
-    return SavedConfig.parse({"vocabulary_size": values.get("vocab_size"), "model": values.get("kmixer")}, source=source)
+    return SavedConfig.parse(
+        {"vocabulary_size": values.get("vocab_size"), "model": values.get("kmixer")}, source=source
+    )
