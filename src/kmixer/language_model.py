@@ -16,13 +16,14 @@ from kmixer.generation.sampling import Sampling
 from kmixer.generation.speculation import Speculation
 from kmixer.generation.speculative import generate_drafted
 from kmixer.generation.streaming import encode_prompt, generate_tokens, text_of
-from kmixer.interop.huggingface.folder import is_huggingface, read_folder
+from kmixer.interop.huggingface.folder import read_folder
 from kmixer.measure.evaluating import evaluating
 from kmixer.models.causal_lm import CausalLM, LanguageModelConfig
 from kmixer.models.classifiers import ClassifierConfig
 from kmixer.models.model_folder import (
     WEIGHTS,
     find_model_folder,
+    is_huggingface,
     load_tokenizer,
     load_weights,
     put_weights,

@@ -27,6 +27,8 @@ from kmixer.models.weight_names import FORMAT, current_names
 from kmixer.tensor_files import load_tensors, save_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+# What config.json of a Hugging Face folder calls our architecture, in "model_type".
+MODEL_TYPE = "kmixer"
 PACKAGED = Path(__file__).parents[1] / "pretrained"
 
 WEIGHT_TYPES = {"torch.float32", "torch.float64", "torch.bfloat16", "torch.float16"}
@@ -106,8 +108,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_config(folder: Path) -> SavedConfig:
-    """The configuration of a model folder."""
+    """The configuration of a model folder. Raises InputError, one line, for anything else."""
+    if is_huggingface(folder):
+        raise InputError(f"{folder} is a Hugging Face folder; kmixer import makes a run or model folder of it")
     return SavedConfig.parse(read_json(folder / CONFIG), source=str(folder / CONFIG))
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Whether a folder holds a model as transformers does; `kmixer.interop.huggingface` reads it."""
+    values = read_json(folder / CONFIG)
+    return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

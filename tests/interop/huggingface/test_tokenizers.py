@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
+from tokenizers import models
 from transformers import AutoTokenizer
 
 from kmixer.data.saved_tokenizers import tokenizer_from_json
 from kmixer.data.sentence_pieces import SentencePieceTokenizer
 from kmixer.data.tokenizers import BytePairTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from kmixer.huggingface import tokenizer_for
-from kmixer.interop.huggingface.tokenizers import PADDING
+from kmixer.interop.huggingface.tokenizers import PADDING, padding_of
 
 DOCUMENTS = [topic[:2000] for topic in pydoc_data.topics.topics.values()][:40]
 TEXT = "\n".join(DOCUMENTS)
@@ -112,10 +114,6 @@ def test_an_unknown_character_raises() -> None:
         of_transformers("char")("\u65e5\u672c\u8a9e \u4e00")
 
 
-def test_a_token_that_is_called_as_the_filling_stays_a_token() -> None:
-    words = [f"{PADDING}{PADDING}"] * 300
-    ours = BytePairTokenizer.train(["\n".join(words)], 300)
-    theirs = tokenizer_for(ours)
-    assert PADDING in theirs.get_vocab() and theirs.pad_token != PADDING
-    assert theirs(words[0])["input_ids"] == ours.encode(words[0]).tolist()
-    assert theirs.pad_token_id == ours.vocabulary_size
+def test_the_filling_is_never_a_token_of_the_model() -> None:
+    assert padding_of(Library(models.WordLevel({"a": 0}))) == PADDING
+    assert padding_of(Library(models.WordLevel({PADDING: 0}))) == f"<{PADDING}>"

@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from kmixer.interop.huggingface.values import MODEL_TYPE, config_values, saved_config, standard_values
+from kmixer.interop.huggingface.values import config_values, saved_config, standard_values
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.model_folder import SavedConfig
+from kmixer.models.model_folder import MODEL_TYPE, SavedConfig
 
 
 class KMixerConfig(PretrainedConfig):

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from kmixer.data.corpora import CORPORA
 from kmixer.data.saved_tokenizers import tokenizer_from_json
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
 from kmixer.files import (
     TOKENIZER_BYTES,
     is_regular_file,
-    read_json,
     read_json_object,
     read_text,
     write_json,
@@ -33,21 +33,24 @@ from kmixer.files import (
 from kmixer.interop.folders import check_free, whole_folder
 from kmixer.interop.huggingface.card import Facts, write_card
 from kmixer.interop.huggingface.tokenizers import library_of, settings_of
-from kmixer.interop.huggingface.values import MODEL_TYPE, PREFIX, config_values, generation_values, saved_config
+from kmixer.interop.huggingface.values import PREFIX, config_values, generation_values, saved_config
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.classifiers import ClassifierConfig
 from kmixer.models.model_folder import (
     CONFIG,
+    MODEL_TYPE,
     TOKENIZER,
     WEIGHTS,
     SavedConfig,
     check_numbers,
+    is_huggingface,
     put_weights,
     save_config,
     save_weights,
     tokenizer_digest,
 )
 from kmixer.models.weight_names import FORMAT, current_names
+from kmixer.runs.recipe import LanguageRecipe
 from kmixer.runs.run_folder import ENVIRONMENT, METRICS, RECIPE, RESULTS, RunFolder
 from kmixer.tensor_files import digest_of, load_plain, read_header, save_plain, save_tensors
 
@@ -107,12 +110,6 @@ def export_folder(
                 if is_regular_file(source / name):
                     shutil.copyfile(source / name, new / RECORDS / name)
     return out / WEIGHTS
-
-
-def is_huggingface(folder: Path) -> bool:
-    """Whether a model folder is one of these."""
-    values = read_json(folder / CONFIG)
-    return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
 
 
 def read_folder(folder: Path) -> Content:
@@ -237,9 +234,12 @@ def _facts(model: CausalLM, source: Path, name: str, license: str | None) -> Fac
     if not run.exists():
         return facts
     recipe, environment, results = run.read_recipe(), run.environment(), run.results() or {}
-    best = results.get("best", {})
+    assert isinstance(recipe, LanguageRecipe)
+    corpus, best = recipe.data.corpus, results.get("best", {})
+    if corpus not in CORPORA:
+        corpus = Path(corpus).name  # of one's own text: where it lies is nobody's business
     return facts._replace(
-        corpus=recipe.data.corpus,  # type: ignore[union-attr]
+        corpus=corpus,
         corpus_sha256=environment.get("corpus_sha256"),
         description=recipe.description,
         command=environment.get("command"),

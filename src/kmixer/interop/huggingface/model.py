@@ -206,6 +206,16 @@ class KMixerForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.embedding = cast(Any, value)
 
+    def resize_token_embeddings(self, *arguments: Any, **options: Any) -> nn.Module:
+        """Nothing to do for the token that fills rows; a vocabulary does not grow.
+
+        Raises InputError where that is asked for.
+        """
+        raise InputError(
+            f"resize_token_embeddings: a vocabulary does not grow; leave the call out: token "
+            f"{padding_token(self.model.vocabulary_size)} of the tokenizer fills rows up and needs no embedding"
+        )
+
     def get_output_embeddings(self) -> None:
         """None: heads differ, and none is a matrix to be tied or grown."""
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from kmixer.errors import InputError, shown
 from kmixer.models.causal_lm import CausalLM
-from kmixer.models.model_folder import SavedConfig
+from kmixer.models.model_folder import MODEL_TYPE, SavedConfig
 from kmixer.models.weight_names import FORMAT
 from kmixer.version import VERSION
 
-MODEL_TYPE, ARCHITECTURE = "kmixer", "KMixerForCausalLM"
+ARCHITECTURE = "KMixerForCausalLM"
 # Before the names of our weights in a file of transformers.
 PREFIX = "model."
 
