@@ -142,7 +142,7 @@ def test_rows_of_several_lengths_are_found() -> None:
     known = found(state, torch.tensor([[5, 3, 4, 0], [9, 1, 2, 0]]), [0, 1])
     assert known is not None
     assert (known[0].state.tolist(), known[1]) == ([1, 0], 3)  # type: ignore[union-attr]
-    assert [row.count for row in known[0].read] == [3, 2]
+    assert [row.length for row in known[0].read] == [3, 2]
     # What is read in pieces is what is read at once.
     once = after(torch.tensor([[1, 2, 3]]), [0], None)
     twice = after(torch.tensor([[2, 3]]), [0], after(torch.tensor([[1]]), [0], None))

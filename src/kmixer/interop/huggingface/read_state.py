@@ -18,17 +18,17 @@ from kmixer.state import State, rows
 class RowRead(NamedTuple):
     """The tokens that a row has read: how many, and the hash of them."""
 
-    count: int
+    length: int
     digest: Any  # a hashlib object, never changed
 
-    def then(self, tokens: bytes, count: int) -> RowRead:
+    def then(self, tokens: bytes, length: int) -> RowRead:
         """After more tokens."""
         digest = self.digest.copy()
         digest.update(tokens)
-        return RowRead(self.count + count, digest)
+        return RowRead(self.length + length, digest)
 
     def key(self) -> tuple[int, bytes]:
-        return self.count, self.digest.digest()
+        return self.length, self.digest.digest()
 
 
 NOTHING_READ = RowRead(0, hashlib.blake2b(digest_size=16))
@@ -69,7 +69,7 @@ def found(state: ReadState, tokens: Tensor, filled: list[int]) -> tuple[ReadStat
     """
     numbers = tokens.cpu().numpy()
     known = {row.key(): index for index, row in reversed(list(enumerate(state.read)))}
-    for columns in {filled[0] + count for count, _ in known}:
+    for columns in {filled[0] + length for length, _ in known}:
         if columns < tokens.shape[1] and (places := _places(state, known, numbers[:, :columns], filled)) is not None:
             if places == list(range(len(state.read))):
                 return state, columns
