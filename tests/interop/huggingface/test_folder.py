@@ -98,7 +98,7 @@ def test_the_card_tells_the_facts_of_the_run(run: Path, exported: Path) -> None:
     measured = results["best"]["validation"][0]
     values = [(result.metric_type, result.metric_value) for result in card.data.eval_results]
     assert {(name, measured[name]) for name in ("loss", "perplexity", "bits_per_byte")} <= {*values}
-    assert all("the state reset every" in result.metric_name for result in card.data.eval_results)
+    assert all("the state" in result.metric_name for result in card.data.eval_results)  # reset when, or never
     assert f"{measured['loss']:.4f}" in card.content
     assert RunFolder(run).environment()["corpus_sha256"] in card.content
     assert f"{results['parameters']:,} parameters" in card.content
