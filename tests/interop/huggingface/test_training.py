@@ -15,9 +15,6 @@ from kmixer.generation.prepared import why_not_prepared
 from kmixer.huggingface import KMixerForCausalLM, to_huggingface, tokenizer_for
 from tests.interop.huggingface.models import KINDS, TOKENIZER, filled_up, make_model, make_tokens
 
-# PEFT asks transformers by a name that is to change.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
 TEXTS = ["the cat sat on the mat.", "a dog.", "the dog ate the cat on a mat.", "on and on the cat sat."]
 
 
