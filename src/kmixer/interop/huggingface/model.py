@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from kmixer.errors import InputError
@@ -50,6 +51,16 @@ class Decoding:
         logits = self._decoder.step(tokens[:, 0])[:, None].clone()
         self._standing = ReadState(self._decoder.state(), after(tokens, [0] * len(tokens), state.read))
         return logits, self._standing
+
+
+class WithFilling(LogitsProcessorList):  # type: ignore[misc]
+    """What changes scores, which may look up those of any token in a row: the one that fills it up has one too."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        if not self:
+            return scores
+        wider = F.pad(scores, (0, 1), value=-torch.inf)
+        return cast(Tensor, super().__call__(input_ids, wider, **kwargs))[:, :-1]
 
 
 # Of this thread: several may generate with one model.
@@ -133,13 +144,13 @@ class KMixerForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         filling = padding_token(self.model.vocabulary_size)
         # Rows that have ended are filled up too, at their end: nothing that is read there is used.
         tokens = input_ids.masked_fill(input_ids == filling, filling - 1)
-        output = KMixerOutput()
+        total, logits, stand = None, None, None
         if labels is not None:
-            output.loss = loss(self.model, tokens, filled, labels, num_items_in_batch)
+            total = loss(self.model, tokens, filled, labels, num_items_in_batch)
         if labels is None or not self.training:
-            output.logits, output.state = self._read(tokens, input_ids, filled, state, int(logits_to_keep))
-        if use_cache is False or (use_cache is None and labels is not None):
-            output.state = None
+            logits, stand = self._read(tokens, input_ids, filled, state, int(logits_to_keep))
+        wanted = labels is None if use_cache is None else use_cache
+        output = KMixerOutput(loss=total, logits=logits, state=stand if wanted else None)
         return output if return_dict in (None, True) else output.to_tuple()
 
     def _read(
@@ -192,6 +203,9 @@ class KMixerForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if (decoding := _DECODING.get()) is not None:
             decoding.latest = outputs.state
         return values
+
+    def _get_logits_processor(self, *arguments: Any, **options: Any) -> LogitsProcessorList:
+        return WithFilling(super()._get_logits_processor(*arguments, **options))
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
