@@ -58,6 +58,7 @@ def test_rows_that_are_filled_up_are_the_rows_alone(kind: str) -> None:
     model, rows = wrapped(kind), [make_tokens(9), make_tokens(17), make_tokens(9) % 7]
     output = model(**filled_up(rows))
     assert torch.equal(output.logits[[0, 2], -9:], model(torch.cat([rows[0], rows[2]])).logits)
+    assert torch.equal(output.logits, model(filled_up(rows)["input_ids"]).logits)  # where the mask was forgotten
     following = torch.tensor([[1], [2], [3]])
     after = model(following, state=output.state).logits
     for index, row in enumerate(rows):

@@ -138,10 +138,10 @@ class KMixerForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """
         if kwargs.get("inputs_embeds") is not None:
             raise InputError("inputs_embeds: got some; allowed: input_ids, the numbers that a tokenizer gives")
-        filled = filled_at_the_left(attention_mask, input_ids)
+        filling = padding_token(self.model.vocabulary_size)
+        filled = filled_at_the_left(attention_mask, input_ids, filling if state is None else None)
         if state is not None and any(filled):
             raise InputError("attention_mask: got rows that are filled up after a state; allowed: at the beginning")
-        filling = padding_token(self.model.vocabulary_size)
         # Rows that have ended are filled up too, at their end: nothing that is read there is used.
         tokens = input_ids.masked_fill(input_ids == filling, filling - 1)
         total, logits, stand = None, None, None
@@ -185,7 +185,8 @@ class KMixerForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if "logits_to_keep" in kwargs:
             inputs["logits_to_keep"] = kwargs["logits_to_keep"]
         if state is not None and inputs["use_cache"]:
-            known = found(state, input_ids, filled_at_the_left(mask, input_ids))
+            filling = padding_token(self.model.vocabulary_size)
+            known = found(state, input_ids, filled_at_the_left(mask, input_ids, filling))
             if known is not None:
                 inputs["state"], columns = known
                 inputs["input_ids"], inputs["attention_mask"] = input_ids[:, columns:], None

@@ -28,21 +28,28 @@ class Rows(NamedTuple):
     filled: int
 
 
-def filled_at_the_left(mask: Tensor | None, tokens: Tensor) -> list[int]:
+def filled_at_the_left(mask: Tensor | None, tokens: Tensor, filling: int | None) -> list[int]:
     """How many tokens at the beginning of each row fill it up.
 
     Args:
         mask: (b, T), 0 where a row is filled up, 1 elsewhere, whose last columns are the tokens'; None is all 1.
         tokens: (b, n).
+        filling: the token that fills rows up: at the beginning of a row it does so whatever the mask says. None, where
+            rows may have ended: after them it stands for nothing.
 
     Raises InputError, one line, for any other mask, and for a row that is filled up altogether.
     """
     b, n = tokens.shape
-    if mask is None:
+    begun = filling is not None and n > 0 and bool((tokens[:, 0] == filling).any())
+    if mask is None and not begun:
         return [0] * b
+    if mask is None:
+        mask = torch.ones_like(tokens)
     if mask.ndim != 2 or len(mask) != b or mask.shape[1] < n:
         raise InputError(f"attention_mask: got shape {tuple(mask.shape)}; allowed: ({b}, {n}), as the tokens")
     kept = mask[:, mask.shape[1] - n :] != 0
+    if begun:
+        kept = kept & ((tokens == filling).cumprod(1) == 0)
     filled: list[int] = (~kept).sum(1).tolist()
     expected = torch.arange(n, device=mask.device) >= torch.tensor(filled, device=mask.device)[:, None]
     if not torch.equal(kept, expected):
