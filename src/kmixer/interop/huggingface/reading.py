@@ -78,8 +78,8 @@ def read(model: CausalLM, tokens: Tensor, filled: list[int], state: State, last:
     n = tokens.shape[1]
     wanted = n if last == 0 else min(last, n)
     logits, states, groups = [], [], in_groups(filled)
-    for members, skipped in groups:
-        own = tokens[:, skipped:] if len(groups) == 1 else tokens[members, skipped:]
+    for together, skipped in groups:
+        own = tokens[:, skipped:] if len(groups) == 1 else tokens[together, skipped:]
         given, after = _read_whole(model, own, state, min(wanted, n - skipped))
         logits.append(F.pad(given, (0, 0, wanted - given.shape[1], 0)))
         states.append(after)
