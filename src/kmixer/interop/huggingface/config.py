@@ -11,7 +11,7 @@ from kmixer.models.causal_lm import CausalLM
 from kmixer.models.model_folder import MODEL_TYPE, SavedConfig
 
 
-class KMixerConfig(PretrainedConfig):
+class KMixerConfig(PretrainedConfig):  # type: ignore[misc]
     """A model's configuration: `kmixer` is ours, as a run's config.json has it under "model"; the rest follows from it.
 
     Args:

@@ -26,7 +26,7 @@ from kmixer.models.causal_lm import CausalLM
 
 
 @dataclass
-class KMixerOutput(ModelOutput):
+class KMixerOutput(ModelOutput):  # type: ignore[misc]
     """What a call gives: a loss where labels were given, logits (b, n, v), and where the rows stand afterwards."""
 
     loss: Tensor | None = None

@@ -48,8 +48,8 @@ def filled_at_the_left(mask: Tensor | None, tokens: Tensor, filling: int | None)
     if mask.ndim != 2 or len(mask) != b or mask.shape[1] < n:
         raise InputError(f"attention_mask: got shape {tuple(mask.shape)}; allowed: ({b}, {n}), as the tokens")
     kept = mask[:, mask.shape[1] - n :] != 0
-    if begun:
-        kept = kept & ((tokens == filling).cumprod(1) == 0)
+    if begun and filling is not None:
+        kept = kept & (torch.eq(tokens, filling).cumprod(1) == 0)
     filled: list[int] = (~kept).sum(1).tolist()
     expected = torch.arange(n, device=mask.device) >= torch.tensor(filled, device=mask.device)[:, None]
     if not torch.equal(kept, expected):
