@@ -23,8 +23,8 @@ from kmixer.cli.drafting import drafts_of
 from kmixer.errors import InputError
 from kmixer.generation import Sampling, Speculation
 from kmixer.generation.decoder import EagerDecoder
+from kmixer.generation.reading import PREFILL_CHUNK
 from kmixer.generation.speculative import Rounds
-from kmixer.generation.streaming import PREFILL_CHUNK
 from kmixer.runs.environment import environment
 from kmixer.state import State, tensors
 

@@ -126,3 +126,5 @@ def test_fast_weights_that_never_forget_train_and_refuse_a_stream(
     assert "tau = null" in kmixer_command("eval", run, "--protocol", "stream").error()
     assert kmixer_command("eval", run, "--protocol", "stream", "--reset-every", 64).code == 0
     assert kmixer_command("eval", run, "--protocol", "stream", "--adapt", "off").code == 0
+    assert "tau = null" in kmixer_command("generate", run, "--interactive").error()
+    assert kmixer_command("generate", run, "--prompt", "the", "--max-new-tokens", 20).code == 0

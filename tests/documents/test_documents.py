@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,15 +72,19 @@ def page_folder(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> P
 @named([page for page in PAGES if blocks(page)])
 def test_a_page_runs(page: Path, page_folder: Path, kmixer_command: Run) -> None:  # noqa: F811
     names: dict[str, object] = {}
-    for language, content in blocks(page):
-        if language == "python":
-            with contextlib.redirect_stdout(io.StringIO()):
-                exec(compile(content, str(page), "exec"), names)
-        elif language in ("", "sh"):
-            for line in command_lines(content):
-                run_line(line, kmixer_command)
-        else:
-            assert language in ("toml", "json", "text"), f"{page.name}: a block of {language}, which nothing runs"
+    with contextlib.ExitStack() as servers:
+        for language, content in blocks(page):
+            if language == "python":
+                with contextlib.redirect_stdout(io.StringIO()):
+                    exec(compile(content, str(page), "exec"), names)
+            elif language in ("", "sh"):
+                for line in command_lines(content):
+                    if line.endswith("&"):
+                        servers.enter_context(in_the_background(line))
+                    else:
+                        run_line(line, kmixer_command)
+            else:
+                assert language in ("toml", "json", "text"), f"{page.name}: a block of {language}, which nothing runs"
 
 
 def run_line(line: str, kmixer: Run) -> None:
@@ -106,6 +111,22 @@ def run_line(line: str, kmixer: Run) -> None:
         printed = ended.stdout
     if out is not None:
         Path(out).write_text(printed, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def in_the_background(line: str) -> Iterator[None]:
+    """A server, from when it says its address to the end of the page, when SIGTERM ends it."""
+    words = shlex.split(line.removesuffix("&"))
+    assert words[0] == "kmixer", f"nothing runs {line}"
+    with subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert "http://" in server.stdout.readline(), line
+            yield
+            server.terminate()
+            assert server.wait(30) == 0, line
+        finally:
+            server.kill()
 
 
 def run_in_a_shell(line: str) -> None:

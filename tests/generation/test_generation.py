@@ -105,7 +105,7 @@ def test_generation_continues_from_a_state(model: Any) -> None:
 def test_a_long_prompt_is_read_in_pieces(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = torch.randint(10, (1, 100), generator=torch.Generator().manual_seed(0))
     whole = list(generate_tokens(model, prompt, 5, Sampling(temperature=0.0)))
-    monkeypatch.setattr("kmixer.generation.streaming.PREFILL_CHUNK", 7)
+    monkeypatch.setattr("kmixer.generation.reading.PREFILL_CHUNK", 7)
     assert list(generate_tokens(model, prompt, 5, Sampling(temperature=0.0))) == whole
 
 

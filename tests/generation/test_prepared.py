@@ -43,6 +43,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "copy_memory": {"layers": [0], "memory": 30, "match_length": "embedding"},
     },
     "a pointer alone": {"copy_memory": {"layers": "none", "memory": 20, "pointer": True}},
+    "fast weights": {"base_kernel": {"kind": "conv"}, "fast_weights": {"chunk": 4, "rate": 0.05}},
+    "fast weights of what layers read, refined, copies": {
+        "refinement": {"steps": 2},
+        "copy_memory": {"memory": 8},
+        "fast_weights": {"chunk": 7, "rate": 0.1, "tau": None, "taps": 3, "target": "hidden", "layers": [0]},
+    },
+    "fast weights within a bound, factorised": {
+        "embedding_width": 10,
+        "fast_weights": {"chunk": 5, "max_norm": 0.3, "rate": 0.5, "init": "next"},
+    },
+    "fast weights with resets": {"fast_weights": {"chunk": 4, "rate": 0.5, "reset_every": 10, "layers": "every"}},
 }
 compiled = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
@@ -155,7 +166,7 @@ def parts_of(kind: str) -> list[str]:
     return [n for n, part in make_model(MODELS[kind]).named_modules() if n and not isinstance(part, containers)]
 
 
-CHANGED = ("no kernel, factorised", "refined", "gated", "gelu head", "copies, factorised, gated")
+CHANGED = ("no kernel, factorised", "refined", "gated", "gelu head", "copies, factorised, gated", "fast weights")
 PARTS = [(kind, part) for kind in CHANGED for part in parts_of(kind)]
 PARTS += [("copies, refined, gelu head", part) for part in ("pointer", "copy_memory", "copy_memory.from_table")]
 
@@ -267,6 +278,22 @@ def test_states_of_another_model_are_named() -> None:
                 ):
                     take(state)
         decoder.advance(torch.zeros(2, 1, dtype=torch.long))  # and goes on from where it stood
+
+
+@compiled
+@torch.no_grad()
+def test_a_chunk_that_is_shorter_than_its_position_is_named() -> None:
+    model = make_model(MODELS["fast weights"])
+    decoder, state = PreparedDecoder(model, model.initial_state(2)), model(make_tokens(2, 7)).state
+    block = state[0][2]
+    fast = block.feed_forward
+    for part in ("hidden", "targets"):
+        other = block._replace(feed_forward=fast._replace(**{part: getattr(fast, part)[:, :2]}))
+        with pytest.raises(
+            InputError, match=r"^state: got . and . positions of an unfinished chunk; allowed there: equ"
+        ):
+            decoder.restore(((*state[0][:2], other, *state[0][3:]),))
+    decoder.advance(make_tokens(2, 1))
 
 
 @compiled

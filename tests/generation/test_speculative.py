@@ -136,6 +136,26 @@ def test_coupled_text_is_that_of_plain_generation(
     assert torch.equal(new, plain(model, prompt, count, sampling, seed))
 
 
+@pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
+@pytest.mark.parametrize("pace", ["lockstep", "own"])
+@pytest.mark.parametrize(
+    "section",
+    [{"chunk": 3, "layers": "every", "max_norm": 1.0}, {"chunk": 4, "reset_every": 6}, {"chunk": 5, "tau": None}],
+    ids=str,
+)
+def test_coupled_text_of_prepared_fast_weights_is_that_of_plain_generation(section: dict[str, Any], pace: Any) -> None:
+    """Rounds cross the ends of chunks, and what is refused leaves no trace in what was learned."""
+    model = make({**STACK, "base_kernel": {"kind": "conv", "size": 3}, "fast_weights": section}).float()
+    assert can_prepare(model)
+    for m in (1, 4, 7):
+        prompt = torch.randint(V, (3, m + 1), generator=torch.Generator().manual_seed(m))
+        for kind in ("ngram", "random"):
+            draft = make_draft(kind, model, lockstep=pace == "lockstep", seed=m)
+            rounds = Rounds(model, draft, prompt, 40, Speculation("coupled", m, pace=pace), Sampling(), seed=m)
+            new = torch.stack(list(rounds.columns()), 1)
+            assert torch.equal(new, plain(model, prompt, 40, Sampling(), m))
+
+
 @pytest.mark.parametrize("kind", MODELS)
 @given(data=st.data(), seed=st.integers(0, 1000))
 @settings(max_examples=2)

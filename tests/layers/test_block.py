@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize
 
-from kmixer.layers import K0, K1, K2, BaseKernel, FeedForward, K2Mixer, SoftmaxAttention, SquaredReluFeedForward
+from kmixer import native
+from kmixer.layers import (
+    K0,
+    K1,
+    K2,
+    BaseKernel,
+    FastWeights,
+    FeedForward,
+    K2Mixer,
+    SoftmaxAttention,
+    SquaredReluFeedForward,
+)
 from kmixer.layers import block as block_file
 from kmixer.layers.block import Block, BlockState
 from kmixer.layers.exactly import exactly
@@ -91,6 +102,59 @@ def test_known_parts_are_one_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) 
         )
     block(hidden(5))
     assert calls == (["linear_dropout_add"] if kind in ("K1", "K2") else []) + ["feed_forward"]
+
+
+class TanhUnits(FeedForward):
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.up(x))
+
+
+# What of a layer with fast weights is another than its type says.
+UNITS: dict[str, Callable[[Block], object]] = {
+    "nothing": lambda block: None,
+    "other units": lambda block: setattr(block.feed_forward, "__class__", TanhUnits),
+    "a hook": lambda block: block.feed_forward.up.register_forward_hook(lambda module, given, y: 2 * y),
+    "an adapter": lambda block: setattr(block.feed_forward, "up", LowRankUpdate(block.feed_forward.up)),
+    "no bias": lambda block: setattr(block.feed_forward, "up", linear(WIDTH, 2 * WIDTH, bias=False)),
+}
+
+
+@pytest.mark.parametrize("change", UNITS)
+@dtypes
+def test_hidden_units_that_fast_weights_read_are_one_kernel_where_they_are_known(
+    change: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = make("transformer")
+    block.feed_forward.fast = FastWeights(WIDTH, 2 * WIDTH, chunk=4, target="hidden", init="next", rate=0.3)
+    UNITS[change](block)
+    block.to(dtype)
+    calls = []
+    fused = block_file.hidden_units
+    monkeypatch.setattr(block_file, "hidden_units", lambda *a, **k: (calls.append(a), fused(*a, **k))[1])
+    x = hidden(19, dtype).requires_grad_()
+    y, state = block(x)
+    assert len(calls) == (change == "nothing")
+    mixed = x + block.mixer(block.mixing_norm(x), None)[0]
+    added, expected = block.feed_forward(block.feed_forward_norm(mixed))
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-4
+    torch.testing.assert_close(y, mixed + added, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(state.feed_forward.weights, expected.weights, rtol=tolerance, atol=tolerance)
+    for ours, theirs in zip(gradients(y, block, x), gradients(mixed + added, block, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=5 * tolerance)
+
+
+def test_dropped_hidden_units_are_those_that_are_written() -> None:
+    """Fast weights that read nothing yet leave what the fused kernel of the same seed computes."""
+    block, x = make("K1", torch.float32), hidden(19, torch.float32)
+    block.feed_forward.dropout = 0.4
+    torch.manual_seed(3)
+    expected = block.train()(x)[0]
+    block.feed_forward.fast = FastWeights(WIDTH, 2 * WIDTH, chunk=4)
+    torch.manual_seed(3)
+    y, state = block(x, source=x)
+    if native.kernels() is not None:
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert not state.feed_forward.weights.any()
 
 
 def parts_of(kind: str) -> list[str]:

@@ -234,6 +234,32 @@ def test_the_bound_holds_after_every_chunk(t: int, bound: float) -> None:
         assert float(norms.max()) >= bound * float(weight.norm()) * (1 - 1e-12)
 
 
+@torch.no_grad()
+def test_another_chunk_writes_the_same_pairs_but_those_across_its_ends() -> None:
+    """Nothing forgotten, chunks of 16 hold what chunks of 64 hold, less each pair with an end of 16 between its two."""
+    t, tokens = 128, [(i, i + offset, 2 + offset) for i in range(128) for offset in range(-2, 3)]
+    hidden, targets, weight = inputs(t)
+    held = {}
+    for chunk in (16, 64):
+        fast = make(chunk=chunk, tau=None)
+        held[chunk] = fast(hidden, targets, weight)[1].weights
+    sources = F.rms_norm(targets, (D,), eps=1e-8)
+
+    def pairs(within: int, beyond: int | None) -> Tensor:
+        """Of positions in one chunk of this length, and in two of the other."""
+        total = torch.zeros(2, WIDE, D, dtype=torch.float64)
+        for i, other, tap in tokens:
+            if 0 <= other < t and i // within == other // within and (not beyond or i // beyond != other // beyond):
+                value = (fast.filter[:, tap] * sources[:, other]) @ fast.target
+                total += fast.rate * hidden[:, i, :, None] * value[:, None]
+        return total
+
+    torch.testing.assert_close(held[64], pairs(64, None), rtol=1e-12, atol=1e-12)
+    missing = pairs(64, 16)
+    torch.testing.assert_close(held[64] - held[16], missing, rtol=1e-10, atol=1e-12)
+    assert 0.02 < missing.norm() / held[64].norm() < 0.5
+
+
 def test_one_position_a_chunk_is_the_operator_of_decays() -> None:
     fast, (hidden, targets, weight) = make(chunk=1), inputs(30)
     units = F.normalize(hidden, dim=-1)

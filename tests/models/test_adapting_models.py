@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from kmixer import native
 from kmixer.data.tokenizers import CharTokenizer
 from kmixer.errors import InputError
 from kmixer.generation.prepared import why_not_prepared
@@ -244,9 +245,14 @@ def test_operations_parameters_and_bytes_are_counted(kind: str, section: dict[st
     )
 
 
-def test_prepared_decoding_and_export_refuse_by_name() -> None:
+def test_an_export_and_where_it_does_not_know_them_prepared_decoding_refuse_by_name() -> None:
+    tokens = make("k-stack", {"chunk": 1}).float()
+    if native.kernels() is not None:
+        assert why_not_prepared(tokens) == "stack.blocks.1.feed_forward.fast has chunks of one token"
     model = make("k-stack", {"chunk": 4}).float()
-    assert "fast (FastWeights)" in str(why_not_prepared(model))
+    with adapting(model, False):
+        if native.kernels() is not None:
+            assert why_not_prepared(model) == "stack.blocks.1.feed_forward.fast is switched off"
     with pytest.raises(InputError, match=r"stack.blocks.1.feed_forward.fast \(FastWeights\) is none of the parts"):
         StepModule(model)
 

@@ -20,6 +20,7 @@ APART = {
     "decode_read",
     "decode_step",
     "decoding_size",
+    "fast_weights_size",
     "operation_size",
     "sources_digest",
     "suffix_automaton_words",
@@ -27,7 +28,8 @@ APART = {
 }
 # The letters that a C++ argument may have.
 LETTERS = {
-    "const float*": "fFr", "float*": "fF", "double*": "d", "const int64_t*": "i", "const void*": "e", "void*": "e",
+    "const float*": "fFr", "float*": "fF", "double*": "d", "const double*": "d", "const int64_t*": "i",
+    "const void*": "e", "void*": "e",
     "int64_t*": "i", "int32_t*": "j",
     "float* const*": "p", "int64_t": "n", "uint32_t": "u", "int32_t": "b", "float": "x", "const Attention*": "A",
     "const AttentionGradients*": "G",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
-from kmixer.ops.feed_forward import Activation, feed_forward
+from kmixer.ops.feed_forward import Activation, feed_forward, hidden_units
 from kmixer.ops.fused import linear_dropout_add, linear_gelu_dropout, rms_norm
 
 EPS = 1e-8
@@ -86,6 +86,55 @@ def test_the_same_threads_give_the_same_bits() -> None:
     leaves = [x.requires_grad_() for x in make((3, 333), 64, 128, torch.float32)]
     first, second = (gradients(feed_forward(*leaves, eps=EPS, dropout=0.0), leaves) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    of_units = leaves[0], leaves[2], leaves[3]
+    first, second = (gradients(hidden_units(*of_units, dropout=0.0), [*of_units]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@given(
+    st.tuples(st.integers(1, 3), st.sampled_from([1, 5, 47, 48, 49, 120])),
+    st.sampled_from([1, 3, 16, 58, 64]),
+    st.sampled_from([1, 16, 40, 143, 144]),
+)
+def test_hidden_units_are_their_definition(rows: tuple[int, int], d: int, m: int) -> None:
+    x, _, up, up_bias, *_ = make(rows, d, m)
+    leaves = [part.clone().requires_grad_() for part in (x, up, up_bias)]
+    expected = gradients(F.gelu(F.linear(*leaves)), leaves)
+    for dtype, error in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
+        leaves = [part.to(dtype).requires_grad_() for part in (x, up, up_bias)]
+        z = hidden_units(*leaves, dropout=0.0)
+        if native.kernels() is not None:
+            assert (type(z.grad_fn).__name__ == "_HiddenUnitsBackward") == (dtype == torch.float32)
+        for actual, exact in zip(gradients(z, leaves), expected, strict=True):
+            scale = 1 + exact.abs().max().item()
+            assert (actual - exact).abs().max().item() <= error * scale
+
+
+@compiled
+@pytest.mark.parametrize(("d", "m"), [(32, 80), (7, 13)])
+def test_dropped_hidden_units_are_those_of_the_pieces(d: int, m: int) -> None:
+    x, _, up, up_bias, *_ = make((2, 77), d, m, torch.float32)
+    leaves = [part.requires_grad_() for part in (x, up, up_bias)]
+    answers = []
+    for function in (hidden_units, linear_gelu_dropout):
+        torch.manual_seed(3)
+        answers.append(gradients(function(*leaves, dropout=0.4), leaves))
+    for actual, expected in zip(*answers, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert 0.3 < (answers[0][0] == 0).double().mean() < 0.5
+
+
+def test_gradients_of_hidden_units_are_slopes() -> None:
+    """Of the definition those by small steps, in float64; of the kernel those of the definition."""
+    x, _, up, up_bias, *_ = make((2, 9), 5, 7)
+    leaves = [part.requires_grad_() for part in (x, up, up_bias)]
+    torch.autograd.gradcheck(lambda *parts: hidden_units(*parts, dropout=0.0), leaves)
+    weigh = torch.randn(2, 9, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    exact = torch.autograd.grad((hidden_units(*leaves, dropout=0.0) * weigh).sum(), leaves)
+    single = [part.detach().float().requires_grad_() for part in leaves]
+    ours = torch.autograd.grad((hidden_units(*single, dropout=0.0) * weigh.float()).sum(), single)
+    for actual, expected in zip(ours, exact, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @compiled
@@ -94,6 +143,9 @@ def test_second_derivatives_are_refused() -> None:
     y = feed_forward(*leaves, eps=EPS, dropout=0.0)
     with pytest.raises(InputError, match="second"):
         torch.autograd.grad(y.sum(), leaves, create_graph=True)
+    of_units = leaves[0], leaves[2], leaves[3]
+    with pytest.raises(InputError, match="second"):
+        torch.autograd.grad(hidden_units(*of_units, dropout=0.0).sum(), of_units, create_graph=True)
 
 
 def test_rows_do_not_depend_on_each_other() -> None:

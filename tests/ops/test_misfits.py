@@ -18,7 +18,7 @@ from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.base_kernel import base_kernel
 from kmixer.ops.cross_entropy import cross_entropies
 from kmixer.ops.downsampling import filter_and_halve
-from kmixer.ops.feed_forward import feed_forward
+from kmixer.ops.feed_forward import feed_forward, hidden_units
 from kmixer.ops.fused import dropout, linear_dropout_add, linear_gelu_dropout, rms_norm, silu_gate
 from kmixer.ops.linear import linear_map
 
@@ -47,6 +47,8 @@ MISFITS: dict[str, Callable[[], object]] = {
     "bias before GELU": lambda: linear_gelu_dropout(ones(4, 3), ones(2, 3), ones(3), 0.0),
     "bias before a sum": lambda: linear_dropout_add(ones(4, 2), ones(4, 3), ones(2, 3), ones(3), 0.0),
     "feed-forward": lambda: feed_forward(ones(4, 6), None, ones(8, 3), None, ones(3, 8), None, eps=1e-8, dropout=0.0),
+    "hidden units": lambda: hidden_units(ones(4, 6), ones(8, 3), ones(8), dropout=0.0),
+    "bias of hidden units": lambda: hidden_units(ones(4, 3), ones(8, 3), ones(3), dropout=0.0),
     "targets": lambda: cross_entropies(ones(4, 7), torch.zeros(6, dtype=torch.int64)),
     "softmax attention": lambda: softmax_attention(ones(2, 4, 9, 8), ones(2, 4, 9, 4), ones(2, 4, 9, 4)),
 }
@@ -113,6 +115,7 @@ def test_parameters_may_lie_apart() -> None:
     torch.testing.assert_close(rms_norm(x, norm, 1e-8), F.rms_norm(x, (8,), norm, 1e-8))
     expected = F.gelu(F.linear(x, up, bias))
     torch.testing.assert_close(linear_gelu_dropout(x, up, bias, 0.0), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hidden_units(x, up, bias, dropout=0.0), expected, atol=1e-5, rtol=1e-5)
     arguments = (norm, up, bias, torch.randn(8, 12), torch.randn(16)[::2])
     whole = feed_forward(x, *(each.contiguous() for each in arguments), eps=1e-8, dropout=0.0)
     torch.testing.assert_close(feed_forward(x, *arguments, eps=1e-8, dropout=0.0), whole)

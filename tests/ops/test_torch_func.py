@@ -16,7 +16,7 @@ from kmixer.ops import base_kernel, decayed_linear_attention, gaussian_attention
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.cross_entropy import cross_entropies
 from kmixer.ops.downsampling import filter_and_halve
-from kmixer.ops.feed_forward import feed_forward
+from kmixer.ops.feed_forward import feed_forward, hidden_units
 from kmixer.ops.fused import (
     dropout,
     linear_dropout_add,
@@ -89,6 +89,7 @@ CASES = {
     "norm and add": Case(lambda *z: scaled_norm_add(*z, EPS), ((2, 4), (4,), (4,))),
     "dropout": Case(lambda x: dropout(x, 0.0), ((2, 4),)),
     "linear": Case(linear_map, ((2, 4), (5, 4), (5,))),
+    "hidden units": Case(lambda *z: hidden_units(*z, dropout=0.0), ((2, 4), (5, 4), (5,))),
     "feed-forward": block("gelu"),
     "feed-forward, squares": block("squared_relu"),
     "cross-entropy": Case(lambda x: cross_entropies(x, torch.tensor([0, 1]), 5.0), ((2, 4),)),

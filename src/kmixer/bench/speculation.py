@@ -22,10 +22,11 @@ from kmixer.generation.acceptance import acceptance, coupled_acceptance
 from kmixer.generation.chunks import open_reader
 from kmixer.generation.decoder import EagerDecoder
 from kmixer.generation.drafts import Draft
+from kmixer.generation.reading import PREFILL_CHUNK
 from kmixer.generation.sampling import Sampling, one_hot
 from kmixer.generation.speculation import Speculation
 from kmixer.generation.speculative import Rounds
-from kmixer.generation.streaming import PREFILL_CHUNK, before_last, generate_tokens
+from kmixer.generation.streaming import before_last, generate_tokens
 from kmixer.generation.tally import SpeculationResult, rule_of
 from kmixer.generation.tempo import FIRST, Costs, gain_of, measure_costs
 from kmixer.models.causal_lm import CausalLM

@@ -24,6 +24,7 @@ from kmixer.cli import (
     inspect,
     ngram,
     score,
+    serve,
     task,
     train,
 )
@@ -59,6 +60,7 @@ app.command()(train.train)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(score.score)
 app.command()(generate.generate)
+app.command()(serve.serve)
 app.command()(ngram.ngram)
 app.command()(experiments.sweep)
 app.command(name="compare")(experiments.compare_runs)

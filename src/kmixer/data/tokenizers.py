@@ -156,7 +156,9 @@ class BytePairTokenizer:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
         byte_of = {character: byte for byte, character in enumerate(characters_of_bytes())}
-        self._bytes = [bytes(byte_of[character] for character in piece) for piece in pieces]
+        self.pieces = [
+            bytes(byte_of[character] for character in piece) for piece in pieces
+        ]  # what the tokens stand for
 
     @classmethod
     def train(cls, blocks: Iterable[str], vocabulary_size: int) -> BytePairTokenizer:
@@ -186,10 +188,10 @@ class BytePairTokenizer:
         return lone_surrogates(text)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return b"".join(self._bytes[token] for token in tokens).decode(errors="replace")
+        return b"".join(self.pieces[token] for token in tokens).decode(errors="replace")
 
     def decoder(self) -> StreamDecoder:
-        return _BytesDecoder(self._bytes)
+        return _BytesDecoder(self.pieces)
 
     def encoder(self) -> Encoder:
         return _BlockEncoder(self.encode, before_word)

@@ -11,6 +11,7 @@ from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import decoded_after, generate_tokens, until
+from kmixer.layers.adapting import check_stream
 from kmixer.models.causal_lm import CausalLM
 from kmixer.state import State
 
@@ -25,6 +26,8 @@ class Conversation:
         max_new_tokens: the most that the model writes after a line.
         seed: of what is drawn after the first line, one more for each later one; None draws afresh.
         stop: texts before which an answer ends.
+
+    Raises InputError for a model that cannot read without end, see `check_stream`.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Conversation:
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> None:
+        check_stream(model)
         self._model, self._tokenizer = model, tokenizer
         self._sampling, self._max_new_tokens, self._stop = sampling, max_new_tokens, [text for text in stop if text]
         self._seed = seed

@@ -67,11 +67,29 @@ class LiveMemory:
 
     def state(self) -> SuffixState:
         """The state after the steps that were counted, as `suffix_matches` gives it."""
-        position = self._position + self._steps
+        return self._state_of(slice(None))
+
+    def _state_of(self, chosen: slice) -> SuffixState:
+        position, automata = self._position[chosen] + self._steps, self.automata[chosen]
         counts = self._counts(position)
         text = torch.empty(len(position), int(counts.max()) if len(counts) else 0, dtype=torch.int64)
-        native.call("suffix_text", self.automata, counts, text, *self.automata.shape, text.shape[1])
+        native.call("suffix_text", automata, counts, text, *automata.shape, text.shape[1])
         return SuffixState(text[..., None], position)
+
+    def put(self, row: int, state: SuffixState) -> None:
+        """Let a row remember what a state of one row does; it has to have room, as it always has for M tokens."""
+        _, _, (tokens, position) = suffix_matches(state.position.new_zeros(1, 0), state, self._memory)
+        self._begin_rows(self.automata[row : row + 1], tokens, position)
+        self._position[row] = int(position) - self._steps
+
+    def row(self, row: int) -> SuffixState:
+        """The state of one row."""
+        return self._state_of(slice(row, row + 1))
+
+    def move(self, source: int, target: int) -> None:
+        """Let a row remember what another does."""
+        self.automata[target].copy_(self.automata[source])
+        self._position[target] = self._position[source]
 
     def _begin(self, state: SuffixState, more: int = 1) -> None:
         rows = len(state.position)
@@ -86,9 +104,14 @@ class LiveMemory:
             )
         self._room = math.inf if capacity == self._memory else capacity - width
         self.automata = torch.empty(rows, _words(capacity), dtype=torch.int32)
-        text = tokens[..., 0].contiguous()
-        native.call("suffix_begin", self.automata, text, self._counts(position), *self.automata.shape, width, capacity)
-        self._position, self._steps = position, 0
+        self._capacity = capacity
+        self._begin_rows(self.automata, tokens, position)
+        self._position, self._steps = position.clone(), 0
+
+    def _begin_rows(self, automata: Tensor, tokens: Tensor, position: Tensor) -> None:
+        """Make automata of what rows remember."""
+        text, counts = tokens[..., 0].contiguous(), self._counts(position)
+        native.call("suffix_begin", automata, text, counts, *automata.shape, text.shape[1], self._capacity)
 
     def _counts(self, position: Tensor) -> Tensor:
         """How many tokens the rows remember before the token at this position."""

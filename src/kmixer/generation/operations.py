@@ -10,22 +10,23 @@ import ctypes
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kmixer.errors import InputError
-from kmixer.layers import K0, K1, K2, BaseKernel, FeedForward
+from kmixer.generation.live_weights import LiveWeights
+from kmixer.generation.panels import padded, panels, whole
+from kmixer.layers import K0, K1, K2, BaseKernel, FastWeights, FeedForward
 from kmixer.layers.copy_memory import BUCKET_STARTS, CopyMemory
+from kmixer.layers.linear import Linear
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.pointer import Pointer
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import GeluHead
 from kmixer.models.k_stack import KStack
 
-PANEL = 32  # columns: kPanel in native/few_rows.h
 LINE = 16
 WHOLE = 16  # queries and keys come in as many: wide_rank in native/decode_state.h
-EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE, REMEMBER, COPY, POINT = range(9)
+EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE, REMEMBER, COPY, POINT, ADAPT = range(10)
 NONE, GELU, GATE = range(3)
 
 
@@ -39,6 +40,7 @@ class Operation(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rank", "lags", "queries", "span")),
         *((name, ctypes.c_void_p) for name in ("automata", "matches")),
         ("words", ctypes.c_int64),
+        ("fast", ctypes.c_void_p),
         ("eps", ctypes.c_float),
         ("unused", ctypes.c_float),
     )
@@ -69,8 +71,10 @@ class Operations:
     def __init__(self, model: CausalLM) -> None:
         self.list: list[Operation] = []
         self.widths: list[int] = []  # of the buffers
-        self.mixing: list[int] = []  # which operations have a state, in its order
+        self.mixing: list[int] = []  # which operations mix, in the order of their states
+        self.adapting: list[LiveWeights] = []  # the fast weights, in the order of their states
         self.matching: list[int] = []  # which write or read what the rows copy, the one that remembers first
+        self._source = -1  # the buffer of what fast weights learn from
         self._tensors: dict[int, Tensor] = {}  # keeps alive what the operations point to, by its address
         with torch.no_grad():
             self.logits = self._prepare(model)  # the number of their buffer
@@ -79,9 +83,7 @@ class Operations:
     def strides(self) -> list[int]:
         """Of the rows of every buffer: whole panels, and one line of memory more, as rows a power of two apart share
         places in a cache; logits are given away as they are."""
-        return [
-            width if index == self.logits else whole(width, PANEL) + LINE for index, width in enumerate(self.widths)
-        ]
+        return [width if index == self.logits else whole(width) + LINE for index, width in enumerate(self.widths)]
 
     def _prepare(self, model: CausalLM) -> int:
         stack = model.stack
@@ -104,6 +106,9 @@ class Operations:
         if isinstance(model.from_embedding, torch.nn.Linear):
             table = model.from_embedding(table)  # one look-up instead of a look-up and a product
         self._add(EMBED, output=hidden, inputs=width, weight=table)
+        if any(layer.fast is not None and layer.fast.source == "embed" for layer in inner_layers):
+            self._source = self._buffer(width)
+            self._norm(hidden, self._source, table.new_ones(width))
         gates: dict[int, Tensor] = {}
         vector = -1
         if model.copy_memory is not None:
@@ -133,7 +138,7 @@ class Operations:
         size, at = weights.element_size(), weights.data_ptr()
         for operation in linear:
             operation.weight = at
-            at += size * (operation.inputs + 1) * whole(operation.outputs, PANEL)
+            at += size * (operation.inputs + 1) * whole(operation.outputs)
         self._keep(weights)
 
     def _head(self, model: CausalLM, normed: int, spare: int, inner: int) -> int:
@@ -172,7 +177,7 @@ class Operations:
         self._norm(hidden, normed, layer.mixing_norm.weight)
         rank = mixer.query.shape[1]
         wide = whole(rank, WHOLE)
-        both = torch.cat([_padded(mixer.query, wide), _padded(mixer.key, wide)], dim=1)
+        both = torch.cat([padded(mixer.query, wide), padded(mixer.key, wide)], dim=1)
         self._linear(normed, queries, both.T)
         lags, base = 0, None
         if kernel is not None:
@@ -185,8 +190,8 @@ class Operations:
             normed,
             mixed,
             inputs=mixer.query.shape[0],
-            weight=_padded(mixer.decay(), wide),
-            bias=_padded(mixer.alpha().expand(rank), wide),
+            weight=padded(mixer.decay(), wide),
+            bias=padded(mixer.alpha().expand(rank), wide),
             extra=base,
             rank=rank,
             lags=lags,
@@ -204,13 +209,27 @@ class Operations:
     def _k0(self, layer: K0, hidden: int) -> None:
         width = len(layer.gain)
         tensors = {"weight": layer.norm.weight, "bias": layer.bias, "extra": layer.gain}
-        padded = {name: _padded(tensor, whole(width, PANEL)) for name, tensor in tensors.items()}
-        self._add(READ_OUT, hidden, hidden, inputs=width, eps=NORM_EPS, **padded)
+        wide = {name: padded(tensor, whole(width)) for name, tensor in tensors.items()}
+        self._add(READ_OUT, hidden, hidden, inputs=width, eps=NORM_EPS, **wide)
 
     def _feed_forward(self, norm: Tensor, layer: FeedForward, hidden: int, normed: int, inner: int) -> None:
         self._norm(hidden, normed, norm)
         self._linear(normed, inner, layer.up.weight, layer.up.bias, activation=GELU)
-        self._linear(inner, hidden, layer.down.weight, layer.down.bias, residual=hidden)
+        if layer.fast is not None:
+            self._adapt(layer.fast, layer.down, hidden, normed, inner)
+        else:
+            self._linear(inner, hidden, layer.down.weight, layer.down.bias, residual=hidden)
+
+    def _adapt(self, fast: FastWeights, down: Linear, hidden: int, normed: int, inner: int) -> None:
+        outputs, inputs = down.weight.shape
+        if (fast.width, fast.hidden_width) != (outputs, inputs):
+            raise InputError(
+                f"the weights of this model do not fit each other: fast weights {fast.hidden_width} to {fast.width} on "
+                f"a matrix {inputs} to {outputs} channels"
+            )
+        live = LiveWeights(fast, down, normed if fast.source == "hidden" else self._source)
+        self.adapting.append(live)
+        self._add(ADAPT, inner, hidden, inputs=inputs, outputs=outputs, residual=hidden, fast=live.where)
 
     def _remember(self, memory: CopyMemory, width: int, vocabulary_size: int) -> int:
         """The buffer of the vectors of copied tokens, without gates."""
@@ -235,8 +254,8 @@ class Operations:
         self._add(kind, source, target, **fields)
 
     def _norm(self, source: int, target: int, weight: Tensor) -> None:
-        padded = _padded(weight, whole(len(weight), PANEL))
-        self._add(NORM, source, target, inputs=len(weight), weight=padded, eps=NORM_EPS)
+        scale = padded(weight, whole(len(weight)))
+        self._add(NORM, source, target, inputs=len(weight), weight=scale, eps=NORM_EPS)
 
     def _linear(
         self,
@@ -250,7 +269,7 @@ class Operations:
     ) -> None:
         outputs, inputs = weight.shape
         options = {"activation": activation, "residual": residual}
-        self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=_panels(weight, bias), **options)
+        self._add(LINEAR, source, target, inputs=inputs, outputs=outputs, weight=panels(weight, bias), **options)
 
     def _buffer(self, width: int) -> int:
         self.widths.append(width)
@@ -269,20 +288,3 @@ class Operations:
         """Where it lies, for as long as the operations are there."""
         self._tensors[tensor.data_ptr()] = tensor
         return tensor.data_ptr()
-
-
-def whole(size: int, part: int) -> int:
-    """The next multiple of the part."""
-    return -(-size // part) * part
-
-
-def _padded(tensor: Tensor, width: int) -> Tensor:
-    return F.pad(tensor, (0, width - tensor.shape[-1]))
-
-
-def _panels(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Weights (outputs, inputs) as native/few_rows.h reads them: (panels, inputs + 1, PANEL), biases last."""
-    outputs, inputs = weight.shape
-    last = weight.new_zeros(outputs) if bias is None else bias
-    columns = _padded(torch.cat([weight, last[:, None]], dim=1).T, whole(outputs, PANEL))
-    return columns.reshape(inputs + 1, -1, PANEL).transpose(0, 1)

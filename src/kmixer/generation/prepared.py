@@ -17,12 +17,15 @@ from torch import Tensor
 from kmixer import native
 from kmixer.errors import InputError
 from kmixer.generation.live_memory import LiveMemory
-from kmixer.generation.operations import PANEL, WHOLE, Decoding, Operation, Operations, whole
-from kmixer.layers import BaseKernel, BlockState, K2Mixer, K2State
+from kmixer.generation.live_weights import Adapting
+from kmixer.generation.operations import WHOLE, Decoding, Operation, Operations
+from kmixer.generation.panels import whole
+from kmixer.layers import BaseKernel, BlockState, FastWeights, K2Mixer, K2State
+from kmixer.layers.fast_weights import FastState
 from kmixer.models.causal_lm import CausalLM, RememberingState, check_tokens
 from kmixer.models.heads import GeluHead, LinearHead
 from kmixer.models.k_stack import KStack, KStackState
-from kmixer.models.known_parts import unknown_part
+from kmixer.models.known_parts import ADAPTING_K_STACK, unknown_part
 from kmixer.state import State, batch_of, check_state, map_tensors, tensors
 from kmixer.trail import check_lengths
 
@@ -34,12 +37,21 @@ Read = TypeVar("Read")
 
 
 def why_not_prepared(model: CausalLM) -> str | None:
-    """What a prepared decoder cannot do of this model on this machine; None where it can do all.
+    """What a prepared decoder cannot do of this model on this machine; None where it can do all."""
+    if problem := why_no_operations(model):
+        return problem
+    if not native.usable(*model.parameters()):
+        return "the compiled kernels were not built"
+    return None
+
+
+def why_no_operations(model: CausalLM) -> str | None:
+    """What the list of operations of a step cannot say of this model; None where it can say all.
 
     An allow-list: every part is exactly of a type whose operations are known, and the rest of what it computes is too.
     """
     stack, head = model.stack, model.head
-    if part := unknown_part(model, (LinearHead, GeluHead)):
+    if part := unknown_part(model, (LinearHead, GeluHead), ADAPTING_K_STACK):
         return f"{part} is none of the parts it knows"
     assert isinstance(stack, KStack)
     if isinstance(head, LinearHead) and head.soft_cap is not None:
@@ -49,12 +61,13 @@ def why_not_prepared(model: CausalLM) -> str | None:
             return f"{name} is a {kernel.kind} base kernel, which ends"
     if any(isinstance(mixer, K2Mixer) and _biased(mixer.output_gate) for mixer in model.modules()):
         return "an output gate has a bias"
+    for name, fast in model.named_modules():
+        if isinstance(fast, FastWeights) and (fast.chunk == 1 or not fast.adapts):
+            return f"{name} {'is switched off' if not fast.adapts else 'has chunks of one token'}"
     if model.training:
         return "the model is in training mode"
-    if not native.usable(*model.parameters()):
-        return "the compiled kernels were not built, or the model is not on a CPU"
-    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-        return "its weights are not float32"
+    if any(parameter.dtype != torch.float32 or not parameter.is_cpu for parameter in model.parameters()):
+        return "its weights are not float32 on a CPU"
     return None
 
 
@@ -83,6 +96,9 @@ class PreparedDecoder:
         self._initial = model.initial_state(0)
         self._copy_memory = None if model.copy_memory is None else model.copy_memory.memory
         assert isinstance(model.stack, KStack)
+        blocks = [model.stack.first, *model.stack.blocks, model.stack.last]
+        # Of every block, whether its mixer and its feed-forward layer have a state.
+        self._blocks = [(isinstance(block.mixer, K2Mixer), block.fast_weights is not None) for block in blocks]
         self._passes = model.stack.passes
         self._operations = Operations(model)
         self._program = (Operation * len(self._operations.list))(*self._operations.list)
@@ -156,11 +172,15 @@ class PreparedDecoder:
 
     def state(self) -> State:
         """Where the sequences stand; a snapshot, as the model takes it."""
-        nothing = BlockState(None)  # of a K1
-        blocks = [BlockState(map_tensors(_copy, part)) for part in self._parts]
-        layers = len(blocks) // self._passes
-        passes = (blocks[first : first + layers] for first in range(0, len(blocks), layers))
-        stack = tuple((nothing, *of_pass, nothing) for of_pass in passes)
+        mixed = iter(map_tensors(_copy, part) for part in self._parts)
+        learned = iter(self._operations.adapting)
+        stack = tuple(
+            tuple(
+                BlockState(next(mixed) if mixes else None, next(learned).state() if adapts else None)
+                for mixes, adapts in self._blocks
+            )
+            for _ in range(self._passes)
+        )
         return cast("State", stack if self._memory is None else RememberingState(stack, self._memory.state()))
 
     def restore(self, state: State) -> None:
@@ -172,9 +192,13 @@ class PreparedDecoder:
             state, remembered = state
             check_tokens(remembered.tokens[..., 0], self.vocabulary_size)  # they choose rows of a table
             memory = LiveMemory(remembered, self._copy_memory)
+        blocks = [block for of_pass in cast("KStackState", state) for block in of_pass]
+        learned = [block.feed_forward for block in blocks if isinstance(block.feed_forward, FastState)]
+        for live, other in zip(self._operations.adapting, learned, strict=True):
+            live.check(other)
         if rows != self.rows:
             self._allocate(rows, 1)
-        self._stand_at([block.mixer for of_pass in cast("KStackState", state) for block in of_pass[1:-1]])
+        self._stand_at([block.mixer for block in blocks], learned)
         self._memory = memory
         self._read = None
         if memory is not None:
@@ -194,12 +218,14 @@ class PreparedDecoder:
         self._keys: list[Tensor] = []
         for index in operations.mixing:
             mix = program[index]
-            mixed = zeros(rows, mix.rank + max(0, mix.lags - 1) + n, whole(mix.inputs, PANEL))
+            mixed = zeros(rows, mix.rank + max(0, mix.lags - 1) + n, whole(mix.inputs))
             keys = zeros(rows * n, whole(mix.rank, WHOLE))
             mix.state, mix.span, mix.keys = mixed.data_ptr(), mixed.stride(0), keys.data_ptr()
             decay, base = mixed[..., : mix.inputs].split([mix.rank, mixed.shape[1] - mix.rank], dim=1)
             self._parts.append(K2State(decay, base[:, : mix.lags - 1] if mix.lags else None))
             self._keys.append(keys)
+        for live in operations.adapting:
+            live.allocate(rows, n)
         self._matches = torch.zeros(rows * n, 2, dtype=torch.int64)
         for index in operations.matching:
             program[index].matches = self._matches.data_ptr()
@@ -210,15 +236,17 @@ class PreparedDecoder:
 
     def _make_room(self, n: int) -> None:
         """Room for n tokens a row, which stand where they stood."""
-        before = self._parts
+        before, learned = self._parts, [live.state() for live in self._operations.adapting]
         self._allocate(self.rows, n)
-        self._stand_at(before)
+        self._stand_at(before, learned)
 
     @torch.no_grad()
-    def _stand_at(self, states: Sequence[State]) -> None:
-        """Copy the states of the layers."""
+    def _stand_at(self, states: Sequence[State], learned: Sequence[FastState]) -> None:
+        """Copy the states of the layers, and of those with fast weights."""
         for mine, other in zip(tensors(tuple(self._parts)), tensors(tuple(states)), strict=True):
             mine.copy_(other)
+        for live, state in zip(self._operations.adapting, learned, strict=True):
+            live.stand_at(state)
 
     def _other_tokens(self, tokens: Tensor) -> InputError:
         return InputError(
@@ -257,6 +285,7 @@ def _declared() -> ctypes.CDLL:
     assert library is not None
     assert library.operation_size() == ctypes.sizeof(Operation)
     assert library.decoding_size() == ctypes.sizeof(Decoding)
+    assert library.fast_weights_size() == ctypes.sizeof(Adapting)
     number, address = ctypes.c_int64, ctypes.c_void_p
     library.decode_step.argtypes = [address, address, number]
     library.decode_read.argtypes = [address, address, number, address, number]

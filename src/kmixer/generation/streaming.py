@@ -10,14 +10,12 @@ from torch import Tensor
 
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
-from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
-from kmixer.generation.prepared import PreparedDecoder
+from kmixer.generation.decoder import Decoder, EagerDecoder
+from kmixer.generation.prepared import PreparedDecoder, can_prepare
+from kmixer.generation.reading import PREFILL_CHUNK, PromptReader
 from kmixer.generation.sampling import Sampling
 from kmixer.models.causal_lm import CausalLM, check_tokens
 from kmixer.state import State
-
-# A prompt is read in pieces, so that its length does not set the memory.
-PREFILL_CHUNK = 2048
 
 
 def generate_tokens(
@@ -48,8 +46,6 @@ def generate_tokens(
     generator = seeded_generator(prompt.device, seed)
     with torch.inference_mode():
         logits, decoder = _read(model, prompt, model.initial_state(len(prompt)) if state is None else state)
-        if max_new_tokens > 1:
-            decoder = open_decoder(model, decoder.state())
     step = step_of(decoder)
     for index in range(max_new_tokens):
         tokens = sampling(logits, generator)
@@ -94,11 +90,14 @@ def seeded_generator(device: torch.device, seed: int | None) -> torch.Generator:
 
 def _read(model: CausalLM, prompt: Tensor, state: State) -> tuple[Tensor, Decoder]:
     """Logits (b, v) after a prompt, and a decoder that stands there."""
-    decoder = EagerDecoder(model, state)
-    *pieces, last = prompt.split(PREFILL_CHUNK, dim=1)
-    for piece in pieces:
-        decoder.advance(piece)
-    return decoder.advance(last)[:, -1], decoder
+    reader = PromptReader(model, state, prepared=can_prepare(model))
+    position, logits = 0, None
+    while position < prompt.shape[1]:
+        n = reader.length(position, prompt.shape[1] - position)
+        logits = reader.read(prompt[:, position : position + n])
+        position += n
+    assert logits is not None
+    return logits[:, -1], reader.decoder
 
 
 def before_last(model: CausalLM, prompt: Int[Tensor, "b t"]) -> State:
@@ -165,19 +164,47 @@ def until(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
     What may be the start of a stop string is held back. One that is complete ends the text once no other that begins
     before it can become complete.
     """
-    held = ""
+    text = StoppedText(stop)
     for piece in pieces:
-        held += piece
-        begun = len(held) - _possible_start(held, stop)
-        found = min((held.index(text) for text in stop if text in held), default=len(held))
-        if found < len(held) and found <= begun:
-            break
-        ready, held = held[: min(begun, found)], held[min(begun, found) :]
-        if ready:
+        if ready := text(piece):
             yield ready
-    held = held[: min((held.index(text) for text in stop if text in held), default=len(held))]
-    if held:
-        yield held
+        if text.stopped:
+            return
+    if rest := text.end():
+        yield rest
+
+
+class StoppedText:
+    """`until` for text that is given piece by piece: a call returns what is known to stand before any stop string."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop, self._held = stop, ""
+        self.stopped = False
+
+    def __call__(self, piece: str) -> str:
+        if not self._stop:
+            return piece
+        held = self._held + piece
+        begun = len(held) - _possible_start(held, self._stop)
+        found = self._first(held)
+        self.stopped = found < len(held) and found <= begun
+        if self.stopped:
+            self._held = ""
+            return held[:found]
+        ready = min(begun, found)
+        self._held = held[ready:]
+        return held[:ready]
+
+    def end(self) -> str:
+        """What is left when nothing follows."""
+        held, self._held = self._held, ""
+        found = self._first(held)
+        self.stopped = self.stopped or found < len(held)
+        return held[:found]
+
+    def _first(self, held: str) -> int:
+        """Where the first stop string begins; the length where there is none."""
+        return min((held.index(text) for text in self._stop if text in held), default=len(held))
 
 
 def _possible_start(text: str, stop: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from kmixer.layers.fast_weights import FastWeights
 from kmixer.layers.feed_forward import FeedForward, SquaredReluFeedForward
 from kmixer.layers.linear import Linear
 from kmixer.layers.norms import NORM_EPS, RMSNorm, UnweightedRMSNorm
-from kmixer.ops.feed_forward import Activation, feed_forward
+from kmixer.ops.feed_forward import Activation, feed_forward, hidden_units
 from kmixer.ops.fused import linear_dropout_add
 from kmixer.state import State
 from kmixer.trail import asked_for
@@ -101,7 +101,11 @@ class Block(nn.Module):
         layer = self.feed_forward
         x, normed = _keep(x, self.feed_forward_norm)
         before = None if state is None else state.feed_forward
-        y, after = layer(normed, before, source, **asked_for(layer, trail))
+        more = asked_for(layer, trail)
+        if exactly(layer, FeedForward) and exactly(up := layer.up, Linear) and up.bias is not None:
+            dropout = layer.dropout if layer.training else 0.0
+            more["hidden"] = hidden_units(normed, up.weight, up.bias, dropout=dropout)
+        y, after = layer(normed, before, source, **more)
         return x + self._dropped(y), BlockState(mixed, after)
 
     def _add_mixed(

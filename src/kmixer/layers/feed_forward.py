@@ -44,13 +44,16 @@ class _FeedForward(nn.Module):
         state: FastState | None = None,
         source: Float[Tensor, "b t d"] | None = None,
         *,
+        hidden: Float[Tensor, "b t f"] | None = None,
         trail: bool = False,
     ) -> Float[Tensor, "... d"] | tuple[Float[Tensor, "... d"], FastState]:
         """The layer; with fast weights, with the state after it. `source` is what their targets are made of.
 
+        `hidden` is Z, where the caller has made it already.
+
         Raises InputError for fast weights that learn from what the stack reads, where that is not given.
         """
-        hidden = self.hidden(x)
+        hidden = self.hidden(x) if hidden is None else hidden
         fast, down = self.fast, self.down
         if fast is None:
             return down(hidden)  # type: ignore[no-any-return]

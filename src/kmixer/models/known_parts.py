@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from kmixer.layers import K0, K1, K2, BaseKernel, FeedForward, K2Mixer
+from kmixer.layers import K0, K1, K2, BaseKernel, FastWeights, FeedForward, K2Mixer
 from kmixer.layers.copy_memory import CopyMemory
 from kmixer.layers.exactly import exactly
 from kmixer.layers.k_operators import K1Mixer
@@ -59,20 +59,27 @@ K_STACK: Parts = {
 }
 
 
-def unknown_part(model: CausalLM, heads: tuple[type[nn.Module], ...]) -> str | None:
+# The same for what knows fast weights too.
+ADAPTING_K_STACK: Parts = {**K_STACK, FeedForward: {**K_STACK[FeedForward], "fast": (FastWeights,)}}
+
+
+def unknown_part(model: CausalLM, heads: tuple[type[nn.Module], ...], known: Parts = K_STACK) -> str | None:
     """Name and type of the first part that is not exactly one of a K-stack language model; None where all are.
 
     Args:
         model: the language model. A subclass counts as the model where it keeps its `forward`: it is called by it.
         heads: types of heads that the caller knows.
+        known: the parts of all other types.
     """
     if type(model).forward is not CausalLM.forward or not exactly(model, type(model)):
         return f"the model itself ({type(model).__name__})"
-    around: dict[str, tuple[type[nn.Module], ...]] = {**K_STACK[CausalLM], "stack": (KStack,), "head": heads}
-    return next(_unknown(model, "", around), None)
+    around: dict[str, tuple[type[nn.Module], ...]] = {**known[CausalLM], "stack": (KStack,), "head": heads}
+    return next(_unknown(model, "", around, known), None)
 
 
-def _unknown(module: nn.Module, path: str, parts: Mapping[str, tuple[type[nn.Module], ...]]) -> Iterator[str]:
+def _unknown(
+    module: nn.Module, path: str, parts: Mapping[str, tuple[type[nn.Module], ...]], known: Parts
+) -> Iterator[str]:
     for name, part in module._modules.items():  # named_children leaves out a part that stands in two places
         inside = f"{path}.{name}" if path else name
         allowed = parts.get(name) or parts.get("*") or ()
@@ -81,7 +88,7 @@ def _unknown(module: nn.Module, path: str, parts: Mapping[str, tuple[type[nn.Mod
         if not exactly(part, *allowed):
             yield f"{inside} ({_described(part, allowed)})"
         elif type(part) is not nn.AdaptiveLogSoftmaxWithLoss:  # torch's own, which is called
-            yield from _unknown(part, inside, K_STACK.get(type(part), {}))
+            yield from _unknown(part, inside, known.get(type(part), {}), known)
     for name, parameter in module._parameters.items():
         if parameter is not None and type(parameter) is not nn.Parameter:
             yield f"{path}.{name} ({type(parameter).__name__})"

@@ -1,19 +1,20 @@
 // Compiled kernels for float32 on a CPU. Plain C interface: pointers, sizes, and a number of threads.
 //
-// Every file is built three times, for AVX-512, for AVX2 and for any processor; native/__init__.py loads the build that
+// Every file is built three times, for AVX-512, for AVX2 and for any processor; native/library.py loads the build that
 // the machine can run. Loops are written so that the compiler makes vectors of them. Every kernel has its definition in
 // Python, in ops/ or layers/, and is tested against it. Sums over rows are made per thread and added in the order of the threads:
 // the same number of threads gives the same bits.
 //
-// This file is what they share: threads, vectors of floats, and functions of one number.
+// This file is what they share: vectors of floats, and functions of one number; threads.h has the threads.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <vector>
+
+#include "threads.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define METHOD inline __attribute__((always_inline))  // the same inside a struct
@@ -26,30 +27,6 @@ INLINE void in_groups(int64_t r, Function f) {
   int64_t c = 0;
   for (; c + 4 <= r; c += 4) f(c, std::integral_constant<int, 4>());
   for (; c < r; ++c) f(c, std::integral_constant<int, 1>());
-}
-
-// f(begin, end, thread) on contiguous parts of 0..count. With OpenMP the threads are torch's own: its
-// runtime is loaded globally and comes first, and workers that torch left spinning are put to work.
-template <class Function>
-void parallel(int64_t count, int64_t threads, Function f) {
-  threads = std::max<int64_t>(1, std::min(threads, count));
-#ifdef _OPENMP
-  if (threads > 1) {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int64_t i = 0; i < threads; ++i) f(count * i / threads, count * (i + 1) / threads, i);
-    return;
-  }
-#else
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < threads; ++i)
-    others.emplace_back([=] { f(count * i / threads, count * (i + 1) / threads, i); });
-  if (threads > 1) {
-    f(0, count / threads, 0);
-    for (auto& thread : others) thread.join();
-    return;
-  }
-#endif
-  f(0, count, 0);
 }
 
 // One register of floats; loads and stores need no alignment. A vector wider than a register would be kept in memory.

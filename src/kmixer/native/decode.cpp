@@ -157,6 +157,16 @@ void run(const Decoding& decoding, const int64_t* tokens, int64_t begin, int64_t
                      {out(row * n), strides[op.out]}, scratch);
         else
           mix(op, row, in(row), queries(row), out(row));
+    } else if (op.kind == kAdapt) {
+      const FastWeights& fast = *op.fast;
+      const auto buffer = [&](int64_t index, int64_t row) {
+        return Rows<float>{buffers[index], strides[index]}.from(row * n, 0);
+      };
+      for (int64_t row = begin; row < end; ++row) {
+        read_adapted(fast, row, n, buffer(op.in, row), buffer(fast.source, row), buffer(op.residual, row),
+                     buffer(op.out, row), scratch);
+        if (!reading) keep_adapted(fast, row, 1, scratch);
+      }
     } else if (op.kind == kRemember) {
       for (int far = 0; far < kReadsAhead && end - begin > 1; ++far)
         for (int64_t row = begin; row < end; ++row)
@@ -178,6 +188,7 @@ extern "C" {
 
 int64_t operation_size() { return sizeof(Operation); }
 int64_t decoding_size() { return sizeof(Decoding); }
+int64_t fast_weights_size() { return sizeof(FastWeights); }
 
 // Runs the operations for one token a row; 0, and nothing where one of the tokens is none.
 int64_t decode_step(const Decoding* decoding, const int64_t* tokens, int64_t threads) {
@@ -202,10 +213,12 @@ int64_t decode_read(const Decoding* decoding, const int64_t* tokens, int64_t n, 
 // The states after the first lengths[row] of the n tokens that were read last.
 void decode_commit(const Decoding* decoding, int64_t n, const int64_t* lengths, int64_t threads) {
   parallel(decoding->rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    std::vector<float> scratch;
     for (int64_t index = 0; index < decoding->count; ++index)
       for (int64_t row = begin; row < end; ++row) {
         const Operation& op = decoding->operations[index];
         if (op.kind == kMix) keep_mixed(op, row, n, lengths[row]);
+        if (op.kind == kAdapt) keep_adapted(*op.fast, row, lengths[row], scratch);
         if (op.kind == kRemember) keep_remembered(op, row, decoding->tokens + row * n, lengths[row]);
       }
   });

@@ -3,12 +3,13 @@
 #pragma once
 
 #include "common.h"
+#include "decode_fast_weights.h"
 #include "few_rows.h"
 #include "suffix_automaton.h"
 
 namespace {
 
-enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine, kRemember, kCopy, kPoint };
+enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine, kRemember, kCopy, kPoint, kAdapt };
 enum Activation : int64_t { kNone, kGelu, kGate };
 
 }  // namespace
@@ -35,6 +36,7 @@ struct Operation {
   int32_t* automata;             // kRemember: (rows, words)
   int64_t* matches;              // kRemember writes, kCopy and kPoint read: copied token or -1, and bucket (rows, 2)
   int64_t words;
+  const FastWeights* fast;       // kAdapt: of what it reads and writes
   float eps, unused;
 };
 

@@ -7,6 +7,7 @@
 // What a chunk takes stays in cache between its products. The threads share the rows of the batch, and sums over rows are
 // added in the order of the threads.
 
+#include "chunk_filter.h"
 #include "elementwise.h"
 #include "gemm.h"
 
@@ -15,24 +16,6 @@ namespace {
 struct Sizes {
   int64_t n, c, f, d, taps;
 };
-
-// The taps (d, taps), those of one offset in a row.
-Padded by_offset(const float* taps, const Sizes& s) { return transpose_of(taps, s.d, s.taps); }
-
-// P: to[i] = sum over k of taps[k] * from[i + k - taps / 2], inside the chunk; or, with `back`, what a gradient takes.
-void filter_chunk(const float* from, int64_t from_row, const Padded& taps, Padded& to, const Sizes& s, bool back) {
-  const int64_t reach = s.taps / 2;
-  for (int64_t i = 0; i < s.c; ++i) {
-    float* __restrict sum = to.row(i);
-    for (int64_t j = 0; j < s.d; ++j) sum[j] = 0;
-    for (int64_t k = 0; k < s.taps; ++k) {
-      const int64_t other = back ? i - k + reach : i + k - reach;
-      if (other < 0 || other >= s.c) continue;
-      const float *__restrict x = from + other * from_row, *__restrict weight = taps.row(k);
-      for (int64_t j = 0; j < s.d; ++j) sum[j] += weight[j] * x[j];
-    }
-  }
-}
 
 void filter_gradient(const Padded& dp, const float* targets, float* dtaps, int64_t stride, const Sizes& s) {
   const int64_t reach = s.taps / 2;
@@ -88,10 +71,10 @@ void fast_weights_forward(const float* hidden, const float* targets, const float
                           const float* weight, const float* bias, const float* before, float* y, float* after,
                           int64_t b, int64_t n, int64_t c, int64_t f, int64_t d, int64_t count, float decay, float rate,
                           int64_t threads) {
-  const Sizes s{n, c, f, d, count};
   parallel(b, threads, [=](int64_t begin, int64_t end, int64_t) {
-    const Padded by_tap = by_offset(taps, s), w = copy_of(matrix, d, d);
+    const Padded by_tap = transpose_of(taps, d, count), w = copy_of(matrix, d, d);
     const Padded fixed = weight ? transpose_of(weight, d, f) : Padded(0, 0);
+    const ChunkFilter filter{by_tap.row(0), by_tap.stride, count, c, d};
     Padded p(c, d), v(c, d), out(c, d), state(f, d), both(weight ? f : 0, d);
     for (int64_t row = begin; row < end; ++row) {
       float* states = after + row * (n + 1) * f * d;
@@ -105,7 +88,7 @@ void fast_weights_forward(const float* hidden, const float* targets, const float
                  false);
         for (int64_t k = 0; bias && k < c; ++k) add_row(bias, out.row(k), d);
         copy_rows(out.row(0), out.stride, y + at * d, d, c, d);
-        filter_chunk(t, d, by_tap, p, s, false);
+        filter_chunk(filter, t, d, p.row(0), p.stride, false);
         multiply({p.row(0), p.stride, 1}, w.row(0), w.stride, v.row(0), v.stride, c, d, padded(d), false);
         scale_rows(v, rate, c);
         scale_rows(state, decay, f);
@@ -128,7 +111,8 @@ void fast_weights_backward(const float* dy, const float* dafter, const float* hi
   RowSums taps_sums(threads, count * wide), matrix_sums(threads, d * wide), decay_sums(threads, 1), bias_sums(threads, d);
   RowSums weight_sums(threads, weight ? f * wide : 0);
   parallel(b, threads, [&](int64_t begin, int64_t end, int64_t thread) {
-    const Padded by_tap = by_offset(taps, s), w = copy_of(matrix, d, d), turned = transpose_of(matrix, d, d);
+    const Padded by_tap = transpose_of(taps, d, count), w = copy_of(matrix, d, d), turned = transpose_of(matrix, d, d);
+    const ChunkFilter filter{by_tap.row(0), by_tap.stride, count, c, d};
     Padded p(c, d), v(c, d), dv(c, d), dp(c, d), gradient(c, d), dstate(f, d), across(d, f), dz(c, f), update(f, d);
     double decays = 0;
     for (int64_t row = begin; row < end; ++row) {
@@ -147,7 +131,7 @@ void fast_weights_backward(const float* dy, const float* dafter, const float* hi
         multiply({gradient.row(0), gradient.stride, 1}, across.row(0), across.stride, dz.row(0), dz.stride, c, d,
                  padded(f), false);
         if (written) {
-          filter_chunk(t, d, by_tap, p, s, false);
+          filter_chunk(filter, t, d, p.row(0), p.stride, false);
           multiply({p.row(0), p.stride, 1}, w.row(0), w.stride, v.row(0), v.stride, c, d, padded(d), false);
           scale_rows(v, rate, c);
           transpose_into(dstate.row(0), dstate.stride, across, f, d);
@@ -157,7 +141,7 @@ void fast_weights_backward(const float* dy, const float* dafter, const float* hi
           multiply({p.row(0), 1, p.stride}, dv.row(0), dv.stride, matrix_sums.of(thread), wide, d, c, padded(d), true);
           multiply({dv.row(0), dv.stride, 1}, turned.row(0), turned.stride, dp.row(0), dp.stride, c, d, padded(d), false);
           filter_gradient(dp, t, taps_sums.of(thread), wide, s);
-          filter_chunk(dp.row(0), dp.stride, by_tap, p, s, true);
+          filter_chunk(filter, dp.row(0), dp.stride, p.row(0), p.stride, true);
           copy_rows(p.row(0), p.stride, dtargets + at * d, d, c, d);
           float sum = 0;
           for (int64_t k = 0; k < f; ++k)

@@ -1,4 +1,5 @@
-// The feed-forward block, h + W2 dropout(activation(W1 x + b1)) + b2 with x = RMSNorm(h), a tile of rows at a time.
+// The feed-forward block, h + W2 dropout(activation(W1 x + b1)) + b2 with x = RMSNorm(h), a tile of rows at a time; and
+// its hidden units alone, dropout(GELU(W1 x + b1)), for layers whose second matrix is not fixed.
 //
 // Between the two matrix products nothing leaves the cache; W1 x (rows, m) is kept for the backward pass.
 // Rows are shared evenly by the threads, and sums over rows are added in the order of the threads.
@@ -105,6 +106,52 @@ void feed_forward_backward(const float* dout, const float* h, const float* norm,
                            uint32_t seed, uint32_t threshold, float scale, int64_t squared_relu, int64_t threads) {
   (squared_relu ? backward<SquaredRelu> : backward<Gelu>)(dout, h, norm, w1, b1, w2, hidden, inverse, dh, dnorm, dw1,
                                                           db1, dw2, db2, rows, d, m, seed, threshold, scale, threads);
+}
+
+// z, hidden (rows, m) from x (rows, d): dropout(GELU(W1 x + b1)), and W1 x for the backward pass.
+void hidden_units_forward(const float* x, const float* w1, const float* b1, float* hidden, float* z, int64_t rows,
+                          int64_t d, int64_t m, uint32_t seed, uint32_t threshold, float scale, int64_t threads) {
+  const Dropout dropout{seed, threshold, scale};
+  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+    const Padded up = transpose_of(w1, m, d);
+    Tile a(m, m, padded(m), kTile);
+    for (int64_t first = begin; first < end; first += kTile) {
+      const int64_t count = std::min(kTile, end - first), at = first * m;
+      multiply({x + first * d, d, 1}, up.row(0), up.stride, a.place(hidden + at), a.stride(), count, d, padded(m), false);
+      a.give(hidden + at, count);
+      for (int64_t i = at; i < at + count * m; i += m)
+        activation_row<Gelu>(hidden + i, b1, z + i, m, uint32_t(i), dropout);
+    }
+  });
+}
+
+// Gradients of all three, from dz (rows, m).
+void hidden_units_backward(const float* dz, const float* x, const float* w1, const float* b1, const float* hidden,
+                           float* dx, float* dw1, float* db1, int64_t rows, int64_t d, int64_t m, uint32_t seed,
+                           uint32_t threshold, float scale, int64_t threads) {
+  const Dropout dropout{seed, threshold, scale};
+  const int64_t wide = stride_of(d);
+  RowSums up_sums(threads, m * wide), bias_sums(threads, m);
+  parallel(rows, threads, [=, &up_sums, &bias_sums](int64_t begin, int64_t end, int64_t thread) {
+    const Padded up = copy_of(w1, m, d);
+    Padded du(kTile, m);
+    Tile in(d, d, padded(d), kTile), out(d, d, padded(d), kTile);
+    for (int64_t first = begin; first < end; first += kTile) {
+      const int64_t count = std::min(kTile, end - first);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = (first + i) * m;
+        activation_backward_row<Gelu, false>(hidden + at, b1, dz + at, du.row(i), (float*)nullptr,
+                                             bias_sums.of(thread), m, uint32_t(at), dropout);
+      }
+      multiply({du.row(0), 1, du.stride}, in.take(x + first * d, count), in.stride(), up_sums.of(thread), wide, m, count,
+               padded(d), true);
+      multiply({du.row(0), du.stride, 1}, up.row(0), up.stride, out.place(dx + first * d), out.stride(), count, m,
+               padded(d), false);
+      out.give(dx + first * d, count);
+    }
+  });
+  up_sums.total(dw1, d, wide);
+  bias_sums.total(db1);
 }
 
 }  // extern "C"

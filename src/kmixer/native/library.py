@@ -7,7 +7,6 @@ that lie beside it (its rebuild failed) is not loaded, with a warning.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import warnings
 from pathlib import Path
 
@@ -22,10 +21,14 @@ BUILDS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
 
 def _load() -> ctypes.CDLL | None:
     for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
-        spec = importlib.util.find_spec(f"kmixer.native._kernels_{build}")
-        if spec is not None and spec.origin is not None:
-            return _if_current(ctypes.CDLL(spec.origin), Path(__file__).parent)
+        if (file := built(build)).exists():
+            return _if_current(ctypes.CDLL(str(file)), file.parent)
     return None
+
+
+def built(build: str) -> Path:
+    """Where a build lies, if it was made. It is no module of Python's: one file serves every version."""
+    return Path(__file__).parent / f"_kernels_{build}.so"
 
 
 def _if_current(library: ctypes.CDLL, folder: Path) -> ctypes.CDLL | None:

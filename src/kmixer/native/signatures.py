@@ -38,6 +38,8 @@ SIGNATURES = {
     "linear_backward": "fff ffF nnn",
     "feed_forward_forward": "ffffff fff nnn x uux n",
     "feed_forward_backward": "f fffffff ffffff nnn uux n",
+    "hidden_units_forward": "fff ff nnn uux",
+    "hidden_units_backward": "f ffff fff nnn uux",
     "fast_weights_forward": "ffffFF f ff nnnnnn xx",
     "fast_weights_backward": "fFffff F f ffff FF ff nnnnnn xx",
     "cross_entropy_forward": "fi fff nn x",
@@ -55,6 +57,7 @@ SIGNATURES = {
     "suffix_begin": "jii nnnn",
     "suffix_step": "jiii nn",
     "suffix_text": "jii nnn",
+    "race": "fidi nnn",
     "hierarchical_forward": "A",
     "hierarchical_backward": "AG",
 }
