@@ -24,7 +24,7 @@ LEVELS = (
     ("models", "runs"),
     ("measure",),
     ("generation", "interop", "training", "language_model"),
-    ("bench", "experiments"),
+    ("bench", "experiments", "huggingface"),
     ("analysis",),
     ("cli", "serve", "__main__", "__init__"),
 )

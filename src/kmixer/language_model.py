@@ -16,12 +16,14 @@ from kmixer.generation.sampling import Sampling
 from kmixer.generation.speculation import Speculation
 from kmixer.generation.speculative import generate_drafted
 from kmixer.generation.streaming import encode_prompt, generate_tokens, text_of
+from kmixer.interop.huggingface.folder import read_folder
 from kmixer.measure.evaluating import evaluating
 from kmixer.models.causal_lm import CausalLM, LanguageModelConfig
 from kmixer.models.classifiers import ClassifierConfig
 from kmixer.models.model_folder import (
     WEIGHTS,
     find_model_folder,
+    is_huggingface,
     load_tokenizer,
     load_weights,
     put_weights,
@@ -175,6 +177,8 @@ class LanguageModel(CausalLM):
 def load(path: str | Path, *, memory: int | None = None) -> LanguageModel:
     """Load a run folder, a model folder or a packaged model: weights, configuration, tokenizer, in evaluation mode.
 
+    A folder of `kmixer export --format huggingface`, or that transformers has written, is taken as a model folder.
+
     Args:
         path: the folder, or the name of a packaged model.
         memory: how many tokens its copy memory remembers, an even number; None is as it was trained.
@@ -183,12 +187,13 @@ def load(path: str | Path, *, memory: int | None = None) -> LanguageModel:
     """
     RunFolder(Path(path)).settle()
     folder = find_model_folder(path)
-    config = read_config(folder)
+    foreign = read_folder(folder) if is_huggingface(folder) else None
+    config = read_config(folder) if foreign is None else foreign.config
     if isinstance(config.model, ClassifierConfig) or config.vocabulary_size is None:
         raise InputError(f"{folder} holds a classifier, not a language model; kmixer eval measures it")
     settings = config.model if memory is None else config.model.with_memory(memory)
-    tokenizer = load_tokenizer(folder)
-    tensors, about = load_weights(folder)
+    tokenizer = load_tokenizer(folder) if foreign is None else foreign.tokenizer
+    tensors, about = load_weights(folder) if foreign is None else (foreign.tensors, foreign.about)
     with torch.device("meta"):
         model = LanguageModel(settings, config.vocabulary_size, tokenizer)
     put_weights(model, tensors, str(folder / WEIGHTS))

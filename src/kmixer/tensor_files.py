@@ -45,6 +45,25 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, _metadata(header, path)
 
 
+def save_plain(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors atomically as the library of transformers has them, which says nothing about them."""
+    with atomic_write(path) as file:
+        file.write(
+            save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, {"format": "pt"})
+        )
+
+
+def load_plain(path: Path) -> dict[str, Tensor]:
+    """The tensors of any safetensors file. Raises InputError for one that is missing, cut short, or a pickle."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def digest_of(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+    """The sha256 that a file of these would hold in its header."""
+    return _digest(tensors, json.dumps(metadata, sort_keys=True))
+
+
 def read_header(path: Path) -> tuple[dict[str, Any], str]:
     """Metadata of a file of tensors, and the sha256 over it and the tensors that its header holds; these stay unread.
 

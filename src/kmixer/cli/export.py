@@ -1,4 +1,4 @@
-"""kmixer export: the decoding step of a run, for use elsewhere."""
+"""kmixer export: a run for use elsewhere, as one decoding step or as a Hugging Face folder; kmixer import: back."""
 
 from __future__ import annotations
 
@@ -8,30 +8,36 @@ from typing import Annotated, Literal
 import typer
 
 from kmixer.cli.options import RunOrPackaged
+from kmixer.errors import InputError
 
 
 def export(
     run: RunOrPackaged,
     out: Annotated[Path, typer.Option(help="Folder to make; of html, the file.")],
     format: Annotated[
-        Literal["onnx", "torch", "html"],
-        typer.Option(help="For an ONNX runtime, for torch.export.load, or a page that any browser opens."),
+        Literal["onnx", "torch", "html", "huggingface"],
+        typer.Option(help="For an ONNX runtime, for torch.export.load, a page for any browser, or for transformers."),
     ] = "onnx",
     prompt: Annotated[str, typer.Option(help="Of html: the text that stands on the page.")] = "",
     half: Annotated[bool, typer.Option("--half", help="Of html: 16 bits a weight, for half the size.")] = False,
+    license: Annotated[
+        str | None, typer.Option("--license", metavar="NAME", help="Of huggingface: for the card, mit for example.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the export that is there.")] = False,
 ) -> None:
-    """Export a run's step from one token to the next, its state explicit, to run it without kmixer.
+    """Export a run to use it elsewhere: its step from one token to the next, a page, or a folder for transformers.
 
     Example: kmixer export runs/shakespeare-quick-seed42 --format html --out quick.html
     """
-    from kmixer.errors import InputError
     from kmixer.interop.export import export as write
+    from kmixer.interop.huggingface.folder import export_folder
     from kmixer.interop.page import write_page
     from kmixer.language_model import load
 
+    if license is not None and format != "huggingface":
+        raise InputError(f"--license: got {license!r} with --format {format}; it goes with --format huggingface")
     model = load(run)
-    assert model.tokenizer is not None
+    assert model.tokenizer is not None and model.folder is not None
     if format == "html":
         name = Path(run).name
         file = write_page(model, model.tokenizer, out, name=name, prompt=prompt, half=half, force=force)
@@ -39,5 +45,25 @@ def export(
         return
     if prompt or half:
         raise InputError(f"--prompt and --half: given with --format {format}; they belong to html")
+    if format == "huggingface":
+        file = export_folder(model, model.tokenizer, model.folder, out, license=license, force=force)
+        print(f"{file} ({file.stat().st_size:,} bytes), with what transformers needs and the card beside it")
+        if license is None:
+            print("the card names no licence; --license NAME does")
+        return
     file = write(model, model.tokenizer, out, format, force=force)
     print(f"{file} ({file.stat().st_size:,} bytes), with step.json and tokenizer.json beside it")
+
+
+def import_folder(
+    folder: Annotated[Path, typer.Argument(help="A folder of kmixer export --format huggingface, or of transformers.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the run that is in the folder.")] = False,
+) -> None:
+    """Turn a Hugging Face folder of a kmixer model back into a run, or, trained further elsewhere, a model folder.
+
+    Example: kmixer import quick-huggingface --out runs/quick
+    """
+    from kmixer.interop.huggingface.folder import import_folder as make
+
+    print(f"{make(folder, out, force=force)} {out}")

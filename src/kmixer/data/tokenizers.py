@@ -155,7 +155,7 @@ class BytePairTokenizer:
             raise InputError(f"the tokenizer's byte pairs cannot be read; restore it from a copy ({error})") from None
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
-        byte_of = {character: byte for byte, character in enumerate(_characters_of_bytes())}
+        byte_of = {character: byte for byte, character in enumerate(characters_of_bytes())}
         self.pieces = [
             bytes(byte_of[character] for character in piece) for piece in pieces
         ]  # what the tokens stand for
@@ -216,7 +216,7 @@ def few_long_words(blocks: Iterable[str], characters: int) -> Iterator[str]:
         yield A_LONG_WORD.sub(keep, block)
 
 
-def _characters_of_bytes() -> list[str]:
+def characters_of_bytes() -> list[str]:
     """The printable character that stands for each byte in byte-level pairs: itself, or one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (chr(0x100 + index) for index in range(256))

@@ -1,1 +1,1 @@
-"""Other people's formats: Koneko's checkpoints, ONNX and torch export."""
+"""Other people's formats: Koneko's checkpoints, ONNX and torch export, Hugging Face."""

@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,9 @@ from torch.export import Dim, ExportedProgram
 
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
-from kmixer.files import atomic_write, describe_write_error, write_json
+from kmixer.files import atomic_write, write_json
 from kmixer.interop.exported_step import StepModule
+from kmixer.interop.folders import check_free, whole_folder
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.model_folder import TOKENIZER
 from kmixer.version import VERSION
@@ -53,22 +53,14 @@ def export(model: CausalLM, tokenizer: Tokenizer, out: Path, format: Format, *, 
         InputError: a model that does not stream, missing packages, or a folder that holds something.
     """
     _check_packages(format)
-    _check_free(out, force=force)
+    check_free(out, STEP, (STEP, TOKENIZER, *FILES.values()), force=force)
     step = StepModule(model).cpu()
     content = _serialise(step, format)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".exporting-") as temporary:
-            new, old = Path(temporary) / "new", Path(temporary) / "old"
-            with atomic_write(new / FILES[format]) as file:
-                file.write(content)
-            write_json(new / STEP, describe(step, format))
-            write_json(new / TOKENIZER, tokenizer.to_json())
-            if out.exists():
-                out.rename(old)
-            new.rename(out)
-    except OSError as error:
-        raise describe_write_error(error, out) from error
+    with whole_folder(out) as new:
+        with atomic_write(new / FILES[format]) as file:
+            file.write(content)
+        write_json(new / STEP, describe(step, format))
+        write_json(new / TOKENIZER, tokenizer.to_json())
     return out / FILES[format]
 
 
@@ -168,16 +160,3 @@ def _check_packages(format: Format) -> None:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if format == "onnx" and missing:
         raise InputError(f"--format onnx needs {' and '.join(missing)}: pip install 'kmixer[export]'")
-
-
-def _check_free(out: Path, *, force: bool) -> None:
-    """Raises InputError where the export would destroy something: --force replaces an export and nothing else."""
-    if not out.exists():
-        return
-    held = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-    if not held:
-        return
-    if STEP not in held or held - {STEP, TOKENIZER, *FILES.values()}:
-        raise InputError(f"{out} exists and is not an export alone; choose another --out")
-    if not force:
-        raise InputError(f"{out} holds an export; add --force to replace it, or choose --out")

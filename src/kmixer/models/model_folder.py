@@ -27,6 +27,8 @@ from kmixer.models.weight_names import FORMAT, current_names
 from kmixer.tensor_files import load_tensors, save_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+# What config.json of a Hugging Face folder calls our architecture, in "model_type".
+MODEL_TYPE = "kmixer"
 PACKAGED = Path(__file__).parents[1] / "pretrained"
 
 WEIGHT_TYPES = {"torch.float32", "torch.float64", "torch.bfloat16", "torch.float16"}
@@ -64,7 +66,7 @@ def save_weights(folder: Path, model: Model, tokenizer: Tokenizer | None, about:
     """Write model.safetensors, bound to its configuration and tokenizer; `about` says where the weights come from."""
     metadata: dict[str, Any] = {"format": FORMAT, "config": describe(model), "about": about}
     if tokenizer is not None:
-        metadata["tokenizer_sha256"] = _digest(tokenizer.to_json())
+        metadata["tokenizer_sha256"] = tokenizer_digest(tokenizer.to_json())
     save_tensors(folder / WEIGHTS, model.state_dict(), metadata)
 
 
@@ -106,8 +108,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_config(folder: Path) -> SavedConfig:
-    """The configuration of a model folder."""
+    """The configuration of a model folder. Raises InputError, one line, for anything else."""
+    if is_huggingface(folder):
+        raise InputError(f"{folder} is a Hugging Face folder; kmixer import makes a run or model folder of it")
     return SavedConfig.parse(read_json(folder / CONFIG), source=str(folder / CONFIG))
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Whether a folder holds a model as transformers does; `kmixer.interop.huggingface` reads it."""
+    values = read_json(folder / CONFIG)
+    return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -120,7 +130,9 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     saved = SavedConfig.parse(metadata.get("config"), source=str(folder / WEIGHTS))
     if saved != config:
         raise InputError(f"{folder / CONFIG} was changed: the weights beside it belong to another configuration")
-    tokenizer = _digest(read_json(folder / TOKENIZER, TOKENIZER_BYTES)) if config.vocabulary_size is not None else None
+    tokenizer = (
+        tokenizer_digest(read_json(folder / TOKENIZER, TOKENIZER_BYTES)) if config.vocabulary_size is not None else None
+    )
     if metadata.get("tokenizer_sha256") != tokenizer:
         raise InputError(f"{folder / TOKENIZER} was changed: the weights beside it belong to another tokenizer")
     about = metadata.get("about")
@@ -130,7 +142,8 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return current_names(tensors, metadata.get("format", 1), str(folder / WEIGHTS)), about
 
 
-def _digest(value: Any) -> str:
+def tokenizer_digest(value: Any) -> str:
+    """What weights hold of the tokenizer beside them, from its description."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
