@@ -25,6 +25,7 @@ from kmixer.cli import (
     ngram,
     score,
     task,
+    track,
     train,
 )
 from kmixer.errors import DivergedError, InputError, one_line
@@ -68,6 +69,7 @@ app.command()(analysis.report)
 app.command()(inspect.recipes)
 app.command()(inspect.params)
 app.command()(inspect.flops)
+app.command()(track.track)
 app.command()(archive.convert)
 app.command()(archive.pack)
 app.command()(archive.unpack)
