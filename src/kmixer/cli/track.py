@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +10,9 @@ from typing import Annotated
 import typer
 
 from kmixer.cli.options import TrackOut
-from kmixer.cli.tracking import name_of, names_in, warn
 from kmixer.errors import InputError
-from kmixer.experiments.sweep import runs_by_arm
+from kmixer.experiments.sweep import SWEEP, runs_by_arm
+from kmixer.files import is_regular_file, plain_text
 from kmixer.interop.tracking.following import Following, check_names
 from kmixer.interop.tracking.tracker import check_libraries, open_trackers
 from kmixer.runs.run_folder import RunFolder
@@ -45,3 +46,19 @@ def track(
             run.end()
     shown = [run.name for run in followed if run.begun]
     print(f"{len(shown)} of {len(followed)} runs shown in {', '.join(libraries)}, below {out}: {', '.join(shown)}")
+
+
+def names_in(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def name_of(run: Path) -> str:
+    """The name of a run in trackers: its folder's, of a run of a sweep SWEEP/ARM/seed-S."""
+    whole = run.resolve()
+    parts = 3 if is_regular_file(whole.parent.parent / SWEEP) else 1
+    return plain_text("/".join(whole.parts[-parts:]))

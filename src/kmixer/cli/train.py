@@ -55,7 +55,7 @@ def train(
 
     To go on from a run: kmixer train --from runs/shakespeare-quick-seed42 --set training.steps=500
     """
-    from kmixer.cli.tracking import open_reporter
+    from kmixer.cli.progress import open_reporter
     from kmixer.training.loop import train as run_training
     from kmixer.training.origin import recipe_of_origin
     from kmixer.training.process import settle_process

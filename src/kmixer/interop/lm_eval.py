@@ -224,7 +224,7 @@ def evaluate_tasks(
         manager = _manager_of(lm, tasks, include)
         if unknown := [name for name in tasks if not manager.match_tasks([name])]:
             raise InputError(
-                f"--tasks: got {', '.join(map(shown, unknown))}; allowed: what lm-eval ls tasks lists, and the tasks of "
+                f"--tasks: got {', '.join(map(shown, unknown))}; allowed: what lm-eval ls tasks lists, and tasks of "
                 "--include FOLDER"
             )
         results: dict[str, Any] = simple_evaluate(
