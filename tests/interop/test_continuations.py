@@ -55,9 +55,9 @@ def tokens_of(count: int, seed: int = 0) -> Tokens:
 @torch.no_grad()
 def by_the_model(model: LanguageModel, context: Tokens, continuation: Tokens) -> Likelihood:
     """From the logits of one call over all."""
-    logits = model(torch.from_numpy(np.concatenate([context, continuation]))[None]).logits
+    logits = model(torch.from_numpy(np.concatenate([context, continuation[:-1]]))[None]).logits
     assert logits is not None
-    rows = logits[0, len(context) - 1 : -1].double().log_softmax(-1)
+    rows = logits[0, len(context) - 1 :].double().log_softmax(-1)
     chosen = torch.from_numpy(continuation)
     return Likelihood(float(rows.gather(1, chosen[:, None]).sum()), bool((rows.argmax(-1) == chosen).all()))
 
@@ -80,7 +80,7 @@ def test_a_likelihood_is_that_of_the_models_logits(
 def test_the_likeliest_continuation_is_greedy(name: str) -> None:
     model, context = make_model(name), tokens_of(9)
     whole = torch.from_numpy(context)[None]
-    greedy = model.generate(whole, 4, temperature=0)[0, 9:].numpy()
+    greedy = model.generate(whole, 4, temperature=0.0)[0, 9:].numpy()
     states = ContextStates(model)
     assert states.likelihood(context, greedy).is_greedy
     assert not states.likelihood(context, (greedy + 1) % VOCABULARY).is_greedy

@@ -46,7 +46,7 @@ class KMixerLM(TemplateLM):  # type: ignore[misc]
         unknown: "error" refuses characters that the tokenizer does not know; "drop" leaves them out, and
             `get_model_info` says how many they were.
         memory: of its copies, see `kmixer.load`.
-        device: of the model.
+        device: of the model; a GPU that is not there, which the harness's own command asks for, is passed over.
         batch_size, max_batch_size: the harness gives them; texts are read one by one.
 
     Raises:
@@ -69,7 +69,9 @@ class KMixerLM(TemplateLM):  # type: ignore[misc]
             raise InputError("this model has no tokenizer, and the harness asks for texts")
         if unknown not in ("error", "drop"):
             raise InputError(f"unknown: got {shown(unknown)}; allowed: error, drop")
-        self._model = (model if device is None else model.to(device)).eval()
+        if device is not None and (torch.cuda.is_available() or not device.startswith("cuda")):
+            model = model.to(device)
+        self._model = model.eval()
         self._tokenizer: Tokenizer = model.tokenizer
         self._states = ContextStates(self._model)
         self._prefix, self._unknown = prefix, unknown
