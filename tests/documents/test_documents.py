@@ -82,7 +82,9 @@ def test_a_page_runs(page: Path, page_folder: Path, kmixer_command: Run) -> None
             for line in command_lines(content):
                 run_line(line, kmixer_command)
         else:
-            assert language in ("toml", "json", "text", "yaml"), f"{page.name}: a block of {language}, which nothing runs"
+            assert language in ("toml", "json", "text", "yaml"), (
+                f"{page.name}: a block of {language}, which nothing runs"
+            )
 
 
 def run_line(line: str, kmixer: Run) -> None:

@@ -47,7 +47,7 @@ def evaluate_on_tasks(run: Path, tasks: Tasks, memory: int | None, adaptation: A
         kept = {
             key: results[key] for key in ("results", "groups", "n-samples", "versions", "lm_eval") if key in results
         }
-        print(json.dumps(kept | {"read": read | adaptation.to_json(model)}))
+        print(json.dumps(kept | {"read": read | adaptation.to_json(model)}, default=float))
         return
     print(f"lm-eval {results['lm_eval']}; {read['documents']}, after {read['prefix']!r}{adaptation.words(model)}")
     if read["contexts_cut"]:

@@ -125,10 +125,10 @@ class KMixerLM(TemplateLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        answers = []
+        answers: list[tuple[float, bool]] = []
         for _, context, continuation in self._shown(requests, disable_tqdm):
             before = np.array(context or [self._prefix_token], dtype=np.int64)
-            answers.append(tuple(self._states.likelihood(before, np.array(continuation, dtype=np.int64))))
+            answers.append(self._states.likelihood(before, np.array(continuation, dtype=np.int64)))
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
