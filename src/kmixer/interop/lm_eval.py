@@ -65,19 +65,20 @@ class KMixerLM(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         model = pretrained if isinstance(pretrained, LanguageModel) else load(pretrained, memory=memory)
-        if model.tokenizer is None:
+        tokenizer: Tokenizer | None = model.tokenizer
+        if tokenizer is None:
             raise InputError("this model has no tokenizer, and the harness asks for texts")
         if unknown not in ("error", "drop"):
             raise InputError(f"unknown: got {shown(unknown)}; allowed: error, drop")
         if device is not None and (torch.cuda.is_available() or not device.startswith("cuda")):
             model = model.to(device)
         self._model = model.eval()
-        self._tokenizer: Tokenizer = model.tokenizer
+        self._tokenizer = tokenizer
         self._states = ContextStates(self._model)
         self._prefix, self._unknown = prefix, unknown
         self._dropped = 0
         self.counts_what_is_kept = False  # bytes and words of documents, see `KeptTasks`
-        tokens = [] if self._tokenizer.unknown(prefix) else self._tokenizer.encode(prefix).tolist()
+        tokens = [] if tokenizer.unknown(prefix) else tokenizer.encode(prefix).tolist()
         if len(tokens) != 1:
             raise InputError(
                 f"prefix: got {shown(prefix)}, which is {len(tokens) or 'no'} tokens of this model; allowed: a text of "
