@@ -26,7 +26,7 @@ LEVELS = (
     ("generation", "interop", "training", "language_model"),
     ("bench", "experiments", "huggingface"),
     ("analysis",),
-    ("cli", "serve", "__main__", "__init__"),
+    ("cli", "evals", "serve", "__main__", "__init__"),
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 

@@ -11,6 +11,7 @@ import typer
 
 from kmixer.cli.adaptation import Adaptation, named_stretches
 from kmixer.cli.options import DataDir, Json, RunOrPackaged
+from kmixer.cli.tasks import Tasks, evaluate_on_tasks
 from kmixer.data.documents import held_out_documents
 from kmixer.errors import InputError
 from kmixer.language_model import LanguageModel, load
@@ -49,12 +50,23 @@ def evaluate(
     documents: Annotated[
         bool, typer.Option("--documents", help="Every document of the validation part alone, from a fresh state.")
     ] = False,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Tasks of lm-evaluation-harness, in the place of a text.")
+    ] = None,
+    include: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Of --tasks: more of them, in YAML.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Of --tasks: documents of each.")] = None,
+    prefix: Annotated[
+        str, typer.Option(metavar="TEXT", help="Of --tasks: one token that documents begin after; default: a line end.")
+    ] = "\n",
+    unknown: Annotated[
+        Literal["error", "drop"], typer.Option(help="Of --tasks: characters that the tokenizer does not know.")
+    ] = "error",
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
     """Measure the loss of a run on the validation part of its data, or of any model on a text, in float32.
 
-    A classifier's accuracy, too.
+    A classifier's accuracy, too; and what lm-evaluation-harness measures on its tasks.
 
     Example: kmixer eval runs/shakespeare-quick-seed42 --text other.txt
     """
@@ -66,6 +78,17 @@ def evaluate(
     if documents and (text is not None or window is not None):
         raise InputError("--documents takes those of the run's own text, each as a whole: leave --text, --window")
     adaptation = Adaptation(adapt == "on", reset_every)
+    if tasks is not None:
+        if documents or protocol == "stream" or any(given is not None for given in (text, corpus, window)):
+            raise InputError(
+                "--tasks have texts and a protocol of their own: leave --text, --corpus, --protocol, "
+                "--window, --documents"
+            )
+        asked = Tasks([name.strip() for name in tasks.split(",") if name.strip()], include, limit, prefix, unknown)
+        evaluate_on_tasks(run, asked, memory, adaptation, as_json)
+        return
+    if include is not None or limit is not None or prefix != "\n" or unknown != "error":
+        raise InputError("--include, --limit, --prefix and --unknown go with --tasks; add it, or leave them out")
     if text is not None:
         model = load(run, memory=memory)
         with adaptation.applied(model) as moves:

@@ -26,6 +26,7 @@ from kmixer.cli import (
     score,
     serve,
     task,
+    track,
     train,
 )
 from kmixer.errors import DivergedError, InputError, one_line
@@ -70,6 +71,7 @@ app.command()(analysis.report)
 app.command()(inspect.recipes)
 app.command()(inspect.params)
 app.command()(inspect.flops)
+app.command()(track.track)
 app.command()(archive.convert)
 app.command()(archive.pack)
 app.command()(archive.unpack)

@@ -38,3 +38,4 @@ RunOrPackaged = Annotated[Path, typer.Argument(help="A run folder, or a packaged
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")]
 Threads = Annotated[int, typer.Option(help="Threads of this process.")]
 Repeats = Annotated[int, typer.Option(help="Timed calls, after the first.")]
+TrackOut = Annotated[Path, typer.Option(help="Folder that the libraries write into.")]

@@ -1,4 +1,4 @@
-"""How training shows itself: a live line on a terminal, plain lines elsewhere."""
+"""How training shows itself: a live line on a terminal, plain lines elsewhere; and in trackers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from kmixer.cli.track import name_of, names_in, warn
 from kmixer.errors import one_line
 from kmixer.experiments.sweep import SweepRun
+from kmixer.interop.tracking.tracker import Trackers, open_trackers
+from kmixer.runs.run_folder import RunFolder
 from kmixer.training.task import Measured, Task
 from kmixer.training.trainer import Reporter
 
@@ -80,6 +84,40 @@ class TerminalReporter(Reporter):
             self.bar.console.print(text, markup=False)
         else:
             print(text, flush=True)
+
+
+class TrackingReporter(TerminalReporter):
+    """Passes on what is recorded as well, of a run that is resumed from its first line on."""
+
+    def __init__(self, trackers: Trackers, *, resume: bool) -> None:
+        super().__init__()
+        self.trackers, self.resume = trackers, resume
+        self.begun = False
+
+    def started(self, task: Task, run: Path, parameters: int, step: int) -> None:
+        super().started(task, run, parameters, step)
+        self.begun = True
+        self.trackers.begin(name_of(run), task.recipe.by_key(), step if self.resume else None)
+        for line in RunFolder(run).read_metrics() if self.resume else ():
+            self.trackers.record(line)
+
+    def recorded(self, line: dict[str, Any]) -> None:
+        self.trackers.record(line)
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if self.begun:
+            self.trackers.end()
+
+
+def open_reporter(track: str | None, out: Path, *, resume: bool) -> TerminalReporter:
+    """What `kmixer train` tells of itself with; `track` are names of libraries with commas between them.
+
+    Raises InputError for a library that is not known or not installed.
+    """
+    if not (names := names_in(track or "")):
+        return TerminalReporter()
+    return TrackingReporter(open_trackers(names, out, warn), resume=resume)
 
 
 def by_layer(names: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kmixer.cli.options import Cpu, DataDir, RecipeOrFrom, Settings
+from kmixer.cli.options import Cpu, DataDir, RecipeOrFrom, Settings, TrackOut
 from kmixer.errors import InputError
 from kmixer.runs.recipe import load_recipe
 from kmixer.runs.run_folder import RunFolder
@@ -39,6 +39,15 @@ def train(
     ] = None,
     data_dir: DataDir = None,
     cpu: Cpu = False,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            envvar="KMIXER_TRACK",
+            metavar="LIBRARY,...",
+            help="Show the curves in tensorboard, trackio or wandb while it trains; see kmixer track.",
+        ),
+    ] = None,
+    track_out: TrackOut = Path("tracking"),
 ) -> None:
     """Train a recipe into a run folder. Ctrl-C saves and stops; --resume continues exactly.
 
@@ -46,7 +55,7 @@ def train(
 
     To go on from a run: kmixer train --from runs/shakespeare-quick-seed42 --set training.steps=500
     """
-    from kmixer.cli.progress import TerminalReporter
+    from kmixer.cli.progress import open_reporter
     from kmixer.training.loop import train as run_training
     from kmixer.training.origin import recipe_of_origin
     from kmixer.training.process import settle_process
@@ -65,7 +74,7 @@ def train(
         loaded = RunFolder(out).changed_recipe(settings)
     else:
         raise InputError("what to train: got neither RECIPE nor --from RUN; give one of them (see kmixer recipes)")
-    with TerminalReporter() as reporter:
+    with open_reporter(track, track_out, resume=resume) as reporter:
         result = run_training(
             loaded,
             out,

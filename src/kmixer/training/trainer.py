@@ -43,6 +43,9 @@ class Reporter:
     def evaluated(self, step: int, measured: Sequence[Measured], is_best: bool) -> None:
         """The validation part was evaluated."""
 
+    def recorded(self, line: dict[str, Any]) -> None:
+        """A line was added to metrics.jsonl."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -183,7 +186,7 @@ class Trainer:
     def _log(self, factor: float, norm: float, rate: float) -> None:
         progress, config = self.progress, self.config
         if self.processes.is_main:
-            self.placement.folder.append_metrics(
+            self._record(
                 {
                     "step": progress.step,
                     self.task.unit: progress.step * self.task.recipe.units_per_step,
@@ -195,6 +198,10 @@ class Trainer:
                 }
             )
         progress.loss_sum, progress.loss_count = 0.0, 0
+
+    def _record(self, line: dict[str, Any]) -> None:
+        self.placement.folder.append_metrics(line)
+        self.reporter.recorded(line)
 
     def _kept_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within it the model has the weights that are evaluated and kept: its own, or their average."""
@@ -225,7 +232,7 @@ class Trainer:
             figures = [measure.to_json() for measure in measured]
             dynamics = self.task.dynamics(self.model)
             line = {"step": progress.step, "validation": figures, "dynamics": dynamics, **self.norms}
-            self.placement.folder.append_metrics({**line, "seconds": progress.seconds})
+            self._record({**line, "seconds": progress.seconds})
             if is_best:
                 about = {
                     "recipe": self.task.recipe.name,

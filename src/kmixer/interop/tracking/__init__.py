@@ -1,0 +1,1 @@
+"""Other people's trackers of experiments: mirrors of metrics.jsonl, which stays the record."""
