@@ -1,6 +1,6 @@
 """Language models for lm-evaluation-harness: a state is carried through a document, and contexts are read once.
 
-This module needs the library `lm_eval` and is imported by who uses it; `kmixer.evals` is its public name.
+Needs the library `lm_eval`, and is imported by who uses it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import datasets
 
-    from kmixer.evals import KMixerLM, evaluate_tasks, main
+    from kmixer.evals import KMixerLM, evaluate_tasks
+    from kmixer.evals.__main__ import main
 
 NAME = "shakespeare-small"
 LETTERS = "\n abcdefghijklmnopqrstuvwxyz.,"
