@@ -63,7 +63,7 @@ def by_the_model(model: LanguageModel, context: Tokens, continuation: Tokens) ->
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("context", "continuation"), [(1, 1), (1, 6), (7, 1), (13, 7)])
+@pytest.mark.parametrize(("context", "continuation"), [(1, 6), (7, 1), (13, 7)])
 def test_a_likelihood_is_that_of_the_models_logits(
     name: str, context: int, continuation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +92,7 @@ def test_the_likeliest_continuation_is_greedy(name: str) -> None:
     kept_bytes=st.sampled_from([1, 4000, 1 << 20]),
     name=st.sampled_from(list(MODELS)),
 )
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_a_likelihood_does_not_depend_on_what_else_was_asked(
     asked: list[tuple[int, int, int]], kept_bytes: int, name: str
 ) -> None:
