@@ -11,7 +11,7 @@ from setuptools.command.build_ext import build_ext
 
 # Sums may be reordered so that loops become vectors, but NaN and infinity keep their meaning, and no
 # flag is given that would change the floating-point mode of the process when the library is loaded.
-FLAGS = "-O3 -std=c++17 -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math"
+FLAGS = "-O3 -g0 -std=c++17 -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math"
 THREADS = [] if platform.system() == "Linux" else ["-pthread"]  # on Linux they are torch's: native/threads.h
 BUILDS = {"generic": ""}
 if platform.machine() in ("x86_64", "AMD64"):
