@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kmixer.errors import InputError
+from kmixer.generation.reading import PREFILL_CHUNK
 from kmixer.huggingface import KMixerConfig, KMixerForCausalLM, to_huggingface
-from kmixer.interop.huggingface.reading import PIECE
 from tests.interop.huggingface.models import KINDS, VOCABULARY, filled_up, make_model, make_tokens, wrapped
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +93,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(kind: str) -> None:
 
 @torch.no_grad()
 def test_a_long_prompt_is_read_in_pieces() -> None:
-    model, tokens = wrapped("conv"), make_tokens(PIECE + 5)
+    model, tokens = wrapped("conv"), make_tokens(PREFILL_CHUNK + 5)
     whole = model.model(tokens)
     for wanted in (1, 5, 7):
         logits = model(tokens, logits_to_keep=wanted).logits

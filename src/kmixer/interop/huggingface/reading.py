@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kmixer.errors import InputError
+from kmixer.generation.reading import PREFILL_CHUNK
 from kmixer.models.causal_lm import CausalLM
 from kmixer.state import State, in_order
 
-# A prompt is read in pieces, so that its length does not set the memory.
-PIECE = 2048
 # A target that does not count, as in torch's losses.
 IGNORED = -100
 
@@ -92,7 +91,7 @@ def read(model: CausalLM, tokens: Tensor, filled: list[int], state: State, last:
 def _read_whole(model: CausalLM, tokens: Tensor, state: State, wanted: int) -> tuple[Tensor, State]:
     """Logits of the last positions, and the state, of rows without filling."""
     whole, n = [], tokens.shape[1]
-    pieces = [tokens] if torch.is_grad_enabled() or n == 0 else tokens.split(PIECE, dim=1)
+    pieces = [tokens] if torch.is_grad_enabled() or n == 0 else tokens.split(PREFILL_CHUNK, dim=1)
     left = n
     for piece in pieces:
         output = model(piece, state)
