@@ -78,6 +78,11 @@ def lone_surrogates(text: str) -> list[str]:
     return sorted({character for character in text if "\ud800" <= character <= "\udfff"})
 
 
+def first_of(unknown: list[str]) -> str:
+    """The first ten of what a tokenizer does not know, for an error."""
+    return ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+
+
 class CharTokenizer:
     """One token a character; the vocabulary is sorted by code point."""
 
@@ -93,9 +98,9 @@ class CharTokenizer:
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         tokens = np.searchsorted(self._codes, codes).clip(max=max(0, len(self._codes) - 1))
         if len(codes) and not (len(self._codes) and np.array_equal(self._codes[tokens], codes)):
-            unknown = self.unknown(text)
-            shown = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-            raise InputError(f"the tokenizer does not know {shown}; it knows {self.characters!r}")
+            raise InputError(
+                f"the tokenizer does not know {first_of(self.unknown(text))}; it knows {self.characters!r}"
+            )
         return tokens.astype(np.int64)
 
     def unknown(self, text: str) -> list[str]:
@@ -156,9 +161,8 @@ class BytePairTokenizer:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
         byte_of = {character: byte for byte, character in enumerate(characters_of_bytes())}
-        self.pieces = [
-            bytes(byte_of[character] for character in piece) for piece in pieces
-        ]  # what the tokens stand for
+        # What the tokens stand for.
+        self.pieces = [bytes(byte_of[character] for character in piece) for piece in pieces]
 
     @classmethod
     def train(cls, blocks: Iterable[str], vocabulary_size: int) -> BytePairTokenizer:

@@ -20,7 +20,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
-from kmixer.data.tokenizers import Tokenizer
+from kmixer.data.tokenizers import Tokenizer, first_of
 from kmixer.errors import InputError, shown
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.streaming import generate_tokens, text_of
@@ -100,9 +100,8 @@ class KMixerLM(TemplateLM):  # type: ignore[misc]
         if not unknown:
             return text
         if self._unknown == "error":
-            characters = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
             raise InputError(
-                f"a task has {characters}, which the tokenizer does not know; --unknown drop leaves it out"
+                f"a task has {first_of(unknown)}, which the tokenizer does not know; --unknown drop leaves it out"
             )
         return "".join(character for character in text if character not in set(unknown))
 

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import kmixer
-from kmixer.data.tokenizers import Tokenizer
+from kmixer.data.tokenizers import Tokenizer, first_of
 from kmixer.errors import InputError, one_line, shown
 from kmixer.models.causal_lm import CausalLM
 from kmixer.native import kernels
@@ -149,8 +149,8 @@ class Service:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         if unknown := self.tokenizer.unknown(text):
-            names = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-            raise ApiError(400, f"prompt: the tokenizer does not know {names}; leave them out", param="prompt")
+            message = f"prompt: the tokenizer does not know {first_of(unknown)}; leave them out"
+            raise ApiError(400, message, param="prompt")
         return tuple(self.tokenizer.encode(text).tolist())
 
     async def completions(self, request: Request) -> Response:

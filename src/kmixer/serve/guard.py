@@ -12,7 +12,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kmixer.errors import shown
 from kmixer.serve.protocol import ApiError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # What needs no key: whether the server is there, and the page, which holds nothing and asks for the key.
 OPEN = ("/health", "/")
 ROUTES = ("/", "/health", "/metrics", "/v1/completions", "/v1/chat/completions", "/v1/models")
