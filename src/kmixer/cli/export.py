@@ -36,6 +36,8 @@ def export(
 
     if license is not None and format != "huggingface":
         raise InputError(f"--license: got {license!r} with --format {format}; it goes with --format huggingface")
+    if (prompt or half) and format != "html":
+        raise InputError(f"--prompt and --half: given with --format {format}; they belong to html")
     model = load(run)
     assert model.tokenizer is not None and model.folder is not None
     if format == "html":
@@ -43,8 +45,6 @@ def export(
         file = write_page(model, model.tokenizer, out, name=name, prompt=prompt, half=half, force=force)
         print(f"{file} ({file.stat().st_size:,} bytes): open it in a browser")
         return
-    if prompt or half:
-        raise InputError(f"--prompt and --half: given with --format {format}; they belong to html")
     if format == "huggingface":
         file = export_folder(model, model.tokenizer, model.folder, out, license=license, force=force)
         print(f"{file} ({file.stat().st_size:,} bytes), with what transformers needs and the card beside it")
