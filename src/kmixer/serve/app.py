@@ -14,7 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -36,6 +35,7 @@ from kmixer.serve.metrics import Metrics
 from kmixer.serve.protocol import Answer, ApiError, CompletionRequest, Tokens, parse_request, refusal
 from kmixer.serve.sessions import BusyError, MissingError, Sessions, Standing, check_name
 from kmixer.serve.state_files import from_bytes, to_bytes
+from kmixer.tensor_files import digest_of
 
 BODY_SECONDS = 30.0
 FEW = 16  # prompts that a request may have in any case
@@ -90,7 +90,8 @@ class Service:
         )
         self.sessions = Sessions(limits.session_memory)
         self.initial = Standing(model.initial_state(1))
-        self.digest = digest_of(model)
+        weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        self.digest = digest_of(weights, model.config.model_dump(mode="json"))
         self.fingerprint = f"kmixer-{kmixer.__version__}-{self.digest[:12]}-{kernel_build()}"
         self.metrics.watch(
             {
@@ -326,16 +327,6 @@ def kernel_build() -> str:
     """Which build of the compiled kernels runs here."""
     library = kernels()
     return "torch" if library is None else Path(library._name).name.partition(".")[0].removeprefix("_kernels_")
-
-
-def digest_of(model: CausalLM) -> str:
-    """sha256 of the weights and of what the configuration makes of them."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        if tensor.numel():
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _deliver(events: list[tuple[Job, Event]]) -> None:
