@@ -17,6 +17,7 @@ from kmixer.layers.block import Block
 from kmixer.layers.exactly import exactly
 from kmixer.layers.feed_forward import FeedForward
 from kmixer.layers.linear import linear
+from kmixer.layers.measured import FixedMixing, strength
 from kmixer.layers.norms import NORM_EPS, RMSNorm
 from kmixer.layers.roles import BIAS, LOGIT, TRANSPOSED_MATRIX, VECTOR, Role
 from kmixer.ops.base_kernel import State as BaseKernelState
@@ -59,6 +60,10 @@ class K1Mixer(nn.Module):
     ) -> tuple[Float[Tensor, "... d"], None]:
         """What `forward` does, but for the matrix: nothing."""
         return x, None
+
+    def fixed_mixing(self, t: int) -> FixedMixing:
+        """Every position takes itself alone."""
+        return FixedMixing(torch.eye(t), strength(self.projection.weight))
 
 
 class K1(Block):

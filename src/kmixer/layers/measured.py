@@ -55,3 +55,23 @@ class Levels(Protocol):
 
     def score_levels(self, x: Tensor) -> list[LevelScores]:
         """Its levels for inputs (b, t, d), the finest first."""
+
+
+class FixedMixing(NamedTuple):
+    """A mixing that does not depend on its inputs: y = O A V x, with the matrices O and V over the channels."""
+
+    weights: Tensor  # A (t, t): row i is what position i takes of each
+    strength: float  # the product of `strength` of O and of V
+
+
+@runtime_checkable
+class MixesFixed(Protocol):
+    """Mixes, at its initialisation at least, by a matrix that does not depend on its inputs."""
+
+    def fixed_mixing(self, t: int) -> FixedMixing | None:
+        """That mixing of t positions; None where a setting leaves it none."""
+
+
+def strength(weight: Tensor) -> float:
+    """fan_in times the mean square of the entries of a matrix (outputs, inputs): what it does to a variance."""
+    return float(weight.detach().double().square().mean()) * weight.shape[1]

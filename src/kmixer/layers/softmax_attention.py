@@ -25,6 +25,7 @@ from kmixer.layers.heads import (
     split_heads,
 )
 from kmixer.layers.linear import Linear, linear
+from kmixer.layers.measured import FixedMixing, strength
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.roles import Matrix, Role
 from kmixer.layers.rotary import check_heads
@@ -168,6 +169,21 @@ class SoftmaxAttention(nn.Module):
         """What every position takes of every other, in every head; all of it in memory."""
         queries, keys, _, _ = self._project(x, self.initial_state(len(x)), 0)
         return softmax_attention(queries, keys, identity_values(keys), causal=self.causal, reach=self.reach)
+
+    def fixed_mixing(self, t: int) -> FixedMixing | None:
+        """What it does while all scores are alike: the mean of the values that a position may look at.
+
+        None with a value embedding, which is added to the values.
+        """
+        if self.gate is not None or not exactly(self.out, Linear) or not exactly(self.query_key_value, Linear):
+            return None
+        lag = torch.arange(t)[:, None] - torch.arange(t)
+        seen = lag >= 0 if self.causal else torch.ones_like(lag, dtype=torch.bool)
+        if self.reach is not None:
+            seen = seen & (lag < self.reach)
+        value, width = self.parts[2], self.out.in_features
+        of_values = 1.0 if value is None else strength(self.query_key_value.weight[value * width : (value + 1) * width])
+        return FixedMixing(seen / seen.sum(1, keepdim=True), strength(self.out.weight) * of_values)
 
     def _project(
         self, x: Tensor, state: KeyValueCache, start: int | None
