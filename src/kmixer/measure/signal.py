@@ -33,12 +33,13 @@ INTERVAL = 2.0
 
 
 class Stream(NamedTuple):
-    """What one model does to b inputs, layer by layer; float64."""
+    """What one model does to b inputs, layer by layer; numbers in float64."""
 
     growth: Tensor  # (b, L + 1), J(L, l) for l = 0 to L
     size: Tensor  # (b, L + 1), q = mean(h^2)
     cosine: Tensor  # (b, L + 1), mean over pairs of tokens; of one token 1
     covariance: Tensor  # (b, n, n), h^0 h^0^T / d
+    hidden: list[Tensor]  # h^0 to h^L, (b, n, d)
 
 
 def blocks_of(model: nn.Module, *, read_out: bool = False) -> list[nn.Module]:
@@ -92,12 +93,13 @@ def measure_stream(
             gradients = torch.autograd.grad(top, stream[:-1], signs, retain_graph=probe + 1 < probes)
             growth += torch.stack([_mean_square(gradient) for gradient in gradients], dim=-1)
     hidden = [h.detach() for h in stream]
-    covariances = [_covariance(h) for h in (hidden[0], *hidden[1:])]
+    covariances = [_covariance(h) for h in hidden]
     return Stream(
         torch.cat([growth / probes, torch.ones(len(top), 1, dtype=torch.float64)], dim=-1),
         torch.stack([_mean_square(h) for h in hidden], dim=-1),
         torch.stack([_mean_cosine(covariance) for covariance in covariances], dim=-1),
         covariances[0],
+        hidden,
     )
 
 
