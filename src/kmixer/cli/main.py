@@ -22,6 +22,7 @@ from kmixer.cli import (
     export,
     generate,
     inspect,
+    lab,
     ngram,
     score,
     serve,
@@ -79,6 +80,7 @@ app.command()(export.export)
 app.command(name="import")(export.import_folder)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
+app.add_typer(lab.app, name="lab")
 app.add_typer(task.app, name="task")
 
 

@@ -30,10 +30,12 @@ LEAST_BLOCKS = 24
 LEAST_RATIO = 1.5
 # and a law that leaves no more than this part of the variance.
 MOST_LEFT = 0.05
+# and something to explain: J(L, 0) of e^(1/2) or more. Below, all laws are lines.
+LEAST_GROWTH = 0.5
 # Alpha is advised from this grid.
 ALPHA_STEP, LARGEST_ALPHA = 0.05, 2.0
 
-Law = Literal["power", "stretched", "neither", "shallow"]
+Law = Literal["power", "stretched", "neither", "shallow", "flat"]
 
 
 class TheoryBlock(NamedTuple):
@@ -87,8 +89,8 @@ def fit_laws(log_growth: Sequence[float]) -> dict[str, Any]:
     """Which law log J(L, l), l = 0 to L, follows: a power of l + 1, or an exponential of sqrt(l + 1).
 
     Returns:
-        "law": "power" or "stretched" where one is honest to name; "shallow" below LEAST_BLOCKS blocks; "neither" where
-        the two fit alike, or none well. "exponent" and "rate", minus the slopes against log(l + 1) and sqrt(l + 1);
+        "law": "power" or "stretched" where one is honest to name; "shallow" below LEAST_BLOCKS blocks; "flat" where J
+        hardly grows; "neither" where the two fit alike, or none well. "exponent" and "rate", minus the slopes against log(l + 1) and sqrt(l + 1);
         "residuals" of both, root mean square in nats.
     """
     y = torch.tensor(log_growth, dtype=torch.float64)
@@ -98,6 +100,8 @@ def fit_laws(log_growth: Sequence[float]) -> dict[str, Any]:
     law: Law = "neither"
     if len(y) - 1 < LEAST_BLOCKS:
         law = "shallow"
+    elif abs(log_growth[0]) < LEAST_GROWTH:
+        law = "flat"
     elif larger >= LEAST_RATIO * smaller and smaller**2 <= MOST_LEFT * float(y.var(correction=0)):
         law = "power" if power < stretched else "stretched"
     return {

@@ -178,9 +178,9 @@ def _hermite(step: float, terms: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _scales(covariance: Tensor) -> Tensor:
-    """sqrt(q_i q_j), (..., n, n)."""
-    deviation = torch.diagonal(covariance, dim1=-2, dim2=-1).sqrt()
-    return deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
+    """sqrt(q_i q_j), (..., n, n); on the diagonal exactly q, as arcsin is steep where a correlation is 1."""
+    variance = torch.diagonal(covariance, dim1=-2, dim2=-1)
+    return (variance.unsqueeze(-1) * variance.unsqueeze(-2)).sqrt()
 
 
 def _gelu(x: Tensor) -> Tensor:
