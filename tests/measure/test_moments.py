@@ -47,7 +47,9 @@ def test_the_closed_forms_of_erf_are_the_grid(alpha: float, q: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "norm", [NormMap("tanh", 0.5), NormMap("tanh", 0.9), NormMap("tanh", 0.9, 0.4), NormMap("erf", 0.5, -0.3, 1.7)], ids=str
+    "norm",
+    [NormMap("tanh", 0.5), NormMap("tanh", 0.9), NormMap("tanh", 0.9, 0.4), NormMap("erf", 0.5, -0.3, 1.7)],
+    ids=str,
 )
 def test_the_series_is_the_grid_where_norms_begin(norm: NormMap) -> None:
     """alpha^2 q up to 5: to 3e-6; a pair of equal tokens always."""

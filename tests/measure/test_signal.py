@@ -93,32 +93,22 @@ def test_every_model_is_measured_and_left_as_it_was(name: str) -> None:
     assert torch.equal(stream.growth, again.growth)
 
 
-def exact(model: CausalLM, rows: Tensor) -> list[float]:
+def exact(model: CausalLM, row: Tensor) -> list[float]:
     """J(L, l) by whole Jacobians, from the definition: the last blocks as a function of the stream before them."""
-    stream = measure_stream(model, rows, probes=1)
-    blocks, extra = blocks_of(model), getattr(model.stack, "shared_kernel", None)
-
-    def top(h: Tensor, first: int) -> Tensor:
-        for block in blocks[first:]:
-            inside = extra is not None and block not in (blocks[0], blocks[-1])
-            h = block(h[None], None, *((extra,) if inside else ()))[0][0]
-        return h
-
+    stream = measure_stream(model, row, probes=1)
+    blocks, kernel = blocks_of(model), getattr(model.stack, "shared_kernel", None)
     model.eval()
     values = []
     for layer in range(len(blocks)):
-        h = stream.hidden[layer][0]
-        jacobian = torch.stack(
-            [_row(lambda x, layer=layer: top(x, layer), h, index) for index in range(h.numel())]  # type: ignore[misc]
-        )
-        values.append(float(jacobian.double().square().sum()) / h.numel())
+        count = stream.hidden[layer].numel()
+        h = start = stream.hidden[layer].repeat(count, 1, 1).requires_grad_()
+        for block in blocks[layer:]:
+            inside = kernel is not None and block not in (blocks[0], blocks[-1])
+            h = block(h, None, *((kernel,) if inside else ()))[0]
+        # Of copy i of the sequence output i alone.
+        (jacobian,) = torch.autograd.grad(torch.diagonal(h.flatten(1)).sum(), start)
+        values.append(float(jacobian.double().square().sum()) / count)
     return values
-
-
-def _row(f: Callable[[Tensor], Tensor], h: Tensor, index: int) -> Tensor:
-    h = h.clone().requires_grad_()
-    (row,) = torch.autograd.grad(f(h).flatten()[index], h)
-    return row
 
 
 @pytest.mark.parametrize("make", [lambda: transformer(width=12), lambda: k_stack(width=12, base_kernel=KERNELS[0])])

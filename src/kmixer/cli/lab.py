@@ -11,29 +11,25 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from kmixer.analysis.signal import Asked, signal_of_recipe, signal_of_run
+from kmixer.analysis.signal import signal_of_recipe, signal_of_run
+from kmixer.analysis.signal_inputs import Asked
 from kmixer.cli.options import DataDir, Json, Settings
 from kmixer.errors import InputError, shown
 from kmixer.files import atomic_write
-from kmixer.models.model_folder import CONFIG, packaged_models
 from kmixer.runs.lab import SignalRecord, save_signal
-from kmixer.runs.recipe import packaged_recipes
 from kmixer.runs.run_folder import RunFolder
 
 app = typer.Typer(help="What a model's layers do to the signals that pass them.", no_args_is_help=True)
 
 FORMATS = (".svg", ".png")
 # What J is, and what it is not.
-MEANING = (
-    "J(L, l) is the mean squared singular value of the map from layer l to the top: above 1, gradients grow on their "
-    "way down.\nIt is one number: a value near 1 does not say that all singular values are, and it says nothing about "
-    "training."
-)
-OF_SUMS = (
-    "A mixer here adds up what it has read without dividing by how much that is, so that J grows with the sequence: it "
-    "belongs to this length.\nThat is no defect: gradients are clipped, and Adam or Muon rescales them. Faster decays, a "
-    "lower cap of alpha and a higher rank lower it."
-)
+MEANING = """\
+J(L, l) is the mean squared singular value of the map from layer l to the top: above 1, gradients grow on their way
+down. It is one number: a value near 1 does not say that all singular values are, and it says nothing about training."""
+OF_SUMS = """\
+A mixer here adds up what it has read without dividing by how much that is: J grows with the length of the sequence,
+and belongs to this one. That is no defect: gradients are clipped, and Adam or Muon rescales them. Faster decays, a
+lower cap of alpha and a higher rank lower it."""
 
 Value = TypeVar("Value", int, float)
 
@@ -88,7 +84,9 @@ def signal(
         measured = signal_of_recipe(target, settings or [], *asked_of_recipe, asked, data_dir, _tell)
     else:
         if any(given is not None for given in (depths, norm, alpha, inits, settings)):
-            raise InputError("--depths, --inits, --norm, --alpha and --set go with a recipe; a run is measured as it is")
+            raise InputError(
+                "--depths, --inits, --norm, --alpha and --set go with a recipe; a run is measured as it is"
+            )
         if save and not RunFolder(Path(target)).exists():
             raise InputError(f"--save: {target} is a model without its run, and keeps no measurements")
         measured = signal_of_run(Path(target), asked, corpus, data_dir)
@@ -107,15 +105,8 @@ def signal(
 
 
 def _is_recipe(target: str) -> bool:
-    """A name that is both a recipe's and a packaged model's is the recipe's, but for a folder of this name."""
-    if (Path(target) / CONFIG).is_file():
-        return False
-    return target in packaged_recipes() or Path(target).suffix == ".toml" or _is_unknown(target)
-
-
-def _is_unknown(target: str) -> bool:
-    """Neither a folder nor a model: the error lists the recipes."""
-    return target not in packaged_models() and not Path(target).exists()
+    """Folders are runs; all other names are those of recipes, and where there is none of it the error lists them."""
+    return not Path(target).is_dir()
 
 
 def _number_of_inputs(text: str) -> int | None:

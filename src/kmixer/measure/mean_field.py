@@ -9,8 +9,8 @@ the activation (`kmixer.measure.moments`), a block does
     G <- G + s_ov H(S) * (A^T G A)
     J(L, l) = trace(G) / n
 
-where s is fan_in times the variance of the entries of a matrix, s_ov the product of two. With A = 1 / n and equal tokens
-this is the recurrence of Alekseev 2026 (arXiv 2604.11890); for any A it is ours.
+where s is fan_in times the variance of the entries of a matrix, s_ov the product of two. With A = 1 / n and equal
+tokens this is the recurrence of Alekseev 2026 (arXiv 2604.11890); for any A it is ours.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def fit_laws(log_growth: Sequence[float]) -> dict[str, Any]:
 
     Returns:
         "law": "power" or "stretched" where one is honest to name; "shallow" below LEAST_BLOCKS blocks; "flat" where J
-        hardly grows; "neither" where the two fit alike, or none well. "exponent" and "rate", minus the slopes against log(l + 1) and sqrt(l + 1);
-        "residuals" of both, root mean square in nats.
+        hardly grows; "neither" where the two fit alike, or none well. "exponent" and "rate", minus the slopes against
+        log(l + 1) and sqrt(l + 1); "residuals" of both, root mean square in nats.
     """
     y = torch.tensor(log_growth, dtype=torch.float64)
     depth = torch.arange(1, len(y) + 1, dtype=torch.float64)

@@ -159,7 +159,7 @@ def summarise(streams: list[Stream]) -> dict[str, Any]:
 
 
 def sums_over_positions(model: nn.Module) -> bool:
-    """Whether a mixer adds up what it has read without dividing by how much that is, so that J grows with the length."""
+    """Whether a mixer adds up what it has read without dividing by how much that is: J then grows with the length."""
     return any(isinstance(part, TwoBranches) for part in model.modules())
 
 
@@ -169,7 +169,7 @@ def _mean_and_error(draws: Tensor) -> tuple[list[float], list[float]]:
     return draws.mean(0).tolist(), error.tolist()
 
 
-class _Reached(Exception):
+class _TopReachedError(Exception):
     """The last block is done, and what comes after it is not needed."""
 
 
@@ -187,11 +187,11 @@ def _pass(
     def note(block: nn.Module, _: tuple[Any, ...], output: Any) -> None:
         stream.append(output[0] if isinstance(output, tuple) else output)
         if block is blocks[-1]:
-            raise _Reached
+            raise _TopReachedError
 
     handles = [blocks[0].register_forward_pre_hook(begin), *(block.register_forward_hook(note) for block in blocks)]
     try:
-        with torch.enable_grad(), contextlib.suppress(_Reached):
+        with torch.enable_grad(), contextlib.suppress(_TopReachedError):
             model(inputs)
     finally:
         for handle in handles:

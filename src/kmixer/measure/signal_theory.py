@@ -1,7 +1,7 @@
 """Where mean-field theory applies to a model, and what it needs of it: maps of norms, fixed mixings, strengths.
 
-It applies at the initialisation, to blocks whose mixing does not depend on what is mixed. Where it does not, the model is
-measured only: recurrences and sums whose weights are made of the tokens, keys that are values, scores of order one.
+It applies at the initialisation, to blocks whose mixing does not depend on what is mixed. All others are measured only:
+recurrences and sums whose weights are made of the tokens, keys that are values, scores of order one.
 """
 
 from __future__ import annotations

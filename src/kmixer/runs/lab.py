@@ -19,21 +19,21 @@ from kmixer.tensor_files import read_header
 
 LAB_SIGNAL = "lab-signal.json"
 
-Numbers = Annotated[list[Number], Field(min_length=2)]
-
 
 class SignalCurve(Record):
     """One model, or several initialisations of it, layer by layer: l = 0 to L."""
 
     name: str
-    log_growth: Numbers  # log J(L, l)
-    log_growth_error: Numbers
-    q: Numbers
-    cosine: Numbers
-    log_theory: Numbers | None = None
+    log_growth: list[Number]  # log J(L, l)
+    log_growth_error: list[Number]
+    q: list[Number]
+    cosine: list[Number]
+    log_theory: list[Number] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if len(self.log_growth) < 2:
+            raise ValueError("log_growth: it has no layers")
         for name in ("log_growth_error", "q", "cosine", "log_theory"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.log_growth):

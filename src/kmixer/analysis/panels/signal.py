@@ -17,7 +17,7 @@ MARKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def draw_signal(record: SignalRecord) -> Figure:
-    """J(L, l) against l + 1 on a logarithmic axis and on one of square roots; mean squares and cosines of the stream."""
+    """J(L, l) against l + 1, on a logarithmic axis and on one of square roots; q and cosine of the stream."""
     state = "trained" if record.trained else "at initialisation"
     title = f"Growth of gradients, {record.name.replace('$', chr(92) + '$')} {state}, {record.positions} positions"
     figure, (power, stretched, stream) = begin_figure(title, "", "", columns=3)

@@ -1,0 +1,102 @@
+"""What kmixer lab leaves in a run folder: it belongs to the run's weights, and the run is as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmixer.errors import InputError
+from kmixer.runs.archive import pack
+from kmixer.runs.check import check_run
+from kmixer.runs.lab import LAB_SIGNAL, SignalRecord, identity_of, read_signal, save_signal
+from kmixer.runs.recipe import parse_recipe
+from kmixer.runs.run_folder import RECIPE, RunFolder
+from kmixer.training.loop import train
+from tests.conftest import tiny_recipe_values
+
+CURVE = {
+    "name": "trained",
+    "log_growth": [1.0, 0.5, 0.0],
+    "log_growth_error": [0.1, 0.1, 0.0],
+    "q": [1.0, 2.0, 3.0],
+    "cosine": [0.1, 0.2, 0.3],
+    "log_theory": None,
+    "anything": "else",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path, text_file: Path) -> RunFolder:
+    folder = tmp_path / "run"
+    train(parse_recipe(tiny_recipe_values(text_file), "test"), folder)
+    return RunFolder(folder)
+
+
+def measured(run: RunFolder, **changed: Any) -> dict[str, Any]:
+    return {"name": "run", "trained": True, "positions": 64, "curves": [CURVE], **identity_of(run), **changed}
+
+
+def test_a_measurement_is_read_back_and_changes_nothing_of_the_run(run: RunFolder, tmp_path: Path) -> None:
+    assert read_signal(run) is None
+    path = save_signal(run, measured(run))
+    record = read_signal(run)
+    assert record is not None
+    assert record.curves[0].log_growth == CURVE["log_growth"]
+    run.check_files()
+    check_run(run)
+    pack(run.path, tmp_path / "run.tar.gz")
+    assert path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"curves": []}, "curves"),
+        ({"positions": "64"}, "positions"),
+        ({"curves": [{**CURVE, "q": [1.0, 2.0]}]}, "q: it has another length than log_growth"),
+        ({"curves": [{**CURVE, "log_growth": [0.0]}]}, "log_growth"),
+        ({"recipe_sha256": "0" * 64}, "of another run"),
+        ({"weights_sha256": "0" * 64}, "weights that the run had before"),
+    ],
+)
+def test_anything_else_is_one_line(run: RunFolder, changed: dict[str, Any], why: str) -> None:
+    save_signal(run, measured(run, **changed))
+    with pytest.raises(InputError, match=why) as error:
+        read_signal(run)
+    assert "--save measures again, or remove it" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null", '{"curves": 1}'])
+def test_what_is_no_measurement_is_one_line(run: RunFolder, content: str) -> None:
+    (run.path / LAB_SIGNAL).write_text(content)
+    with pytest.raises(InputError, match="holds no measurement"):
+        read_signal(run)
+
+
+def test_records_without_weights_are_known_by_their_recipe(run: RunFolder) -> None:
+    save_signal(run, measured(run))
+    (run.path / "model.safetensors").unlink()
+    assert read_signal(run) is not None
+    (run.path / LAB_SIGNAL).write_text(json.dumps(measured_of_other()))
+    with pytest.raises(InputError, match="of another run"):
+        read_signal(run)
+
+
+def measured_of_other() -> dict[str, Any]:
+    return {
+        "name": "run",
+        "trained": True,
+        "positions": 64,
+        "curves": [CURVE],
+        "recipe_sha256": "0",
+        "weights_sha256": "",
+    }
+
+
+def test_the_record_of_a_recipe_belongs_to_no_run() -> None:
+    record = SignalRecord.parse({"name": RECIPE, "trained": False, "positions": 8, "curves": [CURVE]}, source="test")
+    assert record.recipe_sha256 is None
