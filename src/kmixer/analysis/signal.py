@@ -39,7 +39,7 @@ from kmixer.training.tasks import open_classifier
 
 # Norms that have an alpha.
 BOUNDED = ("dyt", "derf")
-# What takes longer is said beforehand, in seconds.
+# What takes longer is said after the first initialisation, in seconds.
 LONG = 60.0
 
 
@@ -91,15 +91,16 @@ def signal_of_recipe(
     recipes = [load_recipe(name, [*settings, *variant.settings]) for variant in variants]  # wrong ones at once
     source = Symmetric(recipe, asked) if asked.inputs is None else OfTask(recipe, asked, data_dir)
     units = [each.by_key()["model.layers"] for each in recipes]
-    begun, curves = time.monotonic(), []
-    for index, (variant, changed) in enumerate(zip(variants, recipes, strict=True)):
-        models = _initialisations(changed, source, asked)
-        curve = _measure_at_start(models, source, asked)
-        curves.append({"name": variant.name, "layers": units[index], **curve})
-        spent, left = time.monotonic() - begun, sum(units[index + 1 :])
-        seconds = spent * left / sum(units[: index + 1])
-        if index == 0 and spent + seconds > LONG:
-            told(f"about {(spent + seconds) / 60:.1f} minutes in all, {seconds / 60:.1f} to go")
+    curves = []
+
+    def estimate(seconds: float) -> None:
+        whole = seconds * asked.initialisations * sum(units) / units[0]
+        if not curves and whole > LONG:
+            told(f"this will take about {whole / 60:.0f} minutes")
+
+    for variant, changed, layers in zip(variants, recipes, units, strict=True):
+        curve = _measure_at_start(_initialisations(changed, source, asked), source, asked, estimate)
+        curves.append({"name": variant.name, "layers": layers, **curve})
     return {**_about(recipe.name, asked, curves), "trained": False}
 
 
@@ -160,8 +161,11 @@ def _about(name: str, asked: Asked, curves: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-def _measure_at_start(models: Iterator[Model], source: Source, asked: Asked) -> dict[str, Any]:
-    """One curve: all initialisations, and theory where it applies to them."""
+def _measure_at_start(
+    models: Iterator[Model], source: Source, asked: Asked, first_took: Callable[[float], None]
+) -> dict[str, Any]:
+    """One curve: all initialisations, and theory where it applies to them; `first_took` is told seconds."""
+    begun = time.monotonic()
     streams: list[Stream] = []
     predicted: list[Tensor] = []  # log J(L, l) of every initialisation
     blocks_of_each: list[list[TheoryBlock]] = []
@@ -183,6 +187,8 @@ def _measure_at_start(models: Iterator[Model], source: Source, asked: Asked) -> 
         if reason is None and not isinstance(blocks, str):
             blocks_of_each.append(blocks)
             predicted.append(predict(blocks, stream.covariance).growth.mean(0).log())
+        if index == 0:
+            first_took(time.monotonic() - begun)
     summary = summarise(streams)
     curve = {
         **summary,

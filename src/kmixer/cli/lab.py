@@ -91,17 +91,25 @@ def signal(
             raise InputError(f"--save: {target} is a model without its run, and keeps no measurements")
         measured = signal_of_run(Path(target), asked, corpus, data_dir)
     if figure is not None:
-        from kmixer.analysis.panels.signal import draw_signal
-
-        with atomic_write(figure) as file:
-            record = SignalRecord.parse(measured, source=str(figure))
-            draw_signal(record).savefig(file, format=figure.suffix[1:], dpi=200)
+        _draw(measured, figure)
     if save:
         _tell(f"saved: {save_signal(RunFolder(Path(target)), measured)}")
     if as_json:
         print(json.dumps(measured))
     else:
         _print(measured)
+
+
+def _draw(measured: dict[str, Any], figure: Path) -> None:
+    """The figure, text as text and the same bytes every time."""
+    import matplotlib as mpl
+
+    from kmixer.analysis.panels.signal import draw_signal
+
+    drawn = draw_signal(SignalRecord.parse(measured, source=str(figure)))
+    with atomic_write(figure) as file, mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kmixer"}):
+        dates = {"Date": None} if figure.suffix == ".svg" else {}
+        drawn.savefig(file, format=figure.suffix[1:], dpi=200, metadata=dates)
 
 
 def _is_recipe(target: str) -> bool:

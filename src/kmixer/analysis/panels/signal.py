@@ -21,6 +21,7 @@ def draw_signal(record: SignalRecord) -> Figure:
     state = "trained" if record.trained else "at initialisation"
     title = f"Growth of gradients, {record.name.replace('$', chr(92) + '$')} {state}, {record.positions} positions"
     figure, (power, stretched, stream) = begin_figure(title, "", "", columns=3)
+    theory: str | None = "theory"  # named once
     for index, curve in enumerate(record.curves):
         color = f"C{index}"
         depth = np.arange(1, len(curve.log_growth) + 1)
@@ -29,7 +30,8 @@ def draw_signal(record: SignalRecord) -> Figure:
             axes.plot(depth, np.exp(log), label=curve.name, linewidth=1.3, color=color)
             axes.fill_between(depth, np.exp(log - error), np.exp(log + error), alpha=0.2, color=color, linewidth=0)
             if curve.log_theory is not None:
-                axes.plot(depth, np.exp(curve.log_theory), linewidth=1.0, linestyle="--", color="black", alpha=0.7)
+                axes.plot(depth, np.exp(curve.log_theory), "--", label=theory, linewidth=1.0, color="black", alpha=0.7)
+        theory = theory if curve.log_theory is None else None
         stream.plot(depth - 1, curve.q, linewidth=1.3, color=color)
         stream.plot(depth - 1, np.clip(curve.cosine, 1e-3, None), linewidth=1.0, linestyle=":", color=color)
     longest = max(len(curve.log_growth) for curve in record.curves)
