@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.measure.random_stack import S_21, S_OV, causal, convolution, decaying, random_growth, symmetric, uniform
 from torch import Tensor
 
 from kmixer.measure.mean_field import TheoryBlock, predict
 from kmixer.measure.moments import NormMap
 from kmixer.runs.environment import environment
-from tests.measure.random_stack import S_21, S_OV, causal, convolution, decaying, random_growth, symmetric, uniform
 
 NORMS = {
     "layer": NormMap("standard"),

@@ -52,7 +52,7 @@ def test_a_recipe_is_measured_at_every_depth(kmixer_command: Run, transformer_fi
     figure = tmp_path / "signal.svg"
     found = measured(kmixer_command, transformer_file, "--depths", "2,4", *QUICK, "--figure", figure)
     assert "<svg" in figure.read_text()
-    assert (found["name"], found["trained"], found["positions"], found["initialisations"]) == ("tiny", False, 12, 2)
+    assert (found["name"], found["trained"], found["positions"], found["seeds"]) == ("tiny", False, 12, [0, 1])
     assert [(curve["name"], len(curve["log_growth"])) for curve in found["curves"]] == [
         ("2 layers", 3),
         ("4 layers", 5),

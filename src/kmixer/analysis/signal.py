@@ -91,7 +91,7 @@ def signal_of_recipe(
     recipes = [load_recipe(name, [*settings, *variant.settings]) for variant in variants]  # wrong ones at once
     source = Symmetric(recipe, asked) if asked.inputs is None else OfTask(recipe, asked, data_dir)
     units = [each.by_key()["model.layers"] for each in recipes]
-    curves = []
+    curves: list[dict[str, Any]] = []
 
     def estimate(seconds: float) -> None:
         whole = seconds * asked.initialisations * sum(units) / units[0]
@@ -101,7 +101,8 @@ def signal_of_recipe(
     for variant, changed, layers in zip(variants, recipes, units, strict=True):
         curve = _measure_at_start(_initialisations(changed, source, asked), source, asked, estimate)
         curves.append({"name": variant.name, "layers": layers, **curve})
-    return {**_about(recipe.name, asked, curves), "trained": False}
+    seeds = list(range(asked.seed, asked.seed + asked.initialisations))
+    return {**_about(recipe.name, asked, curves), "trained": False, "seeds": seeds}
 
 
 def signal_of_run(
@@ -124,7 +125,7 @@ def signal_of_run(
     }
     curve["law"] = fit_laws(curve["log_growth"])
     known = identity_of(run) if run.exists() else {}
-    return {**_about(str(target), asked, [curve]), "trained": True, "initialisations": None, **known}
+    return {**_about(str(target), asked, [curve]), "trained": True, **known}
 
 
 def _trained(
@@ -153,7 +154,6 @@ def _about(name: str, asked: Asked, curves: list[dict[str, Any]]) -> dict[str, A
         "name": name,
         "positions": curves[0]["positions"],
         "inputs": "symmetric" if asked.inputs is None else asked.inputs,
-        "initialisations": asked.initialisations,
         "probes": asked.probes,
         "read_out": asked.read_out,
         "seed": asked.seed,

@@ -32,7 +32,7 @@ LEAST_DRIVE = 0.01
 def norm_map(norm: nn.Module) -> NormMap | None:
     """What a norm does at its initialisation, for the theory; None of a module that it does not know."""
     if exactly(norm, RMSNorm, nn.LayerNorm):
-        return NormMap("standard", gain=1.0 if norm.weight is None else _root_mean_square(norm.weight))
+        return NormMap("standard", gain=_gain(norm.weight))
     if exactly(norm, UnweightedRMSNorm):
         return NormMap("standard")
     return None
@@ -121,12 +121,13 @@ def weak_branches(blocks: Sequence[TheoryBlock], sizes: Sequence[float]) -> str 
 def advise(blocks: Sequence[TheoryBlock], covariance: Tensor) -> float | None:
     """The largest alpha for the bounded norms of these blocks whose J(L, 0) is at most that of RMSNorm.
 
-    None where no alpha of the grid is, or where a block has another norm. `covariance` (n, n) is of what enters.
+    None where no alpha of the grid is, and where the norms are not bounded, not all alike, or have a gain that makes up
+    for their alpha. `covariance` (n, n) is of what enters.
     """
-    kinds = {norm.kind for block in blocks for norm in (block.mixing_norm, block.feed_forward_norm)}
-    if "standard" in kinds or len(kinds) != 1:
+    norms = {norm for block in blocks for norm in (block.mixing_norm, block.feed_forward_norm)}
+    kind = next(iter(norms)).kind
+    if len(norms) != 1 or kind == "standard" or next(iter(norms)).gain != 1:
         return None
-    (kind,) = kinds
 
     def growth(norm: NormMap) -> float:
         changed = [block._replace(mixing_norm=norm, feed_forward_norm=norm) for block in blocks]
@@ -135,5 +136,6 @@ def advise(blocks: Sequence[TheoryBlock], covariance: Tensor) -> float | None:
     return advised_alpha(lambda alpha: growth(NormMap(kind, alpha)), growth(NormMap("standard")))
 
 
-def _root_mean_square(weight: Tensor) -> float:
-    return math.sqrt(float(weight.detach().double().square().mean()))
+def _gain(weight: Tensor | None) -> float:
+    """The root mean square of a gain (d); without one 1."""
+    return 1.0 if weight is None else math.sqrt(float(weight.detach().double().square().mean()))
