@@ -2,8 +2,8 @@
 
     python -m benchmarks.signal_growth --initialisations 16 --json signal.json
 
-Strengths of a ViT-L (s_ov = 0.168, s_21 = 0.671), ReLU, tokens with q = 1 and p = 0.2. Prints measured over predicted
-J(L, 0) with its standard error, J(L, 0) of the recurrence at four depths, how often noise of 3 % leaves the right law the
+Strengths of a ViT-L (s_ov = 0.168, s_21 = 0.671), ReLU, tokens with q = 1 and p = 0.2. Prints J(L, 0) of the recurrence
+at four depths, measured over predicted J(L, 0) with its standard error, how often noise of 3 % leaves the right law the
 smaller residual, and JSON.
 """
 

@@ -10,9 +10,10 @@ import pytest
 from matplotlib.axes import Axes
 
 from kmixer.analysis.figures import OVERVIEWS, PANELS, all_figures
-from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses
+from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, signal
 from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm
+from kmixer.runs.lab import save_signal
 from tests.experiments.records import evaluation, make_record, results_of
 
 
@@ -39,7 +40,7 @@ def arm_of(tmp_path: Path) -> Any:
 
 def test_every_panel_has_its_own_name_and_a_caption() -> None:
     panels = [*OVERVIEWS, *PANELS]
-    assert len({panel.name for panel in panels}) == len(panels) == 19
+    assert len({panel.name for panel in panels}) == len(panels) == 20
     assert all(panel.caption.endswith(".") for panel in panels)
 
 
@@ -259,3 +260,21 @@ def test_figures_of_several_arms_are_named_after_them(arm_of: Any) -> None:
     drawn = {figure.name: figure.caption for figure in all_figures(arms)}
     assert drawn["decays-rank=2"] == drawn["decays-a-b-c"] == k2.DECAYS.caption
     assert [figure.name for figure in all_figures(arms[:1])] == ["decays"]
+
+
+def test_growth_of_gradients_stands_in_both_coordinates(tmp_path: Path) -> None:
+    run = make_record(tmp_path / "run", [evaluation(0, 4.0)])
+    arm = Arm("arm", [run])
+    assert not signal.SIGNAL.applies(arm)
+    curve = {"name": "trained", "log_growth": [2.0, 0.0], "log_growth_error": [0.1, 0.0], "q": [1.0, 4.0]}
+    whole = {"curves": [{**curve, "cosine": [-0.1, 0.5], "log_theory": [1.0, 0.0]}]}
+    save_signal(run, {"name": "x", "trained": True, "positions": 8, "recipe_sha256": run.identity(), **whole})
+    assert signal.SIGNAL.applies(arm)
+    figure = signal.SIGNAL.draw(arm)
+    power, stretched, stream = figure.axes
+    assert curves(power) == curves(stretched) == [pytest.approx([np.e**2, 1.0]), pytest.approx([np.e, 1.0])]
+    assert power.lines[0].get_xdata().tolist() == [1, 2]
+    assert curves(stream) == [[1.0, 4.0], [1e-3, 0.5]]  # a logarithmic axis has no place for less
+    assert [text.get_text() for text in power.get_legend().get_texts()] == ["trained", "theory"]
+    assert figure.get_suptitle() == "Growth of gradients, arm trained, 8 positions"
+    figure.savefig(tmp_path / "signal.svg")

@@ -58,6 +58,7 @@ def test_a_measurement_is_read_back_and_changes_nothing_of_the_run(run: RunFolde
         ({"positions": "64"}, "positions"),
         ({"curves": [{**CURVE, "q": [1.0, 2.0]}]}, "q: it has another length than log_growth"),
         ({"curves": [{**CURVE, "log_growth": [0.0]}]}, "log_growth"),
+        ({"curves": [{**CURVE, "log_growth": [1e3, 0.5, 0.0]}]}, "log_growth"),
         ({"recipe_sha256": "0" * 64}, "of another run"),
         ({"weights_sha256": "0" * 64}, "weights that the run had before"),
     ],

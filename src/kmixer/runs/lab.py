@@ -20,15 +20,19 @@ from kmixer.tensor_files import read_header
 LAB_SIGNAL = "lab-signal.json"
 
 
+# Logarithms whose exponential is a number with room on both sides.
+Log = Annotated[float, Field(ge=-300, le=300)]
+
+
 class SignalCurve(Record):
     """One model, or several initialisations of it, layer by layer: l = 0 to L."""
 
     name: str
-    log_growth: list[Number]  # log J(L, l)
-    log_growth_error: list[Number]
-    q: list[Number]
+    log_growth: list[Log]  # log J(L, l)
+    log_growth_error: list[Annotated[float, Field(ge=0, le=100)]]
+    q: list[Annotated[float, Field(ge=0, le=1e30)]]
     cosine: list[Number]
-    log_theory: list[Number] | None = None
+    log_theory: list[Log] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
