@@ -146,13 +146,13 @@ def _print(measured: dict[str, Any]) -> None:
     state = "best weights" if measured["trained"] else "at initialisation"
     print(f"{measured['name']}, {state}, sequences of {measured['positions']} positions")
     for curve in measured["curves"]:
-        _print_curve(curve, measured)
+        _print_curve(curve)
     print(MEANING)
     if any(curve["sums_over_positions"] for curve in measured["curves"]):
         print(OF_SUMS)
 
 
-def _print_curve(curve: dict[str, Any], measured: dict[str, Any]) -> None:
+def _print_curve(curve: dict[str, Any]) -> None:
     """A line a layer, and what they say together."""
     theory = curve["log_theory"]
     print(f"\n{curve['name']}")
@@ -166,11 +166,11 @@ def _print_curve(curve: dict[str, Any], measured: dict[str, Any]) -> None:
         if theory:
             line += f"  {_shown(math.exp(theory[layer])):>10}  {math.exp(log - theory[layer]):6.3f}"
         print(line)
-    low, high = curve["total_interval"]
-    draws = "inputs" if measured["trained"] else "initialisations"
+    low, high = map(_shown, curve["total_interval"])
+    error = f"{low} to {high}: 2 standard errors over {curve['draws']} {curve['drawn']}"
     print(
-        f"J(L, 0) = {_shown(curve['total'])} ({_shown(low)} to {_shown(high)}: 2 standard errors over {curve['draws']} "
-        f"{draws}), of which the first block makes {_shown(curve['first_block'])}; {_law(curve['law'])}"
+        f"J(L, 0) = {_shown(curve['total'])} ({error if curve['draws'] > 1 else 'one draw, without an error'}), "
+        f"of which the first block makes {_shown(curve['first_block'])}; {_law(curve['law'])}"
     )
     if theory:
         print(f"theory: measured and predicted J differ by a factor of {curve['agreement']:.3f} in the mean")

@@ -131,7 +131,8 @@ def summarise(streams: list[Stream]) -> dict[str, Any]:
         model, mean and error over its inputs. "log_by_block", log J(l, l - 1) for l = 1 to L, how much block l
         amplifies, and its error. "total", J(L, 0), "total_interval", two errors to either side, and
         "first_block", J(1, 0). "q" and "cosine", mean squares of the stream and cosines between its tokens; "q_0",
-        "p_0", variance and covariance of what enters. "draws": how many the errors are over.
+        "p_0", variance and covariance of what enters. "draws": how many the errors are over, which are
+        "initialisations" or "inputs"; of one there is no error, and it is 0.
     """
     log = torch.stack([stream.growth.mean(0) for stream in streams]).log()
     if len(streams) == 1:
@@ -155,6 +156,7 @@ def summarise(streams: list[Stream]) -> dict[str, Any]:
         "q_0": variance,
         "p_0": others,
         "draws": len(log),
+        "drawn": "initialisations" if len(streams) > 1 else "inputs",
     }
 
 
