@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kmixer.layers import Derf, DyT, RMSNorm
+from kmixer.layers.norms import root_mean_square
 from kmixer.measure.norms import PointwiseNorms
 
 
