@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from kmixer.analysis.figures import OVERVIEWS, PANELS, all_figures
-from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, signal
+from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, norms, signal
 from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm
 from kmixer.runs.lab import save_signal
@@ -40,7 +40,7 @@ def arm_of(tmp_path: Path) -> Any:
 
 def test_every_panel_has_its_own_name_and_a_caption() -> None:
     panels = [*OVERVIEWS, *PANELS]
-    assert len({panel.name for panel in panels}) == len(panels) == 20
+    assert len({panel.name for panel in panels}) == len(panels) == 21
     assert all(panel.caption.endswith(".") for panel in panels)
 
 
@@ -278,3 +278,19 @@ def test_growth_of_gradients_stands_in_both_coordinates(tmp_path: Path) -> None:
     assert [text.get_text() for text in power.get_legend().get_texts()] == ["trained", "theory"]
     assert figure.get_suptitle() == "Growth of gradients, arm trained, 8 positions"
     figure.savefig(tmp_path / "signal.svg")
+
+
+def test_norms_are_drawn_by_name(arm_of: Any) -> None:
+    def measured(step: int) -> dict[str, Any]:
+        names = ["stack.first.mixing_norm", "stack.read_out.norm", "norm"]
+        values = {"alpha": [0.5, 1.0 + step, 2.0], "shift": [0.0] * 3}
+        return {"norms": {"names": names, **values, "saturation": [0.0, 0.1 * step, 0.2], "input": [0.02, 1.0, 3.0]}}
+
+    arm = arm_of(measured(0), measured(1))
+    assert norms.POINTWISE_NORMS.applies(arm)
+    figure = norms.draw_pointwise_norms(arm)
+    strength, alpha, saturation = figure.axes
+    assert curves(strength) == [[0.02, 0.02], [1.0, 1.0], [3.0, 3.0]]
+    assert curves(alpha)[1] == [1.0, 2.0]
+    assert curves(saturation)[1] == [0.0, 0.1]
+    assert not norms.POINTWISE_NORMS.applies(arm_of({}, {}, name="other"))

@@ -54,6 +54,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "fast_weights": {"chunk": 5, "max_norm": 0.3, "rate": 0.5, "init": "next"},
     },
     "fast weights with resets": {"fast_weights": {"chunk": 4, "rate": 0.5, "reset_every": 10, "layers": "every"}},
+    "dyt": {"base_kernel": {"kind": "conv"}, "norm": {"kind": "dyt", "alpha": 0.8}, "embedding_scale": 3.0},
+    "derf with biases, refined, gelu head": {
+        "refinement": {"steps": 2},
+        "head": {"kind": "gelu", "multiplier": 2},
+        "norm": {"kind": "derf", "bias": True},
+        "embedding_scale": 0.5,
+    },
+    "dyt, rms at the end, factorised": {"embedding_width": 10, "norm": {"kind": "dyt", "final": "rms"}},
 }
 compiled = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
@@ -67,7 +75,7 @@ def make_model(values: dict[str, Any], width: int = 20) -> kmixer.LanguageModel:
     config = ModelConfig.parse({"width": width, "layers": 2, "rank": 3, **values}, source="test")
     model = kmixer.LanguageModel(config, VOCABULARY).eval()
     for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2 or "pointer" in name:
+        if parameter.ndim >= 2 or "pointer" in name or name.endswith((".shift", "norm.bias")):
             torch.nn.init.normal_(parameter, std=0.3)
     return model
 

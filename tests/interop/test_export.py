@@ -45,6 +45,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "adaptive": {"embedding_width": 8, "head": {"kind": "adaptive", "cutoffs": [5, 15]}},
     "factorised": {"embedding_width": 8, "rank": 1, "refinement": {"steps": 0}},
     "no copies": {"copy_memory": {"layers": "none"}},
+    "dyt": {"norm": {"kind": "dyt"}, "embedding_scale": 5.0},
+    "derf, refined": {"norm": {"kind": "derf", "bias": True}, "refinement": {"steps": 2}, "embedding_scale": 2.0},
 }
 # With a copy memory, of every kind of layers and of match length.
 COPYING: dict[str, dict[str, Any]] = {

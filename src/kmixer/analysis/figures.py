@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, signal
+from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, norms, signal
 from kmixer.analysis.panels.drawing import ArmPanel, OverviewPanel
 from kmixer.errors import one_line
 from kmixer.experiments.arms import Arm
@@ -32,6 +32,7 @@ PANELS: tuple[ArmPanel, ...] = (
     copies.COPIES,
     fast_weights.FAST_WEIGHTS,
     fast_weights.ADAPTING,
+    norms.POINTWISE_NORMS,
     attention.CLASS_TOKEN,
     losses.NORMS,
     signal.SIGNAL,

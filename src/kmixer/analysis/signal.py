@@ -16,15 +16,15 @@ from kmixer.analysis.signal_inputs import (
     OfTask,
     Source,
     Symmetric,
-    entering,
     examples,
     placeholder,
+    symmetric,
     windows,
 )
 from kmixer.errors import InputError
 from kmixer.language_model import load
 from kmixer.measure.mean_field import TheoryBlock, agreement, fit_laws, predict
-from kmixer.measure.signal import Stream, measure_stream, summarise, sums_over_positions
+from kmixer.measure.signal import Stream, blocks_of, entering, measure_stream, summarise, sums_over_positions
 from kmixer.measure.signal_theory import advise, scores_too_large, theory_blocks, weak_branches
 from kmixer.measure.texts import held_out
 from kmixer.models.causal_lm import CausalLM
@@ -35,6 +35,7 @@ from kmixer.models.vision import VisionConfig, VisionTransformer
 from kmixer.runs.lab import identity_of
 from kmixer.runs.recipe import AnyRecipe, ClassificationRecipe, as_language, load_recipe
 from kmixer.runs.run_folder import RunFolder
+from kmixer.training.norm_matching import match_norms
 from kmixer.training.tasks import open_classifier
 
 # Norms that have an alpha.
@@ -63,7 +64,8 @@ def variants_of(recipe: AnyRecipe, depths: list[int], norms: list[str], alphas: 
         if norm in BOUNDED and alphas:
             of_norms += [(f"{norm} {alpha:g}, ", [kind, f"model.norm.alpha={alpha}"]) for alpha in alphas]
         else:
-            of_norms.append((f"{norm}, ", [kind]))
+            none = [] if norm in BOUNDED else ["model.norm.alpha=", "model.norm.match="]
+            of_norms.append((f"{norm}, ", [kind, *none]))
     layers = depths or [recipe.by_key()["model.layers"]]
     return [
         Variant(f"{name}{depth} layers", [*settings, f"model.layers={depth}"])
@@ -125,7 +127,7 @@ def signal_of_run(
     }
     curve["law"] = fit_laws(curve["log_growth"])
     known = identity_of(run) if run.exists() else {}
-    return {**_about(str(target), asked, [curve]), "trained": True, **known}
+    return {**_about(run.path.name, asked, [curve]), "trained": True, **known}
 
 
 def _trained(
@@ -137,7 +139,7 @@ def _trained(
     classifies = isinstance(config, VisionConfig | SequenceClassifierConfig)
     if asked.inputs is None:
         model: Model = load_classifier(folder)[0] if classifies else load(run.path)
-        return model, placeholder(model, asked), entering(asked)
+        return model, placeholder(model, asked), symmetric(asked)
     if not run.exists():
         raise InputError(f"{run.path} is a model without its run, so without data; add --inputs symmetric")
     if classifies:
@@ -236,7 +238,19 @@ def _initialisations(recipe: AnyRecipe, source: Source, asked: Asked) -> Iterato
             model = _build(recipe, source.vocabulary)
         if isinstance(model, VisionTransformer) and source.pixels is not None:
             model.pixel_mean, model.pixel_deviation = source.pixels
+        if model.config.norm.match == "unit":
+            _match(model, source)
         yield model
+
+
+def _match(model: Model, source: Source) -> None:
+    """Begin as training would, but with the inputs that are measured in the place of the first batch."""
+
+    def run() -> None:
+        with entering(blocks_of(model)[0], source.enter or (lambda h: h)):
+            model(source.inputs(model))
+
+    match_norms(model, run)
 
 
 def _build(recipe: AnyRecipe, vocabulary: int) -> Model:

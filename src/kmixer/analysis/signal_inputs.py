@@ -48,7 +48,7 @@ class Symmetric:
     def __init__(self, recipe: AnyRecipe, asked: Asked) -> None:
         classifies = isinstance(recipe, ClassificationRecipe)
         self.vocabulary = 0 if classifies else as_language(recipe).tokenizer.vocabulary_size
-        self.asked, self.enter = asked, entering(asked)
+        self.asked, self.enter = asked, symmetric(asked)
 
     def inputs(self, model: Model) -> Tensor:
         return placeholder(model, self.asked)
@@ -82,7 +82,7 @@ class OfTask:
 Source = Symmetric | OfTask
 
 
-def entering(asked: Asked) -> Callable[[Tensor], Tensor]:
+def symmetric(asked: Asked) -> Callable[[Tensor], Tensor]:
     return symmetric_inputs(SYMMETRIC_Q, SYMMETRIC_P, asked.seed)
 
 

@@ -53,6 +53,9 @@ class TerminalReporter(Reporter):
         parts = [f"begins with the weights of {source}", f"fresh: {', '.join(by_layer(fresh)) or 'nothing'}", *changed]
         self._print(one_line("; ".join(parts)))
 
+    def warned(self, line: str) -> None:
+        warn(line)
+
     def started(self, task: Task, run: Path, parameters: int, step: int) -> None:
         config = task.recipe.training
         self.steps, self.unit = config.steps, task.unit

@@ -10,7 +10,7 @@ import ctypes
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.generation.live_weights import LiveWeights
@@ -18,15 +18,16 @@ from kmixer.generation.panels import padded, panels, whole
 from kmixer.layers import K0, K1, K2, BaseKernel, FastWeights, FeedForward
 from kmixer.layers.copy_memory import BUCKET_STARTS, CopyMemory
 from kmixer.layers.linear import Linear
-from kmixer.layers.norms import NORM_EPS
+from kmixer.layers.norms import NORM_EPS, Derf, DyT, RMSNorm
 from kmixer.layers.pointer import Pointer
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import GeluHead
 from kmixer.models.k_stack import KStack
+from kmixer.ops.pointwise_norm import KINDS, Pointwise
 
 LINE = 16
 WHOLE = 16  # queries and keys come in as many: wide_rank in native/decode_state.h
-EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE, REMEMBER, COPY, POINT, ADAPT = range(10)
+EMBED, LINEAR, NORM, MIX, READ_OUT, REFINE, REMEMBER, COPY, POINT, ADAPT, POINTWISE = range(11)
 NONE, GELU, GATE = range(3)
 
 
@@ -102,13 +103,11 @@ class Operations:
             self._buffer(max(inner_widths)),
             self._buffer(width),
         )
-        table = model.embedding.weight
-        if isinstance(model.from_embedding, torch.nn.Linear):
-            table = model.from_embedding(table)  # one look-up instead of a look-up and a product
+        table = model.entering(model.embedding.weight)  # one look-up instead of a look-up and a product
         self._add(EMBED, output=hidden, inputs=width, weight=table)
         if any(layer.fast is not None and layer.fast.source == "embed" for layer in inner_layers):
             self._source = self._buffer(width)
-            self._norm(hidden, self._source, table.new_ones(width))
+            self._rms_norm(hidden, self._source, table.new_ones(width))
         gates: dict[int, Tensor] = {}
         vector = -1
         if model.copy_memory is not None:
@@ -125,7 +124,7 @@ class Operations:
             self._k0(stack.read_out, target)
             if stack.refined:
                 self._add(REFINE, refined, hidden, inputs=width, extra=stack.eta().reshape(1))
-        self._norm(hidden, normed, cast(Tensor, model.norm.weight))
+        self._norm(hidden, normed, model.norm)
         logits = self._head(model, normed, mixed, inner)
         if model.pointer is not None and model.copy_memory is not None:
             self._point(model.pointer, normed, logits)
@@ -145,22 +144,22 @@ class Operations:
         logits = self._buffer(model.vocabulary_size)
         head = model.head
         if isinstance(head, GeluHead):
-            self._norm(normed, spare, head.norm.weight)
+            self._norm(normed, spare, head.norm)
             self._linear(spare, inner, head.up.weight, head.up.bias, activation=GELU)
             self._linear(inner, logits, head.down.weight, head.down.bias)
             return logits
         weight, bias = model.embedding.weight, None
-        if isinstance(head.to_embedding, torch.nn.Linear):
+        if isinstance(head.to_embedding, nn.Linear):
             bias = None if head.to_embedding.bias is None else weight @ head.to_embedding.bias
             weight = weight @ head.to_embedding.weight
         self._linear(normed, logits, weight, bias)
         return logits
 
     def _k1(self, layer: K1, source: int, target: int, normed: int, inner: int) -> None:
-        self._norm(source, normed, layer.mixing_norm.weight)
+        self._norm(source, normed, layer.mixing_norm)
         projection = layer.mixer.projection
         self._linear(normed, target, projection.weight, projection.bias, residual=source)
-        self._feed_forward(layer.feed_forward_norm.weight, layer.feed_forward, target, normed, inner)
+        self._feed_forward(layer.feed_forward_norm, layer.feed_forward, target, normed, inner)
 
     def _k2(
         self,
@@ -174,7 +173,7 @@ class Operations:
         copying: tuple[int, Tensor] | None,
     ) -> None:
         mixer = layer.mixer
-        self._norm(hidden, normed, layer.mixing_norm.weight)
+        self._norm(hidden, normed, layer.mixing_norm)
         rank = mixer.query.shape[1]
         wide = whole(rank, WHOLE)
         both = torch.cat([padded(mixer.query, wide), padded(mixer.key, wide)], dim=1)
@@ -204,15 +203,21 @@ class Operations:
         if mixer.output_gate is not None:
             self._linear(normed, mixed, mixer.output_gate.weight, activation=GATE)
         self._linear(mixed, hidden, mixer.projection.weight, mixer.projection.bias, residual=hidden)
-        self._feed_forward(layer.feed_forward_norm.weight, layer.feed_forward, hidden, normed, inner)
+        self._feed_forward(layer.feed_forward_norm, layer.feed_forward, hidden, normed, inner)
 
     def _k0(self, layer: K0, hidden: int) -> None:
         width = len(layer.gain)
-        tensors = {"weight": layer.norm.weight, "bias": layer.bias, "extra": layer.gain}
+        if isinstance(layer.norm, DyT | Derf):
+            norm = layer.norm.weights()
+            gain = layer.gain if norm.gain is None else layer.gain * norm.gain
+            bias = layer.bias if norm.bias is None else layer.bias + layer.gain * norm.bias
+            self._pointwise(hidden, hidden, norm._replace(gain=gain, bias=bias), residual=hidden)
+            return
+        tensors = {"weight": cast(RMSNorm, layer.norm).weight, "bias": layer.bias, "extra": layer.gain}
         wide = {name: padded(tensor, whole(width)) for name, tensor in tensors.items()}
         self._add(READ_OUT, hidden, hidden, inputs=width, eps=NORM_EPS, **wide)
 
-    def _feed_forward(self, norm: Tensor, layer: FeedForward, hidden: int, normed: int, inner: int) -> None:
+    def _feed_forward(self, norm: nn.Module, layer: FeedForward, hidden: int, normed: int, inner: int) -> None:
         self._norm(hidden, normed, norm)
         self._linear(normed, inner, layer.up.weight, layer.up.bias, activation=GELU)
         if layer.fast is not None:
@@ -253,7 +258,22 @@ class Operations:
         self.matching.append(len(self.list))
         self._add(kind, source, target, **fields)
 
-    def _norm(self, source: int, target: int, weight: Tensor) -> None:
+    def _norm(self, source: int, target: int, norm: nn.Module) -> None:
+        if isinstance(norm, DyT | Derf):
+            self._pointwise(source, target, norm.weights())
+        else:
+            self._rms_norm(source, target, cast(RMSNorm, norm).weight)
+
+    def _pointwise(self, source: int, target: int, norm: Pointwise, residual: int = -1) -> None:
+        width = self.widths[target]
+        if not norm.fits(width):
+            raise InputError(f"the weights of this model do not fit each other: a norm on {width} channels")
+        gain, bias, numbers = norm.packed(width).split([width, width, 2])
+        wide = {name: padded(tensor, whole(width)) for name, tensor in (("weight", gain), ("bias", bias))}
+        options = {"activation": KINDS[norm.function], "residual": residual}
+        self._add(POINTWISE, source, target, inputs=width, extra=numbers, **wide, **options)
+
+    def _rms_norm(self, source: int, target: int, weight: Tensor) -> None:
         scale = padded(weight, whole(len(weight)))
         self._add(NORM, source, target, inputs=len(weight), weight=scale, eps=NORM_EPS)
 

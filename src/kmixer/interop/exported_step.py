@@ -70,7 +70,7 @@ class StepModule(nn.Module):
         stack = model.stack
         assert isinstance(stack, KStack)
         refined = stack.refined
-        embedded = model.from_embedding(model.embedding.weight)
+        embedded = model.entering(model.embedding.weight)
         self.passes = stack.passes
         self.register_buffer("entered", stack.first(embedded)[0])
         self.register_buffer("embedded", embedded if refined else None)

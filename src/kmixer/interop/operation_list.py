@@ -27,6 +27,7 @@ from kmixer.generation.panels import PANEL, whole
 from kmixer.generation.prepared import why_no_operations
 from kmixer.layers.copy_memory import BUCKETS
 from kmixer.models.causal_lm import CausalLM
+from kmixer.ops.pointwise_norm import KINDS as POINTWISE_KINDS
 
 KINDS = {
     op.EMBED: "embed",
@@ -38,8 +39,10 @@ KINDS = {
     op.REMEMBER: "remember",
     op.COPY: "copy",
     op.POINT: "point",
+    op.POINTWISE: "pointwise",
 }
 ACTIVATIONS = {op.NONE: "none", op.GELU: "gelu", op.GATE: "gate"}
+FUNCTIONS = {number: function for function, number in POINTWISE_KINDS.items()}  # of pointwise operations
 # The only arrays that may have 16 bits: a decay near 1 does not bear it.
 TABLES = {op.EMBED, op.LINEAR, op.REMEMBER}
 
@@ -72,7 +75,7 @@ def operation_list(model: CausalLM, *, half: bool = False) -> OperationList:
             "kind": KINDS[one.kind],
             **{name: getattr(one, name) for name in ("input", "output", "inputs", "outputs", "residual")},
             **{name: getattr(one, name) for name in ("rank", "lags", "queries", "eps")},
-            "activation": ACTIVATIONS[one.activation],
+            "activation": (FUNCTIONS if one.kind == op.POINTWISE else ACTIVATIONS)[one.activation],
             "wide_rank": whole(one.rank, op.WHOLE),
             "arrays": {},
         }
@@ -106,6 +109,7 @@ def _counts(one: Operation, vocabulary: int) -> dict[str, int]:
         op.NORM: {"weight": wide},
         op.MIX: {"weight": rank, "bias": rank, "extra": one.lags},
         op.READ_OUT: {"weight": wide, "bias": wide, "extra": wide},
+        op.POINTWISE: {"weight": wide, "bias": wide, "extra": 2},
         op.REFINE: {"extra": 1},
         op.REMEMBER: {"weight": (vocabulary + 1) * one.inputs, "bias": buckets * one.inputs, "extra": one.rank},
         op.COPY: {"weight": BUCKETS},

@@ -8,6 +8,7 @@ from kmixer.layers.feed_forward import FeedForward, GatedFeedForward, SquaredRel
 from kmixer.layers.gaussian_attention import GaussianAttention, GaussianCache
 from kmixer.layers.hierarchical_attention import HierarchicalAttention, HierarchicalCache
 from kmixer.layers.k_operators import K0, K1, K2, K1Mixer, K2Mixer, K2State
+from kmixer.layers.norms import Derf, DyT, RMSNorm
 from kmixer.layers.softmax_attention import KeyValueCache, SoftmaxAttention
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "BaseKernel",
     "Block",
     "BlockState",
+    "Derf",
+    "DyT",
     "FastState",
     "FastWeights",
     "FeedForward",
@@ -29,6 +32,7 @@ __all__ = [
     "K2Mixer",
     "K2State",
     "KeyValueCache",
+    "RMSNorm",
     "SoftmaxAttention",
     "SquaredReluFeedForward",
     "attach_fast_weights",

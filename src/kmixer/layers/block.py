@@ -16,7 +16,7 @@ from kmixer.layers.exactly import exactly
 from kmixer.layers.fast_weights import FastWeights
 from kmixer.layers.feed_forward import FeedForward, SquaredReluFeedForward
 from kmixer.layers.linear import Linear
-from kmixer.layers.norms import NORM_EPS, RMSNorm, UnweightedRMSNorm
+from kmixer.layers.norms import FUSED, NORM_EPS
 from kmixer.ops.feed_forward import Activation, feed_forward, hidden_units
 from kmixer.ops.fused import linear_dropout_add
 from kmixer.state import State
@@ -124,13 +124,13 @@ class Block(nn.Module):
     def _add_feed_forward(self, x: Tensor) -> Tensor:
         norm, layer = self.feed_forward_norm, self.feed_forward
         if (
-            exactly(norm, RMSNorm, UnweightedRMSNorm)
+            exactly(norm, *FUSED)
             and exactly(layer, FeedForward, SquaredReluFeedForward)
             and exactly(up := layer.up, Linear)
             and exactly(down := layer.down, Linear)
             and not self._drops_paths()
         ):
-            weights = (norm.weight if isinstance(norm, RMSNorm) else None, up.weight, up.bias, down.weight, down.bias)
+            weights = (norm.weights(), up.weight, up.bias, down.weight, down.bias)  # type: ignore[operator]
             dropout = layer.dropout if layer.training else 0.0
             activation: Activation = "gelu" if isinstance(layer, FeedForward) else "squared_relu"
             return feed_forward(x, *weights, eps=NORM_EPS, dropout=dropout, activation=activation)
@@ -160,6 +160,6 @@ def drop_path(x: Float[Tensor, "b *_ d"], probability: float) -> Float[Tensor, "
 
 def _keep(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """x and norm(x); by one operation where the norm has it, so that the gradients of both are one pass."""
-    if exactly(norm, RMSNorm, UnweightedRMSNorm):
-        return norm.keep(x)
+    if exactly(norm, *FUSED):
+        return norm.keep(x)  # type: ignore[operator,no-any-return]
     return x, norm(x)

@@ -18,15 +18,18 @@ from kmixer.layers.exactly import exactly
 from kmixer.layers.feed_forward import FeedForward
 from kmixer.layers.linear import linear
 from kmixer.layers.measured import FixedMixing, strength
-from kmixer.layers.norms import NORM_EPS, RMSNorm
+from kmixer.layers.norms import NORM_EPS, Derf, DyT, RMSNorm
 from kmixer.layers.roles import BIAS, LOGIT, TRANSPOSED_MATRIX, VECTOR, Role
 from kmixer.ops.base_kernel import State as BaseKernelState
 from kmixer.ops.decay.recurrence import Backend, decayed_linear_attention
 from kmixer.ops.fused import normalize, scaled_norm_add, silu_gate
 from kmixer.ops.linear import linear_map
+from kmixer.ops.pointwise_norm import keep_and_pointwise_norm
 from kmixer.trail import folded
 
 DecayInit = Literal["time_constant", "linear", "fraction"]
+# Before the mixing of a block, and before its feed-forward part.
+Norms = tuple[nn.Module, nn.Module]
 
 QUERY_KEY_STD = 0.05
 # Time constants of the initialisation end at a million positions, and logits at +-13.8.
@@ -67,41 +70,42 @@ class K1Mixer(nn.Module):
 
 
 class K1(Block):
-    """A block that mixes channels: h + A RMSNorm(h) + a, then h + FeedForward(RMSNorm(h)), position-wise.
+    """A block that mixes channels: h + A norm(h) + a, then h + FeedForward(norm(h)), position-wise.
 
     Args:
         width: d.
         mlp_dropout: on the hidden units of the feed-forward part.
+        norms: before the mixing and the feed-forward part; None makes two `RMSNorm`.
 
     Shapes: h (..., d) to (..., d), and a `BlockState` that holds nothing.
 
     Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K1.
     """
 
-    mixing_norm: RMSNorm
     mixer: K1Mixer
-    feed_forward_norm: RMSNorm
     feed_forward: FeedForward
 
-    def __init__(self, width: int, *, mlp_dropout: float = 0.0) -> None:
-        parts = (RMSNorm(width), K1Mixer(width), RMSNorm(width), FeedForward(width, dropout=mlp_dropout))
+    def __init__(self, width: int, *, mlp_dropout: float = 0.0, norms: Norms | None = None) -> None:
+        mixing, feed_forward = norms or (RMSNorm(width), RMSNorm(width))
+        parts = (mixing, K1Mixer(width), feed_forward, FeedForward(width, dropout=mlp_dropout))
         super().__init__(*parts, projecting=K1Mixer)
 
 
 class K0(nn.Module):
-    """h + gain * RMSNorm(h) + bias: the read-out.
+    """h + gain * norm(h) + bias: the read-out.
 
     Args:
         width: d.
+        norm: None makes an `RMSNorm`. Another has no gain and no bias of its own: they would be there twice.
 
     Shapes: h (..., d) to (..., d).
 
     Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K0.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: nn.Module | None = None) -> None:
         super().__init__()
-        self.norm = RMSNorm(width)
+        self.norm = RMSNorm(width) if norm is None else norm
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
@@ -111,6 +115,9 @@ class K0(nn.Module):
     def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         if exactly(self.norm, RMSNorm):
             return scaled_norm_add(h, self.gain * self.norm.weight, self.bias, NORM_EPS)
+        if exactly(self.norm, DyT, Derf) and self.norm.gain is None and self.norm.bias is None:
+            h, normed = keep_and_pointwise_norm(h, self.norm.weights()._replace(gain=self.gain, bias=self.bias))
+            return h + normed
         return h + self.gain * self.norm(h) + self.bias
 
 
@@ -299,11 +306,12 @@ class K2Mixer(nn.Module):
 
 
 class K2(Block):
-    """A block that mixes time: h + mixing(RMSNorm(h)), then h + FeedForward(RMSNorm(h)).
+    """A block that mixes time: h + mixing(norm(h)), then h + FeedForward(norm(h)).
 
     Args:
         width, rank: d and r.
         mlp_dropout, residual_dropout: on the hidden units, and on what the mixing adds.
+        norms: before the mixing and the feed-forward part; None makes two `RMSNorm`.
         mixing: the keyword arguments of `K2Mixer`.
 
     Shapes: h (b, t, d) to (b, t, d), and a `BlockState` of a `K2State`.
@@ -312,16 +320,22 @@ class K2(Block):
     Source: Koneko 2026 (Zenodo 19004569 and 19136398), layer K2.
     """
 
-    mixing_norm: RMSNorm
     mixer: K2Mixer
-    feed_forward_norm: RMSNorm
     feed_forward: FeedForward
 
     def __init__(
-        self, width: int, rank: int, *, mlp_dropout: float = 0.0, residual_dropout: float = 0.0, **mixing: Any
+        self,
+        width: int,
+        rank: int,
+        *,
+        mlp_dropout: float = 0.0,
+        residual_dropout: float = 0.0,
+        norms: Norms | None = None,
+        **mixing: Any,
     ) -> None:
         mixer = K2Mixer(width, rank, **mixing)
-        parts = (RMSNorm(width), mixer, RMSNorm(width), FeedForward(width, dropout=mlp_dropout))
+        before_mixing, before_feed_forward = norms or (RMSNorm(width), RMSNorm(width))
+        parts = (before_mixing, mixer, before_feed_forward, FeedForward(width, dropout=mlp_dropout))
         super().__init__(*parts, mixing_dropout=residual_dropout, projecting=K2Mixer)
 
 

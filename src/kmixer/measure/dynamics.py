@@ -19,6 +19,7 @@ from kmixer.measure.evaluating import evaluating
 from kmixer.measure.fast_weights import measure_fast_weights
 from kmixer.measure.levels import measure_levels
 from kmixer.measure.locality import attention_weights, inputs_of, measure_locality
+from kmixer.measure.norms import PointwiseNorms
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import KStack
 from kmixer.models.vision import VisionTransformer
@@ -42,6 +43,7 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
         Of the attention layers "locality", see `measure_locality`. Of a copy memory "copy_gate", of every layer that
         takes copies, by length of the match where the gate knows it, and "copies", see `measure_copies`. Of fast
         weights "fast_tau" and "fast_taps", see `FastWeights.learned`, and "fast_weights", see `measure_fast_weights`.
+        Of norms that are functions of every number alone "norms", see `PointwiseNorms`.
         What a model does not have is left out.
     """
     stack = model.stack
@@ -69,7 +71,7 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
     """
     two_branches = [part for part in model.modules() if isinstance(part, TwoBranches)]
     with_levels = [part for part in model.modules() if isinstance(part, Levels)]
-    recorder = _Shares(two_branches)
+    recorder, norms = _Shares(two_branches), PointwiseNorms(model)
     # Hooks would make torch.compile translate the layers once more.
     compiled = any(part._compiled_call_impl is not None for part in model.modules())
     inputs = inputs.to(next(model.parameters()).device)
@@ -78,6 +80,7 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
             model(inputs)
         finally:
             recorder.remove()
+            norms.remove()
         looked_at = inputs if locality is None else inputs[: locality[0], : locality[1]]
         weights = attention_weights(model, looked_at)
         reached = inputs_of(model, with_levels, looked_at)
@@ -88,6 +91,8 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
                 measured.setdefault(key, []).append(values)
     if shares := recorder.base_shares():
         measured["base_share"] = shares
+    if (of_norms := norms.measured()) is not None:
+        measured["norms"] = of_norms
     if with_levels:
         measured["levels"] = [measure_levels(layer, x) for layer, x in zip(with_levels, reached, strict=True)]
     if weights:

@@ -171,6 +171,16 @@ def _mean_and_error(draws: Tensor) -> tuple[list[float], list[float]]:
     return draws.mean(0).tolist(), error.tolist()
 
 
+@contextlib.contextmanager
+def entering(block: nn.Module, enter: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """For the time of the block of code, a block of a model takes what `enter` makes of its input."""
+    handle = block.register_forward_pre_hook(lambda _, arguments: (enter(arguments[0]), *arguments[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class _TopReachedError(Exception):
     """The last block is done, and what comes after it is not needed."""
 
@@ -181,19 +191,18 @@ def _pass(
     """h^0 to h^L, from h^0 on with a graph, of the first pass of a refined stack."""
     stream: list[Tensor] = []
 
-    def begin(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        h, *rest = arguments
+    def begin(h: Tensor) -> Tensor:
         stream.append((h if enter is None else enter(h)).detach().requires_grad_())
-        return stream[0], *rest
+        return stream[0]
 
     def note(block: nn.Module, _: tuple[Any, ...], output: Any) -> None:
         stream.append(output[0] if isinstance(output, tuple) else output)
         if block is blocks[-1]:
             raise _TopReachedError
 
-    handles = [blocks[0].register_forward_pre_hook(begin), *(block.register_forward_hook(note) for block in blocks)]
+    handles = [block.register_forward_hook(note) for block in blocks]
     try:
-        with torch.enable_grad(), contextlib.suppress(_TopReachedError):
+        with torch.enable_grad(), contextlib.suppress(_TopReachedError), entering(blocks[0], begin):
             model(inputs)
     finally:
         for handle in handles:

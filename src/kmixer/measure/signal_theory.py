@@ -17,7 +17,7 @@ from kmixer.layers.block import Block
 from kmixer.layers.exactly import exactly
 from kmixer.layers.linear import Linear
 from kmixer.layers.measured import Attention, MixesFixed, strength
-from kmixer.layers.norms import RMSNorm, UnweightedRMSNorm
+from kmixer.layers.norms import Derf, DyT, RMSNorm, UnweightedRMSNorm
 from kmixer.measure.mean_field import TheoryBlock, advised_alpha, predict
 from kmixer.measure.moments import Activation, NormMap, norm_moments
 from kmixer.measure.signal import blocks_of
@@ -35,6 +35,9 @@ def norm_map(norm: nn.Module) -> NormMap | None:
         return NormMap("standard", gain=_gain(norm.weight))
     if exactly(norm, UnweightedRMSNorm):
         return NormMap("standard")
+    if exactly(norm, DyT, Derf):
+        shift = 0.0 if norm.shift is None else float(norm.shift.detach())
+        return NormMap(norm.function, float(norm.alpha.detach()), shift, _gain(norm.gain))
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from kmixer.layers.attach import put_fast_weights
 from kmixer.layers.copy_memory import Copies, CopyMemory, chosen_layers, cut_copies
 from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.layers.pointer import Pointer
-from kmixer.layers.roles import EMBEDDING, Role
+from kmixer.layers.roles import EMBEDDING, LOGIT, Role
 from kmixer.models.heads import build_head
 from kmixer.models.k_stack import KStack, ModelConfig
 from kmixer.models.transformer import Transformer, TransformerConfig, build_norm
@@ -51,7 +51,9 @@ class RememberingState(NamedTuple):
 
 
 class CausalLM(nn.Module):
-    """Next-token model: embedding -> (e -> d) -> dropout -> stack -> RMSNorm -> head. Nothing encodes positions here.
+    """Next-token model: embedding -> (e -> d) -> (scale) -> dropout -> stack -> norm -> head.
+
+    Nothing encodes positions here.
 
     With a copy memory, the mixing layers are told what followed the last time the tokens before were seen.
 
@@ -69,14 +71,16 @@ class CausalLM(nn.Module):
         nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
         factorised = embedding_width != config.width
         self.from_embedding = linear(embedding_width, config.width, bias=False) if factorised else nn.Identity()
+        scale = config.embedding_scale
+        self.embedding_scale = nn.Parameter(torch.tensor(scale)) if scale else None
         self.stack: KStack | Transformer = (
             KStack(config) if isinstance(config, ModelConfig) else Transformer(config, vocabulary_size)
         )
         self.copy_memory = _build_copy_memory(config, vocabulary_size)
         pointer = config.copy_memory is not None and config.copy_memory.pointer
         self.pointer = Pointer(config.width) if pointer else None
-        self.norm = build_norm(config)
-        self.head = build_head(config.head, config.width, embedding_width, vocabulary_size)
+        self.norm = build_norm(config, "final")
+        self.head = build_head(config.head, config.width, embedding_width, vocabulary_size, config.norm)
         if config.fast_weights is not None:  # last, so that the other weights are those of the model without
             put_fast_weights(
                 self.stack.blocks, config.fast_weights.chosen(config.layers), **config.fast_weights.options()
@@ -84,7 +88,13 @@ class CausalLM(nn.Module):
         self._initial: tuple[torch.dtype, torch.device, State] | None = None  # what states are compared with
 
     def roles(self) -> dict[str, Role]:
-        return {f"from_embedding.{name}": EMBEDDING for name, _ in self.from_embedding.named_parameters()}
+        scale = {} if self.embedding_scale is None else {"embedding_scale": LOGIT}
+        return scale | {f"from_embedding.{name}": EMBEDDING for name, _ in self.from_embedding.named_parameters()}
+
+    def entering(self, embedded: Float[Tensor, "... e"]) -> Float[Tensor, "... d"]:
+        """What enters the stack, of rows of the embedding."""
+        entering = self.from_embedding(embedded)
+        return entering if self.embedding_scale is None else self.embedding_scale * entering
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Let torch.compile translate each kind of layer once."""
@@ -136,7 +146,7 @@ class CausalLM(nn.Module):
             self.check_state(state, len(tokens))
         if reset is not None:
             return self._in_documents(tokens, state, targets, copies, reset, trail=trail)
-        embedded = self.from_embedding(self.embedding(tokens))
+        embedded = self.entering(self.embedding(tokens))
         more = asked_for(self.stack, trail)
         if self.training and self.config.dropout.embedding:
             if self.config.fast_weights is not None:

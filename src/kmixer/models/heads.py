@@ -18,8 +18,8 @@ from kmixer.config import Multiplier, Positive, Probability, StrictConfig
 from kmixer.errors import InputError
 from kmixer.layers.exactly import exactly
 from kmixer.layers.linear import INITIAL_STD, Linear, linear
-from kmixer.layers.norms import RMSNorm
 from kmixer.layers.roles import TABLE, Role
+from kmixer.models.norm_config import NormConfig
 from kmixer.ops.cross_entropy import cross_entropies, soft_capped
 from kmixer.ops.fused import linear_gelu_dropout
 from kmixer.ops.linear import linear_map
@@ -95,13 +95,13 @@ class UntiedHead(nn.Module):
 
 
 class GeluHead(nn.Module):
-    """RMSNorm -> Linear(d, m d) -> GELU -> dropout -> Linear(m d, v) without bias."""
+    """norm -> Linear(d, m d) -> GELU -> dropout -> Linear(m d, v) without bias."""
 
-    def __init__(self, width: int, vocabulary_size: int, config: HeadConfig) -> None:
+    def __init__(self, width: int, vocabulary_size: int, config: HeadConfig, norm: NormConfig) -> None:
         super().__init__()
         assert config.multiplier is not None
         hidden = config.multiplier * width
-        self.norm = RMSNorm(width)
+        self.norm = norm.build(width, "final")
         self.up = linear(width, hidden)
         self.down = linear(hidden, vocabulary_size, bias=False)
         self.dropout = config.dropout
@@ -170,14 +170,20 @@ class AdaptiveHead(nn.Module):
 Head = LinearHead | UntiedHead | GeluHead | AdaptiveHead
 
 
-def build_head(config: HeadConfig, width: int, embedding_width: int, vocabulary_size: int) -> Head:
-    """The head a model configuration asks for, from hidden vectors of a width to a vocabulary."""
+def build_head(
+    config: HeadConfig, width: int, embedding_width: int, vocabulary_size: int, norm: NormConfig | None = None
+) -> Head:
+    """The head that a model configuration asks for, from hidden vectors of a width to a vocabulary.
+
+    `norm` is what the model's norms are; one inside the head is of that kind.
+    """
     if config.kind == "linear":
         return LinearHead(width, embedding_width, config.soft_cap)
     if config.kind == "untied":
         return UntiedHead(width, vocabulary_size, config.soft_cap)
-    kind = GeluHead if config.kind == "gelu" else AdaptiveHead
-    return kind(width, vocabulary_size, config)
+    if config.kind == "gelu":
+        return GeluHead(width, vocabulary_size, config, norm or NormConfig())
+    return AdaptiveHead(width, vocabulary_size, config)
 
 
 def default_cutoffs(vocabulary_size: int) -> list[int]:

@@ -70,11 +70,13 @@ class KStack(nn.Module):
             eta = config.refinement.initial_eta
             self.eta_logit = nn.Parameter(torch.tensor(math.log(eta / (1 - eta))), requires_grad=self.refined)
         self.shared_kernel = build_base_kernel(kernel) if kernel.shared else None
-        self.first = K1(config.width, mlp_dropout=dropout.mlp)
+        norms, width = config.norm, config.width
+        self.first = K1(width, mlp_dropout=dropout.mlp, norms=norms.before_branches(width))
         self.blocks = nn.ModuleList(
             K2(
-                config.width,
+                width,
                 config.rank,
+                norms=norms.before_branches(width),
                 base_kernel="shared" if self.shared_kernel else build_base_kernel(kernel),
                 gate_init=kernel.gate_init,
                 output_gate=config.output_gate,
@@ -85,8 +87,8 @@ class KStack(nn.Module):
             )
             for _ in range(config.layers)
         )
-        self.last = K1(config.width, mlp_dropout=dropout.mlp)
-        self.read_out = K0(config.width)
+        self.last = K1(width, mlp_dropout=dropout.mlp, norms=norms.before_branches(width))
+        self.read_out = K0(width, norms.for_read_out(width))
 
     def roles(self) -> dict[str, Role]:
         return {} if self.eta_logit is None else {"eta_logit": LOGIT}

@@ -16,7 +16,7 @@ from kmixer.layers.copy_memory import CopyMemory
 from kmixer.layers.exactly import exactly
 from kmixer.layers.k_operators import K1Mixer
 from kmixer.layers.linear import Linear
-from kmixer.layers.norms import RMSNorm
+from kmixer.layers.norms import Derf, DyT, RMSNorm
 from kmixer.layers.pointer import Pointer
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead, GeluHead, LinearHead, UntiedHead
@@ -25,7 +25,8 @@ from kmixer.models.k_stack import KStack
 # Of a type: its parts by name, and the types that each may have. "*" is every member of a list.
 Parts = Mapping[type[nn.Module], Mapping[str, tuple[type[nn.Module], ...]]]
 
-_BLOCK = {"mixing_norm": (RMSNorm,), "feed_forward_norm": (RMSNorm,), "feed_forward": (FeedForward,)}
+_NORMS = (RMSNorm, DyT, Derf)
+_BLOCK = {"mixing_norm": _NORMS, "feed_forward_norm": _NORMS, "feed_forward": (FeedForward,)}
 
 # The parts of a language model around a K-stack, but for its head.
 K_STACK: Parts = {
@@ -34,7 +35,7 @@ K_STACK: Parts = {
         "from_embedding": (Linear, nn.Identity),
         "copy_memory": (CopyMemory,),
         "pointer": (Pointer,),
-        "norm": (RMSNorm,),
+        "norm": _NORMS,
     },
     CopyMemory: {"table": (nn.Embedding,), "from_table": (Linear, nn.Identity)},
     KStack: {
@@ -50,11 +51,11 @@ K_STACK: Parts = {
     K2: {**_BLOCK, "mixer": (K2Mixer,)},
     K2Mixer: {"base_kernel": (BaseKernel,), "output_gate": (Linear,), "projection": (Linear,)},
     BaseKernel: {"weights": (nn.ParameterList,)},
-    K0: {"norm": (RMSNorm,)},
+    K0: {"norm": _NORMS},
     FeedForward: {"up": (Linear,), "down": (Linear,)},
     LinearHead: {"to_embedding": (Linear, nn.Identity)},
     UntiedHead: {"to_logits": (Linear,)},
-    GeluHead: {"norm": (RMSNorm,), "up": (Linear,), "down": (Linear,)},
+    GeluHead: {"norm": _NORMS, "up": (Linear,), "down": (Linear,)},
     AdaptiveHead: {"softmax": (nn.AdaptiveLogSoftmaxWithLoss,)},
 }
 

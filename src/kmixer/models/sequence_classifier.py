@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kmixer.config import Vocabulary
 from kmixer.errors import InputError
 from kmixer.layers.linear import INITIAL_STD, linear
-from kmixer.layers.roles import TABLE, VECTOR, Role
+from kmixer.layers.roles import LOGIT, TABLE, VECTOR, Role
 from kmixer.models.flops import operations
 from kmixer.models.mixers.choice import both_ways
 from kmixer.models.mixers.cost import linear_operations
@@ -76,15 +76,18 @@ class SequenceClassifier(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
         self.positions = nn.Parameter(INITIAL_STD * torch.randn(config.length, config.width))
+        scale = config.embedding_scale
+        self.embedding_scale = nn.Parameter(torch.tensor(scale)) if scale else None
         with_token = config.pooling == "class"
         self.class_token = nn.Parameter(INITIAL_STD * torch.randn(config.width)) if with_token else None
         self.stack = Transformer(config, causal=config.causal)
-        self.norm = build_norm(config)
+        self.norm = build_norm(config, "final")
         self.head = linear(config.width, config.classes)
 
     def roles(self) -> dict[str, Role]:
         token = {} if self.class_token is None else {"class_token": VECTOR}
-        return {"positions": TABLE, "head.weight": TABLE, **token}
+        scale = {} if self.embedding_scale is None else {"embedding_scale": LOGIT}
+        return {"positions": TABLE, "head.weight": TABLE, **token, **scale}
 
     def forward(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b k"]:
         lengths = self._checked_lengths(tokens)
@@ -113,6 +116,8 @@ class SequenceClassifier(nn.Module):
         if self.class_token is not None:
             after = (places == lengths[:, None]).unsqueeze(-1)  # (b, t + 1, 1)
             x = torch.where(after, self.class_token.to(x.dtype), torch.cat([x, x[:, :1]], dim=1))
+        if self.embedding_scale is not None:  # of the class token and the positions too
+            x = self.embedding_scale * x
         if self.training:
             x = dropout(x, self.config.dropout.embedding)
         x = self.norm(self.stack(x)[0])

@@ -16,6 +16,7 @@ from kmixer.layers.block import Block
 from kmixer.layers.copy_memory import MatchLength, chosen_layers
 from kmixer.layers.fast_weights import Init, Target, check_fast_weights
 from kmixer.models.heads import HeadConfig
+from kmixer.models.norm_config import NormConfig
 
 # What a stack adds to what its layers mix where there is no copy memory.
 NOTHING: Mapping[int, Tensor] = MappingProxyType({})
@@ -92,6 +93,8 @@ class LayersConfig(StrictConfig):
 
     width: Width  # d
     layers: Layers  # number of mixing layers
+    norm: NormConfig = NormConfig()
+    embedding_scale: Annotated[float, Field(ge=0)] = 0.0  # a learned scale of what enters, which starts here; 0: none
     dropout: DropoutConfig = DropoutConfig()
 
 

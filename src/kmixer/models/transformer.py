@@ -21,11 +21,11 @@ from kmixer.errors import InputError
 from kmixer.layers import FeedForward, SquaredReluFeedForward
 from kmixer.layers.block import Block, BlockState
 from kmixer.layers.linear import INITIAL_STD
-from kmixer.layers.norms import RMSNorm, UnweightedRMSNorm
 from kmixer.layers.roles import LOGIT, Role
 from kmixer.layers.rotary import check_heads
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixersConfig, build_mixer
+from kmixer.models.norm_config import NormPlace
 from kmixer.models.stack_config import NOTHING, LayersConfig, StackConfig, adapting_to, added_to, has_fast_weights
 from kmixer.trail import asked_for
 
@@ -39,7 +39,7 @@ HIDDEN_MULTIPLE = 8
 class BlocksConfig(MixersConfig, LayersConfig):
     """Blocks of a mixer and a feed-forward layer.
 
-    Blocks "plain": RMSNorm with weights, GELU feed-forward with biases. Blocks "nanochat": RMSNorm
+    Blocks "plain": norms with weights, GELU feed-forward with biases. Blocks "nanochat": norms
     without weights (of the embedding too), relu^2 feed-forward without biases, and two scalars a layer
     that weigh the stream and the embedding it began with.
     """
@@ -107,7 +107,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(build_block(config, layer, causal=causal) for layer in layers)
         # nanochat: block i takes stream_scale_i x + input_scale_i x_0.
         scaled = config.blocks == "nanochat"
-        self.input_norm = build_norm(config) if scaled else nn.Identity()
+        self.input_norm = build_norm(config, "mixing") if scaled else nn.Identity()
         self.stream_scale = nn.Parameter(torch.ones(config.layers)) if scaled else None
         self.input_scale = nn.Parameter(torch.zeros(config.layers)) if scaled else None
         with_tables = [layer for layer in layers if config.has_value_embedding(layer)]
@@ -176,16 +176,15 @@ def build_block(config: BlocksConfig, layer: int, *, causal: bool = True) -> Blo
     )
     feed_forward = FeedForward if config.blocks == "plain" else SquaredReluFeedForward
     return Block(
-        build_norm(config),
+        build_norm(config, "mixing"),
         build_mixer(config.mixer_of(layer), config, place),
-        build_norm(config),
+        build_norm(config, "feed_forward"),
         feed_forward(config.width, hidden_width=config.hidden_width, dropout=config.dropout.mlp),
         mixing_dropout=config.dropout.residual,
     )
 
 
-def build_norm(config: LayersConfig) -> RMSNorm | UnweightedRMSNorm:
-    """RMSNorm, without weights in the blocks of nanochat."""
-    if isinstance(config, BlocksConfig) and config.blocks == "nanochat":
-        return UnweightedRMSNorm()
-    return RMSNorm(config.width)
+def build_norm(config: LayersConfig, place: NormPlace) -> nn.Module:
+    """A norm of a stack, without weights in the blocks of nanochat."""
+    parameters = not (isinstance(config, BlocksConfig) and config.blocks == "nanochat")
+    return config.norm.build(config.width, place, parameters=parameters)

@@ -1,8 +1,8 @@
 """A vision transformer as DeiT builds it, with any mixer that sees both ways.
 
     patches -> linear map, class token in front, learned positions
-    x = x + DropPath(mixer(LayerNorm(x))), then x = x + DropPath(MLP(LayerNorm(x))), in every block
-    LayerNorm -> the class token -> linear map to the classes
+    x = x + DropPath(mixer(norm(x))), then x = x + DropPath(MLP(norm(x))), in every block
+    norm -> the class token -> linear map to the classes
 
 Sources: Dosovitskiy et al. 2021, Touvron et al. 2021; with Gaussian attention Kundu et al. 2026.
 """
@@ -27,8 +27,7 @@ from kmixer.models.flops import operations
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixersConfig, both_ways, build_mixer
 from kmixer.models.mixers.cost import linear_operations
-
-LAYER_NORM_EPS = 1e-6
+from kmixer.models.norm_config import VisionNormConfig
 
 
 class VisionConfig(MixersConfig):
@@ -41,6 +40,7 @@ class VisionConfig(MixersConfig):
     classes: Vocabulary
     width: Width  # d
     layers: Layers
+    norm: VisionNormConfig = VisionNormConfig()  # LayerNorm
     mlp_multiplier: Annotated[float, Field(gt=0, le=1024)] = 4.0  # hidden width over d
     drop_path: Probability = 0.0  # of the last block; the first has none, those between in proportion
     dropout: Probability = 0.0  # on the hidden units
@@ -80,7 +80,7 @@ class VisionTransformer(nn.Module):
         self.class_token = nn.Parameter(INITIAL_STD * torch.randn(config.width))
         self.positions = nn.Parameter(INITIAL_STD * torch.randn(config.tokens, config.width))
         self.blocks = nn.ModuleList(build_vision_block(config, layer) for layer in range(config.layers))
-        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.norm = config.norm.build(config.width, "final")
         self.head = linear(config.width, config.classes)
 
     def roles(self) -> dict[str, Role]:
@@ -116,10 +116,11 @@ class VisionTransformer(nn.Module):
 def build_vision_block(config: VisionConfig, layer: int) -> Block:
     """The block of a layer, with fresh weights; the last has the configured drop path, the first none."""
     width = config.width
+    before_mixing, before_feed_forward = config.norm.before_branches(width)
     return Block(
-        nn.LayerNorm(width, eps=LAYER_NORM_EPS),
+        before_mixing,
         build_mixer(config.mixer_of(layer), config, Place(width, causal=False, rotary=False, bias=True)),
-        nn.LayerNorm(width, eps=LAYER_NORM_EPS),
+        before_feed_forward,
         FeedForward(width, hidden_width=round(config.mlp_multiplier * width), dropout=config.dropout),
         drop_path=config.drop_path * layer / max(1, config.layers - 1),
     )

@@ -5,6 +5,7 @@
 // of their own in all operations but those that have a state.
 
 #include "decode_state.h"
+#include "norms.h"
 
 // A model and where it is decoded; generation/operations.py builds the same structure. Buffer i has rows of strides[i]
 // floats, as many as tokens are read at once.
@@ -86,6 +87,16 @@ INLINE void linear(const Operation& op, float* const* buffers, const int64_t* st
   }
 }
 
+// to = gain f(alpha from + shift) + bias, plus `residual` where there is one; all may be the same row.
+template <class Function>
+INLINE void pointwise(const Operation& op, const float* from, const float* residual, float* to) {
+  const float alpha = op.extra[0], shift = op.extra[1];
+  for (int64_t j = 0; j < op.inputs; ++j) {
+    const float value = op.weight[j] * Function::value(alpha * from[j] + shift) + op.bias[j];
+    to[j] = residual ? residual[j] + value : value;
+  }
+}
+
 // Some rows of an operation without a state.
 INLINE void apply(const Operation& op, const int64_t* tokens, Rows<const float> in, Rows<float> out, int64_t first,
                   int64_t rows) {
@@ -129,6 +140,15 @@ INLINE void apply(const Operation& op, const int64_t* tokens, Rows<const float> 
       change([&](int64_t row, const float*) {
         return [gate = op.weight[op.matches[2 * row + 1]]](Vector old, Vector x, int64_t) { return old + gate * x; };
       });
+      break;
+    case kPointwise:
+      for (int64_t row = first; row < first + rows; ++row) {
+        const float* residual = op.residual < 0 ? nullptr : in.at(row);
+        if (op.activation == kErf)
+          pointwise<Erf>(op, in.at(row), residual, out.at(row));
+        else
+          pointwise<Tanh>(op, in.at(row), residual, out.at(row));
+      }
       break;
     case kPoint:
       for (int64_t row = first; row < first + rows; ++row) point(op, row, in.at(row), out.at(row));

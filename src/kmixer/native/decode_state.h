@@ -9,7 +9,7 @@
 
 namespace {
 
-enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine, kRemember, kCopy, kPoint, kAdapt };
+enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine, kRemember, kCopy, kPoint, kAdapt, kPointwise };
 enum Activation : int64_t { kNone, kGelu, kGate };
 
 }  // namespace
@@ -22,13 +22,14 @@ enum Activation : int64_t { kNone, kGelu, kGate };
 // and the inputs of the tokens that are read. A chunk is then one product with all of them.
 struct Operation {
   int64_t kind, in, out, inputs, outputs;
-  int64_t activation, residual;  // kLinear: kGelu(in W + bias); kGate: out times SiLU(in W); buffer to add, or -1
+  int64_t activation, residual;  // kLinear: kGelu(in W + bias); kGate: out times SiLU(in W); kPointwise: kTanh, kErf;
+                                 // both: buffer to add, or -1
   const float* weight;           // kEmbed: table; kNorm, kReadOut: scale; kMix: decays (r,), zero beyond r; kRemember:
-                                 // table, from "nothing" on; kCopy: gates (buckets,); kPoint: direction
-  const float* bias;             // kReadOut: bias; kMix: alpha (r,), zero beyond r; kRemember: vectors (buckets, width)
-                                 // or null; kPoint: logits (buckets,)
+                                 // table, from "nothing" on; kCopy: gates (buckets,); kPoint: direction; kPointwise: gain
+  const float* bias;             // kReadOut, kPointwise: bias; kMix: alpha (r,), zero beyond r; kRemember: vectors
+                                 // (buckets, width) or null; kPoint: logits (buckets,)
   const float* extra;            // kReadOut: gain; kRefine: eta; kMix: filter (lags,) or null; kRemember: the least
-                                 // lengths of matches in the buckets but the first
+                                 // lengths of matches in the buckets but the first; kPointwise: alpha, shift
   float* state;                  // kMix: what it mixes from (rows, r + lags - 1 + n, width), `span` floats a row
   float* keys;                   // kMix, reading: of the tokens (rows, n, r)
   int64_t rank, lags, queries;   // kMix: `queries` is the buffer of queries and keys (2 r); kRemember: buckets less one

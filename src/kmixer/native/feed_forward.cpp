@@ -1,36 +1,31 @@
-// The feed-forward block, h + W2 dropout(activation(W1 x + b1)) + b2 with x = RMSNorm(h), a tile of rows at a time; and
+// The feed-forward block, h + W2 dropout(activation(W1 x + b1)) + b2 with x = norm(h), a tile of rows at a time; and
 // its hidden units alone, dropout(GELU(W1 x + b1)), for layers whose second matrix is not fixed.
 //
 // Between the two matrix products nothing leaves the cache; W1 x (rows, m) is kept for the backward pass.
 // Rows are shared evenly by the threads, and sums over rows are added in the order of the threads.
 
-#include "elementwise.h"
 #include "gemm.h"
+#include "norms.h"
 
 namespace {
 
 constexpr int64_t kTile = 48;
 
-template <class Activation>
-void forward(const float* h, const float* norm, const float* w1, const float* b1, const float* w2, const float* b2,
-             float* out, float* hidden, float* inverse, int64_t rows, int64_t d, int64_t m, float eps, uint32_t seed,
-             uint32_t threshold, float scale, int64_t threads) {
+template <class Activation, class Norm>
+void forward(Norm norm, const float* h, const float* w1, const float* b1, const float* w2, const float* b2, float* out,
+             float* hidden, int64_t rows, int64_t d, int64_t m, Dropout dropout, int64_t threads) {
   const int64_t wide = stride_of(d), tall = stride_of(m);
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     const Padded up = transpose_of(w1, m, d), down = transpose_of(w2, d, m);
     std::vector<float> x(kTile * wide), a(kTile * tall);
     for (int64_t first = begin; first < end; first += kTile) {
       const int64_t count = std::min(kTile, end - first);
-      for (int64_t i = 0; i < count; ++i) {
-        const float* row = h + (first + i) * d;
-        inverse[first + i] = inverse_rms(row, d, eps);
-        scale_row(row, norm, inverse[first + i], &x[i * wide], d);
-      }
+      for (int64_t i = 0; i < count; ++i) norm.forward(h + (first + i) * d, first + i, &x[i * wide], d);
       multiply({x.data(), wide, 1}, up.row(0), tall, a.data(), tall, count, d, padded(m), false);
       for (int64_t i = 0; i < count; ++i) {
         float* kept = hidden + (first + i) * m;
         std::memcpy(kept, &a[i * tall], sizeof(float) * m);
-        activation_row<Activation>(kept, b1, &a[i * tall], m, uint32_t((first + i) * m), {seed, threshold, scale});
+        activation_row<Activation>(kept, b1, &a[i * tall], m, uint32_t((first + i) * m), dropout);
       }
       multiply({a.data(), tall, 1}, down.row(0), wide, x.data(), wide, count, m, padded(d), false);
       for (int64_t i = 0; i < count; ++i)
@@ -39,13 +34,13 @@ void forward(const float* h, const float* norm, const float* w1, const float* b1
   });
 }
 
-template <class Activation>
-void backward(const float* dout, const float* h, const float* norm, const float* w1, const float* b1, const float* w2,
-              const float* hidden, const float* inverse, float* dh, float* dnorm, float* dw1, float* db1, float* dw2,
-              float* db2, int64_t rows, int64_t d, int64_t m, uint32_t seed, uint32_t threshold, float scale,
-              int64_t threads) {
+template <class Activation, class Norm>
+void backward(Norm norm, const float* dout, const float* h, const float* w1, const float* b1, const float* w2,
+              const float* hidden, float* dh, float* dnorm, float* dw1, float* db1, float* dw2, float* db2,
+              int64_t rows, int64_t d, int64_t m, Dropout dropout, int64_t threads) {
   const int64_t wide = stride_of(d), tall = stride_of(m);
-  RowSums norm_sums(threads, d), bias1_sums(threads, m), bias2_sums(threads, d);
+  NormGradients<Norm> norm_sums(threads, d);
+  RowSums bias1_sums(threads, m), bias2_sums(threads, d);
   RowSums up_sums(threads, m * wide), down_sums(threads, d * tall);
   parallel(rows, threads, [&](int64_t begin, int64_t end, int64_t thread) {
     const Padded up = copy_of(w1, m, d), down = copy_of(w2, d, m);
@@ -56,7 +51,7 @@ void backward(const float* dout, const float* h, const float* norm, const float*
       const int64_t count = std::min(kTile, end - first);
       for (int64_t i = 0; i < count; ++i) {
         const float* gradient = dout + (first + i) * d;
-        scale_row(h + (first + i) * d, norm, inverse[first + i], &x[i * wide], d);
+        norm.again(h + (first + i) * d, first + i, &x[i * wide], d);
         for (int64_t j = 0; j < d; ++j) {
           dy[i * wide + j] = gradient[j];
           bias2_sum[j] += gradient[j];
@@ -66,15 +61,14 @@ void backward(const float* dout, const float* h, const float* norm, const float*
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = (first + i) * m;
         activation_backward_row<Activation, true>(hidden + at, b1, &da[i * tall], &du[i * tall], &a[i * tall],
-                                                  bias1_sums.of(thread), m, uint32_t(at), {seed, threshold, scale});
+                                                  bias1_sums.of(thread), m, uint32_t(at), dropout);
       }
       multiply({dy.data(), 1, wide}, a.data(), tall, down_sums.of(thread), tall, d, count, padded(m), true);
       multiply({du.data(), 1, tall}, x.data(), wide, up_sums.of(thread), wide, m, count, padded(d), true);
       multiply({du.data(), tall, 1}, up.row(0), wide, dx.data(), wide, count, m, padded(d), false);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = (first + i) * d;
-        rms_norm_backward_row<true>(h + at, norm, inverse[first + i], &dx[i * wide], &dy[i * wide], dh + at,
-                                    norm_sums.of(thread), d);
+        norm.template backward<true>(h + at, first + i, &dx[i * wide], &dy[i * wide], dh + at, norm_sums.of(thread), d);
       }
     }
   });
@@ -89,23 +83,34 @@ void backward(const float* dout, const float* h, const float* norm, const float*
 
 extern "C" {
 
-// out, h (rows, d), hidden (rows, m), inverse (rows,): 1 / sqrt(mean(h^2) + eps); norm, b2 (d,), w1 (m, d), b1 (m,), w2
-// (d, m). The activation is GELU, or the square of ReLU.
+// out, h (rows, d), hidden (rows, m), w1 (m, d), b1 (m,), w2 (d, m), b2 (d,). The activation is GELU, or the square of
+// ReLU. norm: what the norm of a kind has learned, see norms.h; inverse (rows,) is RMSNorm's, 1 / sqrt(mean(h^2) + eps).
 void feed_forward_forward(const float* h, const float* norm, const float* w1, const float* b1, const float* w2,
                           const float* b2, float* out, float* hidden, float* inverse, int64_t rows, int64_t d,
                           int64_t m, float eps, uint32_t seed, uint32_t threshold, float scale, int64_t squared_relu,
-                          int64_t threads) {
-  (squared_relu ? forward<SquaredRelu> : forward<Gelu>)(h, norm, w1, b1, w2, b2, out, hidden, inverse, rows, d, m, eps,
-                                                        seed, threshold, scale, threads);
+                          int64_t norm_kind, int64_t threads) {
+  const Dropout dropout{seed, threshold, scale};
+  with_norm(norm_kind, norm, inverse, eps, [=](auto one) {
+    if (squared_relu)
+      forward<SquaredRelu>(one, h, w1, b1, w2, b2, out, hidden, rows, d, m, dropout, threads);
+    else
+      forward<Gelu>(one, h, w1, b1, w2, b2, out, hidden, rows, d, m, dropout, threads);
+  });
 }
 
 // Gradients of everything, from dout (rows, d) and what the forward pass kept.
 void feed_forward_backward(const float* dout, const float* h, const float* norm, const float* w1, const float* b1,
-                           const float* w2, const float* hidden, const float* inverse, float* dh, float* dnorm,
-                           float* dw1, float* db1, float* dw2, float* db2, int64_t rows, int64_t d, int64_t m,
-                           uint32_t seed, uint32_t threshold, float scale, int64_t squared_relu, int64_t threads) {
-  (squared_relu ? backward<SquaredRelu> : backward<Gelu>)(dout, h, norm, w1, b1, w2, hidden, inverse, dh, dnorm, dw1,
-                                                          db1, dw2, db2, rows, d, m, seed, threshold, scale, threads);
+                           const float* w2, const float* hidden, float* inverse, float* dh, float* dnorm, float* dw1,
+                           float* db1, float* dw2, float* db2, int64_t rows, int64_t d, int64_t m, uint32_t seed,
+                           uint32_t threshold, float scale, int64_t squared_relu, int64_t norm_kind, int64_t threads) {
+  const Dropout dropout{seed, threshold, scale};
+  with_norm(norm_kind, norm, inverse, 0.0f, [=](auto one) {
+    if (squared_relu)
+      backward<SquaredRelu>(one, dout, h, w1, b1, w2, hidden, dh, dnorm, dw1, db1, dw2, db2, rows, d, m, dropout,
+                            threads);
+    else
+      backward<Gelu>(one, dout, h, w1, b1, w2, hidden, dh, dnorm, dw1, db1, dw2, db2, rows, d, m, dropout, threads);
+  });
 }
 
 // z, hidden (rows, m) from x (rows, d): dropout(GELU(W1 x + b1)), and W1 x for the backward pass.

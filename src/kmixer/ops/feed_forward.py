@@ -1,4 +1,4 @@
-"""The feed-forward block of every layer: h + down(dropout(activation(up(RMSNorm(h))))).
+"""The feed-forward block of every layer: h + down(dropout(activation(up(norm(h))))).
 
 On a CPU in float32 one compiled kernel does all of it, a tile of rows at a time, so that between the
 two matrix products nothing leaves the cache; elsewhere it is the pieces of `kmixer.ops.fused`.
@@ -23,6 +23,7 @@ from kmixer.ops.fused import (
     linear_gelu_dropout,
 )
 from kmixer.ops.gradients import HandWritten, first_order
+from kmixer.ops.pointwise_norm import KINDS, Pointwise, keep_and_pointwise_norm
 
 Activation = Literal["gelu", "squared_relu"]
 
@@ -32,7 +33,7 @@ MAX_WEIGHTS = 1 << 18
 
 def feed_forward(
     h: Float[Tensor, "*rows d"],
-    norm: Float[Tensor, " d"] | None,
+    norm: Float[Tensor, " d"] | Pointwise | None,
     up: Float[Tensor, "m d"],
     up_bias: Float[Tensor, " m"] | None,
     down: Float[Tensor, "d m"],
@@ -44,20 +45,26 @@ def feed_forward(
 ) -> Float[Tensor, "*rows d"]:
     """h + down dropout(activation(up x + up_bias)) + down_bias with x = norm h / sqrt(mean(h^2) + eps).
 
-    The activation is the exact GELU, or relu(u)^2. A norm or bias of None is not there. `dropout` is the probability in
-    force, 0 in evaluation.
+    Where `norm` is a `Pointwise`, x is what that makes of h. The activation is the exact GELU, or relu(u)^2. A norm or
+    bias of None is not there. `dropout` is the probability in force, 0 in evaluation.
     """
     m, d = up.shape
-    norm = h.new_ones(d) if norm is None else norm
     up_bias = h.new_zeros(m) if up_bias is None else up_bias
     down_bias = h.new_zeros(d) if down_bias is None else down_bias
     squared_relu = activation == "squared_relu"
-    if _compiled(h, norm, up, up_bias, down, down_bias):
+    if isinstance(norm, Pointwise):
+        learned, kind, fits = norm.tensors, KINDS[norm.function], norm.fits(d)
+    else:
+        learned, kind, fits = [] if norm is None else [norm], 0, norm is None or norm.shape == (d,)
+    if fits and _compiled(h, learned, up, up_bias, down, down_bias):
+        if isinstance(norm, Pointwise):
+            norm = norm.packed(d)
+        tensors = (h, h.new_ones(d) if norm is None else norm, up, up_bias, down, down_bias)
         return _FeedForward.apply(
-            *(tensor.contiguous() for tensor in (h, norm, up, up_bias, down, down_bias)),
-            *(eps, squared_relu, dropout, dropout_seed(dropout)),
+            *(tensor.contiguous() for tensor in tensors),
+            *(eps, kind, squared_relu, dropout, dropout_seed(dropout)),
         )
-    h, x = keep_and_rms_norm(h, norm, eps)
+    h, x = keep_and_pointwise_norm(h, norm) if isinstance(norm, Pointwise) else keep_and_rms_norm(h, norm, eps)
     if squared_relu:
         hidden = F.linear(x, up, up_bias).relu().square()
         hidden = F.dropout(hidden, dropout) if dropout else hidden
@@ -85,12 +92,12 @@ def hidden_units(
     return linear_gelu_dropout(x, up, up_bias, dropout)
 
 
-def _compiled(h: Tensor, norm: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> bool:
-    tensors, (m, d) = (h, norm, up, up_bias, down, down_bias), up.shape
+def _compiled(h: Tensor, norm: list[Tensor], up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> bool:
+    tensors, (m, d) = (h, *norm, up, up_bias, down, down_bias), up.shape
     return (
         native.usable(*tensors, products=True)
         # Where they do not fit each other, torch says so.
-        and (h.shape[-1], *norm.shape, *up_bias.shape, *down.shape, *down_bias.shape) == (d, d, m, d, m, d)
+        and (h.shape[-1], *up_bias.shape, *down.shape, *down_bias.shape) == (d, m, d, m, d)
         and up.numel() <= MAX_WEIGHTS
         and 0 < h.numel() // h.shape[-1] * up.shape[0] < MAX_ELEMENTS
     )
@@ -109,6 +116,7 @@ class _FeedForward(HandWritten):
         down: Tensor,
         down_bias: Tensor,
         eps: float,
+        norm_kind: int,
         squared_relu: bool,
         dropout: float,
         seed: int,
@@ -117,10 +125,10 @@ class _FeedForward(HandWritten):
         rows = h.numel() // d
         out, hidden, inverse = torch.empty_like(h), h.new_empty(rows, m), h.new_empty(rows)
         tensors = (h, norm, up, up_bias, down, down_bias, out, hidden, inverse)
-        arguments = (*dropout_arguments(dropout, seed), int(squared_relu))
+        arguments = (*dropout_arguments(dropout, seed), int(squared_relu), norm_kind)
         native.call("feed_forward_forward", *tensors, rows, d, m, eps, *arguments)
         ctx.save_for_backward(h, norm, up, up_bias, down, hidden, inverse)
-        ctx.squared_relu, ctx.dropout, ctx.seed = squared_relu, dropout, seed
+        ctx.norm_kind, ctx.squared_relu, ctx.dropout, ctx.seed = norm_kind, squared_relu, dropout, seed
         return out
 
     @staticmethod
@@ -128,14 +136,14 @@ class _FeedForward(HandWritten):
     def backward(ctx: Any, dout: Tensor) -> Any:
         h, norm, up, up_bias, down, hidden, inverse = ctx.saved_tensors
         m, d = up.shape
-        gradients = [torch.empty_like(x) for x in (h, norm, up, up_bias, down, norm)]
+        gradients = [torch.empty_like(x) for x in (h, norm, up, up_bias, down)] + [h.new_empty(d)]
         native.call(
             "feed_forward_backward",
             dout.contiguous(),
             *(h, norm, up, up_bias, down, hidden, inverse, *gradients),
-            *(len(inverse), d, m, *dropout_arguments(ctx.dropout, ctx.seed), int(ctx.squared_relu)),
+            *(len(inverse), d, m, *dropout_arguments(ctx.dropout, ctx.seed), int(ctx.squared_relu), ctx.norm_kind),
         )
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 class _HiddenUnits(HandWritten):

@@ -211,6 +211,23 @@ class FastWeightsWorth(Record, extra="allow"):
         return self
 
 
+class Norms(Record, extra="allow"):
+    """How norms that are functions of every number alone are used, a number for each."""
+
+    names: Annotated[list[str], Field(min_length=1)]
+    alpha: list[Number]
+    shift: list[Number]
+    saturation: list[Number]
+    input: list[Number]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name in ("alpha", "shift", "saturation", "input"):
+            if len(getattr(self, name)) != len(self.names):
+                raise ValueError(f"norms.{name}: it has another length than norms.names")
+        return self
+
+
 class Dynamics(Record, extra="allow"):
     """What an evaluation recorded of a model, see `kmixer.measure.dynamics`; mixers of others may record more."""
 
@@ -228,6 +245,7 @@ class Dynamics(Record, extra="allow"):
     copy_gate: list[Number] | PerHead | None = None  # by layer, and by length of the match where the gate knows it
     copies: Copies | None = None
     fast_weights: FastWeightsWorth | None = None
+    norms: Norms | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

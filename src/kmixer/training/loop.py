@@ -10,13 +10,14 @@ import torch
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import DivergedError, InputError
 from kmixer.files import write_json
-from kmixer.models.model_folder import TOKENIZER, load_tokenizer, load_weights
+from kmixer.models.model_folder import TOKENIZER, Model, load_tokenizer, load_weights
 from kmixer.runs.placement import Placement
 from kmixer.runs.recipe import AnyRecipe
 from kmixer.runs.run_folder import DIVERGED, RunFolder
 from kmixer.training.averaging import WeightAverage
-from kmixer.training.checkpoint import Progress, load_checkpoint, seed_of
+from kmixer.training.checkpoint import Progress, load_checkpoint, seed_of, seed_step
 from kmixer.training.distributed import Processes, check_sharing, open_processes
+from kmixer.training.norm_matching import WEAK, match_norms, strength_of_first
 from kmixer.training.optimizers import build_optimizers
 from kmixer.training.origin import Origin, check_same_origin, open_origin
 from kmixer.training.process import random_state_kept
@@ -126,6 +127,7 @@ def _train(
     model = task.build_model()
     fresh = [] if origin is None else origin.put_into(model)
     model = model.to(processes.device, dtype)
+    warning = None if resume else _begin_norms(task, model, processes, matched=origin is None)
     optimizers = build_optimizers(model, recipe.training)
     if recipe.training.compile and processes.device.type == "cuda":
         model.compile_layers()
@@ -158,6 +160,8 @@ def _train(
     processes.wait()
     if origin is not None and processes.is_main:
         reporter.begun_from(origin.path, fresh, origin.changed)
+    if warning is not None and processes.is_main:
+        reporter.warned(warning)
     trainer = Trainer(task, placement, model, optimizers, average, progress, processes, reporter)
     try:
         return trainer.run_to_the_end()
@@ -165,3 +169,30 @@ def _train(
         if processes.is_main and placement.published:
             write_json(place.path / DIVERGED, {"step": progress.step, "why": str(error)})
         raise
+
+
+def _begin_norms(task: Task, model: Model, processes: Processes, *, matched: bool) -> str | None:
+    """Match the norms of a fresh model to the first batch, where the recipe asks for it.
+
+    Every process does it with the whole batch, and so alike. A warning where branches begin weak all the same.
+    """
+    norm, config = model.config.norm, task.recipe.training
+    if not norm.pointwise:
+        return None
+    task.to(processes.device)
+    generator = torch.Generator(processes.device)
+    seed_step(generator, config.seed, 1, process=0)
+    batch = task.batch(generator)
+
+    def run() -> None:
+        task.loss(model, *batch)
+
+    if matched and norm.match == "unit":
+        match_norms(model, run)
+    strength = strength_of_first(model, run)
+    if strength is None or strength >= WEAK:
+        return None
+    return (
+        f"the first norm sees a stream of which alpha makes {strength:.2g}: branches begin at about {strength:.0%} of "
+        "what RMSNorm gives them; set model.norm.match=unit or model.embedding_scale=50"
+    )

@@ -34,6 +34,9 @@ class Reporter:
     def begun_from(self, source: Path, fresh: Sequence[str], changed: Sequence[str]) -> None:
         """A new run begins with the weights of another, but for fresh tensors; `changed` are settings of the model."""
 
+    def warned(self, line: str) -> None:
+        """Something of the run that begins is likely not what was wanted."""
+
     def started(self, task: Task, run: Path, parameters: int, step: int) -> None:
         """Training begins after `step` steps."""
 

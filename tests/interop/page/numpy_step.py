@@ -56,6 +56,11 @@ class _Step:
                     y[:n] = op["weight"][:n] * _unit(x, op["eps"])
                 case "mix":
                     y[:n] = self._mixed(index, op, x)
+                case "pointwise":
+                    bounded = np.tanh if op["activation"] == "tanh" else np.vectorize(math.erf)
+                    alpha, shift = op["extra"]
+                    added = op["weight"][:n] * bounded(alpha * x + shift) + op["bias"][:n]
+                    y[:n] = added if op["residual"] < 0 else x + added
                 case "read_out":
                     y[:n] = x + op["extra"][:n] * op["weight"][:n] * _unit(x, op["eps"]) + op["bias"][:n]
                 case "refine":

@@ -43,6 +43,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "factorised, gated": {"embedding_width": 8, "output_gate": True, "rank": 1},
     "copies": {"copy_memory": {"memory": 10}},
     "copies, all": {"copy_memory": {"layers": "last", "memory": None, "match_length": "both", "pointer": True}},
+    "dyt": {"norm": {"kind": "dyt"}, "embedding_scale": 5.0},
+    "derf, refined": {"norm": {"kind": "derf", "bias": True}, "refinement": {"steps": 2}, "embedding_scale": 2.0},
 }
 
 

@@ -24,19 +24,21 @@ const DENSITY = new Float64Array(FARTHEST * STEPS + 2);
   }
 }
 
-// x Phi(x): between two entries of the table a cubic with their values and slopes, which is exact to 4e-9.
-function gelu(x) {
+// Phi(x): between two entries of the table a cubic with their values and slopes, which is exact to 4e-9.
+function distribution(x) {
   const distance = Math.abs(x);
-  if (distance >= FARTHEST) return x > 0 ? x : 0;
+  if (distance >= FARTHEST) return x > 0 ? 1 : 0;
   const i = Math.floor(distance * STEPS);
   const t = distance * STEPS - i;
   const rise = DISTRIBUTION[i + 1] - DISTRIBUTION[i];
   const from = DENSITY[i] / STEPS - rise;
   const to = rise - DENSITY[i + 1] / STEPS;
   const phi = DISTRIBUTION[i] + t * (rise + (1 - t) * (from * (1 - t) + to * t));
-  return x * (x > 0 ? phi : 1 - phi);
+  return x > 0 ? phi : 1 - phi;
 }
 
+const gelu = (x) => x * distribution(x);
+const erf = (x) => 2 * distribution(Math.SQRT2 * x) - 1;
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 const logOfSum = (x, y) => Math.max(x, y) + Math.log1p(Math.exp(-Math.abs(x - y)));
 
@@ -130,6 +132,15 @@ class Step {
         case "norm": {
           const scale = 1 / Math.sqrt(squares(from, op.inputs) / op.inputs + op.eps);
           for (let j = 0; j < op.inputs; ++j) to[j] = op.weight[j] * from[j] * scale;
+          break;
+        }
+        case "pointwise": {
+          const bounded = op.activation === "erf" ? erf : Math.tanh;
+          const [alpha, shift] = op.extra;
+          for (let j = 0; j < op.inputs; ++j) {
+            const value = op.weight[j] * bounded(alpha * from[j] + shift) + op.bias[j];
+            to[j] = op.residual < 0 ? value : from[j] + value;
+          }
           break;
         }
         case "mix":
