@@ -13,7 +13,6 @@ import tomli_w
 from kmixer.analysis.figures import all_figures
 from kmixer.analysis.panels.signal import draw_signal
 from kmixer.experiments.arms import arms_of
-from kmixer.models import ModelConfig
 from kmixer.models.model_folder import PACKAGED
 from kmixer.runs.lab import LAB_SIGNAL, read_signal
 from kmixer.runs.recipe import load_recipe
@@ -23,7 +22,6 @@ from tests.cli.conftest import Run
 from tests.conftest import tiny_recipe_values
 
 QUICK = ("--inits", "2", "--inputs", "2", "--window", "12")
-HAS_NORMS = "norm" in ModelConfig.model_fields
 
 
 @pytest.fixture
@@ -131,7 +129,6 @@ def test_a_model_folder_takes_symmetric_inputs(kmixer_command: Run) -> None:
     assert math.isfinite(found["curves"][0]["total"])
 
 
-@pytest.mark.skipif(not HAS_NORMS, reason="recipes have no model.norm yet")
 def test_every_norm_and_alpha_has_a_curve(kmixer_command: Run, transformer_file: Path) -> None:
     asked = (transformer_file, *QUICK, "--norm", "rms,dyt,derf", "--alpha", "0.3,0.5")
     found = measured(kmixer_command, *asked)
@@ -140,6 +137,17 @@ def test_every_norm_and_alpha_has_a_curve(kmixer_command: Run, transformer_file:
     assert all(curve["agreement"] < 1.3 for curve in found["curves"])
     assert found["curves"][0]["warning"] is None
     assert all("of RMSNorm's" in curve["warning"] for curve in found["curves"][1:])  # q_0 is 4e-4
+
+
+def test_matched_norms_begin_as_strong_as_rms(kmixer_command: Run, transformer_file: Path) -> None:
+    asked = (transformer_file, *QUICK, "--set", "model.norm.kind=dyt", "--set", "model.norm.match=unit")
+    found = measured(kmixer_command, *asked, "--norm", "rms,dyt,derf")
+    rms, *bounded = found["curves"]
+    assert [curve["name"] for curve in found["curves"]] == ["rms, 2 layers", "dyt, 2 layers", "derf, 2 layers"]
+    for curve in bounded:
+        assert curve["warning"] is None
+        assert curve["agreement"] < 1.3
+        assert curve["q"][-1] == pytest.approx(rms["q"][-1], rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kmixer.errors import InputError
-from kmixer.layers import SoftmaxAttention
+from kmixer.layers import Derf, DyT, SoftmaxAttention
 from kmixer.measure.mean_field import agreement, predict
 from kmixer.measure.signal import blocks_of, measure_stream, summarise, symmetric_inputs
 from kmixer.measure.signal_theory import advise, norm_map, scores_too_large, theory_blocks, weak_branches
@@ -59,6 +59,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "k-stack-dense": lambda: k_stack(base_kernel=KERNELS[1]),
     "refined": lambda: k_stack(refinement={"steps": 3}),
     "copies": lambda: k_stack(copy_memory={"layers": "all"}),
+    "k-stack-derf": lambda: k_stack(norm={"kind": "derf"}),
+    "nanochat-dyt": lambda: transformer(blocks="nanochat", norm={"kind": "dyt"}),
+    "layer": lambda: transformer(norm={"kind": "layer"}),
     "fast-weights": lambda: transformer(fast_weights={"chunk": 2}),
     "classifier": classifier,
     "class-token": lambda: classifier(pooling="class", causal=False),
@@ -118,7 +121,7 @@ def test_random_signs_give_the_exact_jacobian(make: Callable[[], CausalLM]) -> N
     with torch.no_grad():
         for parameter in model.parameters():  # away from the identity
             if parameter.ndim == 2:
-                parameter.mul_(4)
+                parameter.mul_(6)
     rows = tokens(1)
     draws = measure_stream(model, rows.repeat(400, 1), probes=1).growth  # the signs of every row are its own
     error = draws.std(0) / math.sqrt(len(draws))
@@ -208,7 +211,30 @@ def test_a_transformer_at_its_beginning_grows_as_in_theory() -> None:
     assert of_equal_sizes == pytest.approx([13.82, 4.01, 2.39, 1.74, 1.38, 1.16, 1], rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["transformer-softmax", "vision", "class-token", "classifier"])
+@pytest.mark.parametrize("kind", ["dyt", "derf"])
+@pytest.mark.parametrize("alpha", [0.3, 0.9])
+def test_bounded_norms_grow_as_in_theory(kind: str, alpha: float) -> None:
+    """Inputs of variance 1, weights larger than at the beginning: within three errors and 3 %, every layer."""
+    streams, predicted = [], []
+    for seed in range(6):
+        model = transformer(64, 6, seed, heads=4, norm={"kind": kind, "alpha": alpha})
+        with torch.no_grad():
+            for name, parameter in model.stack.named_parameters():
+                if parameter.ndim == 2 and "query_key" not in name:
+                    parameter.mul_(6)
+        streams.append(measure_stream(model, tokens(2, 16), seed=seed, enter=symmetric_inputs(1.0, 0.2, seed)))
+        blocks = theory_blocks(model, 16)
+        assert not isinstance(blocks, str)
+        predicted.append(predict(blocks, streams[-1].covariance).growth.mean(0).log())
+    measured, theory = summarise(streams), torch.stack(predicted).mean(0).tolist()
+    assert measured["total"] > 1.2
+    for log, error, expected in zip(measured["log_growth"], measured["log_growth_error"], theory, strict=True):
+        assert log == pytest.approx(expected, abs=3 * error + 0.03)
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer-softmax", "vision", "class-token", "classifier", "layer", "nanochat-dyt"]
+)
 def test_theory_has_the_blocks_of_attention(name: str) -> None:
     model = MODELS[name]()
     stream = measure_stream(model, inputs_of(model))
@@ -266,17 +292,22 @@ def test_a_norm_that_is_not_known_has_no_map() -> None:
     norm = norm_map(nn.LayerNorm(4))
     assert norm is not None
     assert (norm.kind, norm.gain) == ("standard", 1.0)
+    assert norm_map(nn.LayerNorm(4, elementwise_affine=False)) == norm
+    layer = Derf(4, 0.3)
+    with torch.no_grad():
+        layer.shift.fill_(0.25)  # type: ignore[union-attr]
+        layer.gain.fill_(2)  # type: ignore[union-attr]
+    assert norm_map(layer) == pytest.approx(("erf", 0.3, 0.25, 2.0))
+    assert norm_map(DyT(4, 0.7, gain=False)) == pytest.approx(("tanh", 0.7, 0.0, 1.0))
     model = transformer()
     model.stack.blocks[2].feed_forward_norm = nn.Identity()
     assert theory_blocks(model, 6) == "Identity is no norm that the theory knows"
 
 
 def bounded(alpha: float) -> list[Any]:
-    """The blocks of a transformer, with erf in the place of its norms."""
-    blocks = theory_blocks(transformer(64, 6), 16)
+    blocks = theory_blocks(transformer(64, 6, norm={"kind": "derf", "alpha": alpha}), 16)
     assert not isinstance(blocks, str)
-    norm = blocks[0].mixing_norm._replace(kind="erf", alpha=alpha)
-    return [block._replace(mixing_norm=norm, feed_forward_norm=norm) for block in blocks]
+    return blocks
 
 
 def test_weak_branches_are_warned_of() -> None:

@@ -98,7 +98,7 @@ def signal_of_recipe(
     def estimate(seconds: float) -> None:
         whole = seconds * asked.initialisations * sum(units) / units[0]
         if not curves and whole > LONG:
-            told(f"this will take about {whole / 60:.0f} minutes")
+            told(f"this will take about {whole / 60:.1f} minutes")
 
     for variant, changed, layers in zip(variants, recipes, units, strict=True):
         curve = _measure_at_start(_initialisations(changed, source, asked), source, asked, estimate)

@@ -16,6 +16,7 @@ from kmixer.analysis.signal_inputs import Asked
 from kmixer.cli.options import DataDir, Json, Settings
 from kmixer.errors import InputError, shown
 from kmixer.files import atomic_write
+from kmixer.measure.mean_field import LARGEST_ALPHA
 from kmixer.runs.lab import SignalRecord, save_signal
 from kmixer.runs.run_folder import RunFolder
 
@@ -174,8 +175,9 @@ def _print_curve(curve: dict[str, Any]) -> None:
     )
     if theory:
         print(f"theory: measured and predicted J differ by a factor of {curve['agreement']:.3f} in the mean")
-        if curve["advised_alpha"] is not None:
-            print(f"theory: up to alpha {curve['advised_alpha']:g} gradients grow no more than with RMSNorm")
+        if (alpha := curve["advised_alpha"]) is not None:
+            more = ", the largest that was tried," if alpha == LARGEST_ALPHA else ""
+            print(f"theory: up to alpha {alpha:g}{more} gradients grow no more than with RMSNorm")
     else:
         print(f"measured only, no theory: {curve['measured_only']}")
     if curve.get("warning"):

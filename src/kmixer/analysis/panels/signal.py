@@ -14,6 +14,7 @@ from kmixer.runs.lab import SignalRecord, read_signal
 
 # Marks at l + 1 where the axis is not linear.
 MARKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+DECADE = 10
 
 
 def draw_signal(record: SignalRecord) -> Figure:
@@ -40,6 +41,9 @@ def draw_signal(record: SignalRecord) -> Figure:
     for axes, name in ((power, "l + 1, logarithmic"), (stretched, "l + 1, square root")):
         axes.set_xlabel(name)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        if (ends := axes.get_ylim())[1] < DECADE * ends[0]:  # no or one power of ten: marks between them are named
+            axes.yaxis.set_minor_formatter("{x:g}")
         _mark(axes, longest)
     power.set_ylabel("J(L, l)")
     stream.set(xlabel="l", yscale="log", ylabel="q (line), cosine (dots)")
