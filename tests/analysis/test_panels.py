@@ -13,7 +13,7 @@ from kmixer.analysis.figures import OVERVIEWS, PANELS, all_figures
 from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, norms, signal
 from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm
-from kmixer.runs.lab import save_signal
+from kmixer.runs.lab import save_measurement
 from tests.experiments.records import evaluation, make_record, results_of
 
 
@@ -40,7 +40,7 @@ def arm_of(tmp_path: Path) -> Any:
 
 def test_every_panel_has_its_own_name_and_a_caption() -> None:
     panels = [*OVERVIEWS, *PANELS]
-    assert len({panel.name for panel in panels}) == len(panels) == 21
+    assert len({panel.name for panel in panels}) == len(panels) == 22
     assert all(panel.caption.endswith(".") for panel in panels)
 
 
@@ -268,7 +268,9 @@ def test_growth_of_gradients_stands_in_both_coordinates(tmp_path: Path) -> None:
     assert not signal.SIGNAL.applies(arm)
     curve = {"name": "trained", "log_growth": [2.0, 0.0], "log_growth_error": [0.1, 0.0], "q": [1.0, 4.0]}
     whole = {"curves": [{**curve, "cosine": [-0.1, 0.5], "log_theory": [1.0, 0.0]}]}
-    save_signal(run, {"name": "x", "trained": True, "positions": 8, "recipe_sha256": run.identity(), **whole})
+    save_measurement(
+        run, "signal", {"name": "x", "trained": True, "positions": 8, "recipe_sha256": run.identity(), **whole}
+    )
     assert signal.SIGNAL.applies(arm)
     figure = signal.SIGNAL.draw(arm)
     power, stretched, stream = figure.axes

@@ -14,7 +14,7 @@ from kmixer.analysis.figures import all_figures
 from kmixer.analysis.panels.signal import draw_signal
 from kmixer.experiments.arms import arms_of
 from kmixer.models.model_folder import PACKAGED
-from kmixer.runs.lab import LAB_SIGNAL, read_signal
+from kmixer.runs.lab import SignalRecord, lab_file, read_measurement
 from kmixer.runs.recipe import load_recipe
 from kmixer.runs.run_folder import RunFolder
 from kmixer.training.loop import train
@@ -104,18 +104,18 @@ def test_a_run_is_measured_kept_and_drawn(kmixer_command: Run, run_folder: Path,
     (curve,) = found["curves"]
     assert (curve["draws"], curve["log_theory"], len(curve["log_growth"])) == (3, None, 6)
     assert "have been trained" in curve["measured_only"]
-    assert json.loads((run_folder / LAB_SIGNAL).read_text()) == found
+    assert json.loads(lab_file(RunFolder(run_folder), "signal").read_text()) == found
     assert kmixer_command("eval", run_folder).code == 0
     assert kmixer_command("pack", run_folder, "--out", tmp_path / "run.tar.gz").code == 0
     assert "signal" in [drawn.name for drawn in all_figures(arms_of([run_folder]))]
-    (run_folder / LAB_SIGNAL).write_text('{"curves": 1}')
+    lab_file(RunFolder(run_folder), "signal").write_text('{"curves": 1}')
     assert "lab-signal.json holds no measurement" in kmixer_command("report", run_folder).error()
 
 
 def test_the_printed_json_is_what_a_report_reads(kmixer_command: Run, run_folder: Path) -> None:
     answer = kmixer_command("lab", "signal", run_folder, "--inputs", "2", "--json")
-    (run_folder / LAB_SIGNAL).write_text(answer.out)
-    record = read_signal(RunFolder(run_folder))
+    lab_file(RunFolder(run_folder), "signal").write_text(answer.out)
+    record = read_measurement(RunFolder(run_folder), SignalRecord)
     assert record is not None
     assert draw_signal(record).axes
 

@@ -96,7 +96,7 @@ def test_one_token_multiplies_its_branches() -> None:
     alone = torch.ones(1, 1, dtype=torch.float64)
     theory = predict(blocks(LAYER, alone, 5), alone[None])
     expected = 1.0
-    for q in theory.sizes[0, :-1, 0].tolist():
+    for q in theory.covariances[0, :-1, 0, 0].tolist():
         expected *= (1 + S_OV / q) * (1 + S_21 / 2 / (q + S_OV))
     assert float(theory.growth[0, 0]) == pytest.approx(expected, rel=1e-12)
 

@@ -11,7 +11,7 @@ import pytest
 from kmixer.errors import InputError
 from kmixer.runs.archive import pack
 from kmixer.runs.check import check_run
-from kmixer.runs.lab import LAB_SIGNAL, SignalRecord, identity_of, read_signal, save_signal
+from kmixer.runs.lab import SignalRecord, identity_of, lab_file, read_measurement, save_measurement
 from kmixer.runs.recipe import parse_recipe
 from kmixer.runs.run_folder import RECIPE, RunFolder
 from kmixer.training.loop import train
@@ -40,9 +40,9 @@ def measured(run: RunFolder, **changed: Any) -> dict[str, Any]:
 
 
 def test_a_measurement_is_read_back_and_changes_nothing_of_the_run(run: RunFolder, tmp_path: Path) -> None:
-    assert read_signal(run) is None
-    path = save_signal(run, measured(run))
-    record = read_signal(run)
+    assert read_measurement(run, SignalRecord) is None
+    path = save_measurement(run, "signal", measured(run))
+    record = read_measurement(run, SignalRecord)
     assert record is not None
     assert record.curves[0].log_growth == CURVE["log_growth"]
     run.check_files()
@@ -64,27 +64,27 @@ def test_a_measurement_is_read_back_and_changes_nothing_of_the_run(run: RunFolde
     ],
 )
 def test_anything_else_is_one_line(run: RunFolder, changed: dict[str, Any], why: str) -> None:
-    save_signal(run, measured(run, **changed))
+    save_measurement(run, "signal", measured(run, **changed))
     with pytest.raises(InputError, match=why) as error:
-        read_signal(run)
+        read_measurement(run, SignalRecord)
     assert "--save measures again, or remove it" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "null", '{"curves": 1}'])
 def test_what_is_no_measurement_is_one_line(run: RunFolder, content: str) -> None:
-    (run.path / LAB_SIGNAL).write_text(content)
+    lab_file(run, "signal").write_text(content)
     with pytest.raises(InputError, match="holds no measurement"):
-        read_signal(run)
+        read_measurement(run, SignalRecord)
 
 
 def test_records_without_weights_are_known_by_their_recipe(run: RunFolder) -> None:
-    save_signal(run, measured(run))
+    save_measurement(run, "signal", measured(run))
     (run.path / "model.safetensors").unlink()
-    assert read_signal(run) is not None
-    (run.path / LAB_SIGNAL).write_text(json.dumps(measured_of_other()))
+    assert read_measurement(run, SignalRecord) is not None
+    lab_file(run, "signal").write_text(json.dumps(measured_of_other()))
     with pytest.raises(InputError, match="of another run"):
-        read_signal(run)
+        read_measurement(run, SignalRecord)
 
 
 def measured_of_other() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, norms, signal
+from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, norms, overlap, signal
 from kmixer.analysis.panels.drawing import ArmPanel, OverviewPanel
 from kmixer.errors import one_line
 from kmixer.experiments.arms import Arm
@@ -36,6 +36,7 @@ PANELS: tuple[ArmPanel, ...] = (
     attention.CLASS_TOKEN,
     losses.NORMS,
     signal.SIGNAL,
+    overlap.OVERLAP,
 )
 
 

@@ -5,73 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kmixer.analysis.signal_inputs import (
-    Asked,
-    Model,
-    OfTask,
-    Source,
-    Symmetric,
-    examples,
-    placeholder,
-    symmetric,
-    windows,
-)
-from kmixer.errors import InputError
-from kmixer.language_model import load
+from kmixer.analysis.lab_inputs import Asked, Model, OfTask, Source, Symmetric
+from kmixer.analysis.lab_models import initialisations, trained_model, variants_of
 from kmixer.measure.mean_field import TheoryBlock, agreement, fit_laws, predict
-from kmixer.measure.signal import Stream, blocks_of, entering, measure_stream, summarise, sums_over_positions
+from kmixer.measure.signal import Stream, measure_stream, summarise, sums_over_positions
 from kmixer.measure.signal_theory import advise, scores_too_large, theory_blocks, weak_branches
-from kmixer.measure.texts import held_out
-from kmixer.models.causal_lm import CausalLM
-from kmixer.models.classifiers import build_classifier
-from kmixer.models.model_folder import find_model_folder, load_classifier, read_config
-from kmixer.models.sequence_classifier import SequenceClassifierConfig
-from kmixer.models.vision import VisionConfig, VisionTransformer
 from kmixer.runs.lab import identity_of
-from kmixer.runs.recipe import AnyRecipe, ClassificationRecipe, as_language, load_recipe
+from kmixer.runs.recipe import load_recipe
 from kmixer.runs.run_folder import RunFolder
-from kmixer.training.norm_matching import match_norms
-from kmixer.training.tasks import open_classifier
 
-# Norms that have an alpha.
-BOUNDED = ("dyt", "derf")
 # What takes longer is said after the second initialisation, in seconds.
 LONG = 60.0
-
-
-class Variant(NamedTuple):
-    """A recipe with another depth or norm: the name of its curve, and the settings that make it."""
-
-    name: str
-    settings: list[str]
-
-
-def variants_of(recipe: AnyRecipe, depths: list[int], norms: list[str], alphas: list[float]) -> list[Variant]:
-    """Every norm asked for at every depth; the recipe's own where none is. Alphas are for norms that have one.
-
-    Raises InputError for alphas without such a norm.
-    """
-    if alphas and not set(norms) & set(BOUNDED):
-        raise InputError(f"--alpha goes with --norm {' or '.join(BOUNDED)}")
-    of_norms: list[tuple[str, list[str]]] = []
-    for norm in norms:
-        kind = f"model.norm.kind={norm}"
-        if norm in BOUNDED and alphas:
-            of_norms += [(f"{norm} {alpha:g}, ", [kind, f"model.norm.alpha={alpha}"]) for alpha in alphas]
-        else:
-            none = [] if norm in BOUNDED else ["model.norm.alpha=", "model.norm.match="]
-            of_norms.append((f"{norm}, ", [kind, *none]))
-    layers = depths or [recipe.by_key()["model.layers"]]
-    return [
-        Variant(f"{name}{depth} layers", [*settings, f"model.layers={depth}"])
-        for name, settings in of_norms or [("", [])]
-        for depth in layers
-    ]
 
 
 def signal_of_recipe(
@@ -101,7 +50,7 @@ def signal_of_recipe(
             told(f"this will take about {whole / 60:.1f} minutes")
 
     for variant, changed, layers in zip(variants, recipes, units, strict=True):
-        curve = _measure_at_start(_initialisations(changed, source, asked), source, asked, estimate)
+        curve = _measure_at_start(initialisations(changed, source, asked), source, asked, estimate)
         curves.append({"name": variant.name, "layers": layers, **curve})
     seeds = list(range(asked.seed, asked.seed + asked.initialisations))
     return {**_about(recipe.name, asked, curves), "trained": False, "seeds": seeds}
@@ -115,7 +64,7 @@ def signal_of_run(
     Raises InputError where there is no model, or no data to measure on.
     """
     run = RunFolder(target)
-    model, inputs, enter = _trained(run, asked, corpus, data_dir)
+    model, inputs, enter = trained_model(run, asked, corpus, data_dir)
     stream = measure_stream(model, inputs, probes=asked.probes, seed=asked.seed, read_out=asked.read_out, enter=enter)
     curve = {
         "name": "trained",
@@ -128,27 +77,6 @@ def signal_of_run(
     curve["law"] = fit_laws(curve["log_growth"])
     known = identity_of(run) if run.exists() else {}
     return {**_about(run.path.name, asked, [curve]), "trained": True, **known}
-
-
-def _trained(
-    run: RunFolder, asked: Asked, corpus: str | None, data_dir: Path | None
-) -> tuple[Model, Tensor, Callable[[Tensor], Tensor] | None]:
-    """The model, its inputs, and what is put in the place of h^0 if anything."""
-    folder = find_model_folder(run.path)
-    config = read_config(folder).model
-    classifies = isinstance(config, VisionConfig | SequenceClassifierConfig)
-    if asked.inputs is None:
-        model: Model = load_classifier(folder)[0] if classifies else load(run.path)
-        return model, placeholder(model, asked), symmetric(asked)
-    if not run.exists():
-        raise InputError(f"{run.path} is a model without its run, so without data; add --inputs symmetric")
-    if classifies:
-        task, classifier = open_classifier(run.path, data_dir, corpus)
-        return classifier, examples(task, asked), None
-    model = load(run.path)
-    assert model.tokenizer is not None
-    _, split = held_out(run, model.tokenizer, corpus, data_dir)
-    return model, windows(split.tokens, asked), None
 
 
 def _about(name: str, asked: Asked, curves: list[dict[str, Any]]) -> dict[str, Any]:
@@ -229,32 +157,3 @@ def _mean_strengths(initialisations: list[list[TheoryBlock]]) -> list[dict[str, 
     ]
     means = torch.tensor(strengths, dtype=torch.float64).mean(0).tolist()
     return [dict(zip(("mixing", "in", "out"), of_block, strict=True)) for of_block in means]
-
-
-def _initialisations(recipe: AnyRecipe, source: Source, asked: Asked) -> Iterator[Model]:
-    """Fresh models, from seeds that follow each other. The generator of the process is left as it was."""
-    for index in range(asked.initialisations):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(asked.seed + index)
-            model = _build(recipe, source.vocabulary)
-        if isinstance(model, VisionTransformer) and source.pixels is not None:
-            model.pixel_mean, model.pixel_deviation = source.pixels
-        if model.config.norm.match == "unit":
-            _match(model, source)
-        yield model
-
-
-def _match(model: Model, source: Source) -> None:
-    """Begin as training would, but with the inputs that are measured in the place of the first batch."""
-
-    def run() -> None:
-        with entering(blocks_of(model)[0], source.enter or (lambda h: h)):
-            model(source.inputs(model))
-
-    match_norms(model, run)
-
-
-def _build(recipe: AnyRecipe, vocabulary: int) -> Model:
-    if isinstance(recipe, ClassificationRecipe):
-        return build_classifier(recipe.model)
-    return CausalLM(as_language(recipe).model, vocabulary)

@@ -54,13 +54,13 @@ class Theory(NamedTuple):
     """What the recurrence gives for b inputs."""
 
     growth: Tensor  # (b, L + 1), J(L, l) for l = 0 to L
-    sizes: Tensor  # (b, L + 1, n), q of the tokens after l blocks
+    covariances: Tensor  # (b, L + 1, n, n), S of the tokens after l blocks
 
 
 def predict(blocks: Sequence[TheoryBlock], covariance: Tensor) -> Theory:
     """J(L, l) of these blocks, for tokens that enter with covariance h h^T / d, (b, n, n)."""
     s = covariance.double()
-    sizes, slopes = [torch.diagonal(s, dim1=-2, dim2=-1)], []
+    covariances, slopes = [s], []
     for block in blocks:
         a = block.mixing.double()
         mixed = norm_moments(block.mixing_norm, s)
@@ -68,7 +68,7 @@ def predict(blocks: Sequence[TheoryBlock], covariance: Tensor) -> Theory:
         normed = norm_moments(block.feed_forward_norm, s)
         active = activation_moments(block.activation, block.strength_in * normed.value)
         s = s + block.strength_out * active.value
-        sizes.append(torch.diagonal(s, dim1=-2, dim2=-1))
+        covariances.append(s)
         by_feed_forward = block.strength_in * block.strength_out * active.slope * normed.slope
         slopes.append((block.mixing_strength * mixed.slope, by_feed_forward))
     g = torch.eye(s.shape[-1], dtype=s.dtype).expand_as(s)
@@ -78,7 +78,7 @@ def predict(blocks: Sequence[TheoryBlock], covariance: Tensor) -> Theory:
         g = g * (1 + by_feed_forward)
         g = g + by_mixing * (a.T @ g @ a)
         growth.append(_trace(g))
-    return Theory(torch.stack(growth[::-1], dim=-1), torch.stack(sizes, dim=1))
+    return Theory(torch.stack(growth[::-1], dim=-1), torch.stack(covariances, dim=1))
 
 
 def _trace(g: Tensor) -> Tensor:

@@ -79,9 +79,7 @@ def measure_stream(
     """
     blocks = blocks_of(model, read_out=read_out)
     inputs = inputs.to(next(model.parameters()).device)
-    compiled = any(part._compiled_call_impl is not None for part in model.modules())
-    stance = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-    with evaluating(model), _without_gradients(model), stance, torch.autocast(inputs.device.type, enabled=False):
+    with evaluating(model), _without_gradients(model), _eager(model), torch.autocast(inputs.device.type, enabled=False):
         stream = _pass(model, blocks, inputs, enter)
         top = stream[-1]
         if len(top) != len(inputs):
@@ -101,6 +99,21 @@ def measure_stream(
         covariances[0],
         hidden,
     )
+
+
+@torch.no_grad()
+def stream_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """h^0 to h^L, each (b, n, d), of a model in evaluation mode. Raises InputError as `measure_stream` does."""
+    blocks = blocks_of(model)
+    inputs = inputs.to(next(model.parameters()).device)
+    with evaluating(model), _eager(model), torch.autocast(inputs.device.type, enabled=False):
+        return [h.detach() for h in _pass(model, blocks, inputs, None)]
+
+
+def _eager(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Without torch.compile, which would translate the layers once more because of hooks."""
+    compiled = any(part._compiled_call_impl is not None for part in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
 
 def symmetric_inputs(q: float, p: float, seed: int) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,7 @@ It is no file of the run's own: nothing that reads, packs or replaces a run look
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -16,9 +16,6 @@ from kmixer.models.model_folder import WEIGHTS
 from kmixer.runs.records import Count, Number, Record
 from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import read_header
-
-LAB_SIGNAL = "lab-signal.json"
-
 
 # Logarithms whose exponential is a number with room on both sides.
 Log = Annotated[float, Field(ge=-300, le=300)]
@@ -45,15 +42,57 @@ class SignalCurve(Record):
         return self
 
 
-class SignalRecord(Record):
-    """What `kmixer lab signal` prints as JSON: what of it a figure needs."""
+class LabRecord(Record):
+    """What a command of the lab prints as JSON: what of it a figure needs."""
+
+    panel: ClassVar[str]  # of `kmixer lab`
 
     name: str
     trained: bool
     positions: Count
-    curves: Annotated[list[SignalCurve], Field(min_length=1)]
     recipe_sha256: str | None = None
     weights_sha256: str | None = None
+
+
+class SignalRecord(LabRecord):
+    """Of `kmixer lab signal`."""
+
+    panel = "signal"
+
+    curves: Annotated[list[SignalCurve], Field(min_length=1)]
+
+
+Cosines = Annotated[list[Number], Field(min_length=2)]
+
+
+class OverlapCurve(Record):
+    """One model, or several initialisations of it, layer by layer: l = 0 to L."""
+
+    name: str
+    overlap: Cosines
+    overlap_error: Cosines
+    across: Cosines
+    groups: dict[str, Cosines]  # excess, by group of positions
+    theory: Cosines | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        layers = {"overlap_error": self.overlap_error, "across": self.across, "theory": self.theory, **self.groups}
+        for name, values in layers.items():
+            if values is not None and len(values) != len(self.overlap):
+                raise ValueError(f"{name}: it has another length than overlap")
+        return self
+
+
+class OverlapRecord(LabRecord):
+    """Of `kmixer lab overlap`."""
+
+    panel = "overlap"
+
+    curves: Annotated[list[OverlapCurve], Field(min_length=1)]
+
+
+Panel = TypeVar("Panel", bound=LabRecord)
 
 
 def identity_of(run: RunFolder) -> dict[str, str]:
@@ -61,33 +100,34 @@ def identity_of(run: RunFolder) -> dict[str, str]:
     return {"recipe_sha256": run.identity(), "weights_sha256": read_header(run.path / WEIGHTS)[1]}
 
 
-def save_signal(run: RunFolder, measured: dict[str, Any]) -> Path:
+def lab_file(run: RunFolder, panel: str) -> Path:
+    """Where a measurement of a command of the lab lies."""
+    return run.path / f"lab-{panel}.json"
+
+
+def save_measurement(run: RunFolder, panel: str, measured: dict[str, Any]) -> Path:
     """Write a measurement into the folder of its run, at once; where it is."""
-    path = run.path / LAB_SIGNAL
+    path = lab_file(run, panel)
     write_json(path, measured)
     return path
 
 
-def read_signal(run: RunFolder) -> SignalRecord | None:
-    """The measurement in a run folder; None where there is none.
+def read_measurement(run: RunFolder, kind: type[Panel]) -> Panel | None:
+    """The measurement of a kind in a run folder; None where there is none.
 
     Raises InputError, one line, where the file is something else, or of other weights than the run's.
     """
-    path = run.path / LAB_SIGNAL
+    path, again = lab_file(run, kind.panel), f"kmixer lab {kind.panel} {run.path} --save measures again, or remove it"
     if not is_there(path):
         return None
     try:
-        record = SignalRecord.parse(read_json(path), source="")
+        record = kind.parse(read_json(path), source="")
     except InputError as error:
         problem = str(error).removeprefix(": ").removesuffix("; restore it from a copy")
-        raise InputError(f"{path} holds no measurement ({problem}); {_again(run)}") from None
+        raise InputError(f"{path} holds no measurement ({problem}); {again}") from None
     known = {"recipe_sha256": run.identity()}
     if is_there(run.path / WEIGHTS):  # records of runs are kept without
         known = identity_of(run)
     if any(getattr(record, name) != digest for name, digest in known.items()):
-        raise InputError(f"{path} is of another run, or of weights that the run had before; {_again(run)}")
+        raise InputError(f"{path} is of another run, or of weights that the run had before; {again}")
     return record
-
-
-def _again(run: RunFolder) -> str:
-    return f"kmixer lab signal {run.path} --save measures again, or remove it"

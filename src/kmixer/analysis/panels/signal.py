@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 from kmixer.analysis.panels.drawing import ArmPanel, add_legend, begin_figure
 from kmixer.experiments.arms import Arm
 from kmixer.measure.signal import INTERVAL
-from kmixer.runs.lab import SignalRecord, read_signal
+from kmixer.runs.lab import SignalRecord, read_measurement
 
 # Marks at l + 1 where the axis is not linear.
 MARKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -62,7 +62,7 @@ def _mark(axes: Axes, longest: int) -> None:
 
 def draw_of_arm(arm: Arm) -> Figure:
     """The measurement of the first run."""
-    record = read_signal(arm.begun[0])
+    record = read_measurement(arm.begun[0], SignalRecord)
     assert record is not None
     return draw_signal(record.model_copy(update={"name": arm.name}))
 
@@ -71,6 +71,6 @@ SIGNAL = ArmPanel(
     name="signal",
     caption="First seed, best weights, measured by kmixer lab signal: the mean squared singular value of the map from "
     "layer l to the top. Above 1 gradients grow on their way down. It says nothing about training.",
-    applies=lambda arm: read_signal(arm.begun[0]) is not None,
+    applies=lambda arm: read_measurement(arm.begun[0], SignalRecord) is not None,
     draw=draw_of_arm,
 )

@@ -1,4 +1,4 @@
-"""What `kmixer lab signal` feeds a model: validation windows and examples, or symmetric inputs that need no data."""
+"""What `kmixer lab` feeds a model: validation windows and examples, or symmetric inputs that need no data."""
 
 from __future__ import annotations
 
