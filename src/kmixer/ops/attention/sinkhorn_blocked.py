@@ -18,7 +18,7 @@ from kmixer.ops.gradients import first_order, refuse_transforms
 
 # Numbers of a block of weights: with its gradient they stay in the second cache level.
 BLOCK_NUMBERS = 1 << 16
-# A sum over a column below this many times the smallest number has lost digits, and is made again from its highest term.
+# A sum over a column below this many times the smallest number has lost digits: it is made again.
 LOST_DIGITS = 1e12
 
 
