@@ -154,6 +154,13 @@ def test_bandwidths_and_locality(arm_of: Any) -> None:
     assert not attention.BANDWIDTHS.applies(arm_of({"sigma": [[1.0]]}, name="once"))
 
 
+def test_columns_by_layer(arm_of: Any) -> None:
+    arm = arm_of({"column_residual": [0.5, 0.25]}, {"column_residual": [0.1, 0.05]})
+    (axes,) = attention.COLUMNS.draw(arm).axes
+    assert curves(axes) == [[0.5, 0.1], [0.25, 0.05]]
+    assert not attention.COLUMNS.applies(arm_of({"column_residual": [0.5]}, name="once"))
+
+
 def test_the_class_token_shows_images_and_what_it_holds(arm_of: Any) -> None:
     token = {"images": [[[[0.0, 1.0], [2.0, 3.0]]]], "rollout": [[0.1, 0.2, 0.3, 0.4]]}
     above, below = attention.CLASS_TOKEN.draw(arm_of({}, class_token=token)).axes

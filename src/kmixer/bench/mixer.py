@@ -41,7 +41,7 @@ class Shape:
 
 
 def bench_mixer(name: str, shape: Shape, windows: tuple[int | None, ...], repeats: int) -> list[dict[str, Any]]:
-    """Rows for the past in each window of a mixer that can see it alone, and for both ways where it sees both: `bench_shape`.
+    """Rows for the past in each window that it has, and for both ways, of those that the mixer sees: see `bench_shape`.
 
     Raises InputError for a mixer that is not in the registry, and a window that it has not.
     """

@@ -86,7 +86,7 @@ class SinkhornAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b t d"],
-        state: None = None,
+        state: object = None,
         *,
         mask: Bool[Tensor, "b t"] | None = None,
         added: Float[Tensor, "b t d"] | None = None,

@@ -97,8 +97,8 @@ LOCALITY = ArmPanel(
 )
 COLUMNS = ArmPanel(
     name="columns",
-    caption="max over positions of |what all take of it - 1|, mean over heads, on validation data, first seed: 0 where "
-    "the weights are doubly stochastic; large scores need more iterations.",
+    caption="Largest over positions of |what all take of it - 1|, mean over heads, on validation data, first seed: 0 "
+    "where the weights are doubly stochastic; large scores need more iterations.",
     applies=lambda arm: len(arm.recorded("column_residual", list[float])) >= 2,
     draw=draw_columns,
 )

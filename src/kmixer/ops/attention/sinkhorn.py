@@ -27,6 +27,7 @@ from kmixer.errors import InputError
 from kmixer.ops.attention.sinkhorn_blocked import blocked_sinkhorn_attention
 from kmixer.ops.attention.sinkhorn_converged import converged_sinkhorn
 from kmixer.ops.attention.sinkhorn_native import native_sinkhorn_attention
+from kmixer.ops.attention.sinkhorn_steps import potentials_of, rows_to_one
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.checks import check_tensors
 from kmixer.ops.gradients import refuse_transforms
@@ -68,22 +69,15 @@ def sinkhorn(
     check_iterations(iterations)
     check_tensors("sinkhorn", scores=scores, rows=rows, columns=columns)
     accurate = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    f, g = _half_step(accurate, -1, rows), None
+    exponents = accurate
     for _ in range(iterations // 2):
-        g = _half_step(accurate + f[..., :, None], -2, columns)
-        f = _half_step(accurate + g[..., None, :], -1, rows)
-    exponents = accurate + f[..., :, None]
-    return torch.exp(exponents if g is None else exponents + g[..., None, :]).to(scores.dtype)
-
-
-def _half_step(exponents: Tensor, dim: int, log_sums: Tensor | None) -> Tensor:
-    """What is to be added so that exp(exponents) adds to these sums; 0, and to nothing, where nothing is there."""
-    highest = exponents.amax(dim, keepdim=True).detach()
-    highest = highest.masked_fill(highest == -torch.inf, 0)
-    totals = torch.exp(exponents - highest).sum(dim)
-    empty = totals == 0
-    potentials = -(totals.masked_fill(empty, 1).log() + highest.squeeze(dim)).masked_fill(empty, 0)
-    return potentials if log_sums is None else potentials + log_sums.to(potentials.dtype)
+        f = potentials_of(exponents, -1)
+        f = f if rows is None else f + rows
+        g = potentials_of(accurate + f[..., :, None], -2)
+        g = g if columns is None else g + columns
+        exponents = accurate + g[..., None, :]
+    weights = rows_to_one(exponents)
+    return (weights if rows is None else weights * torch.exp(rows)[..., :, None]).to(scores.dtype)
 
 
 def column_residual(weights: Float[Tensor, "... t t"], mask: Bool[Tensor, "... t"] | None = None) -> Tensor:

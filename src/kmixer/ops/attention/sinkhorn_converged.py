@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kmixer.ops.attention.sinkhorn_steps import potentials_of, rows_to_one
 from kmixer.ops.gradients import first_order
 
 # Half-steps after which it is given up to get nearer: for scores of deviation 2 the residual is then at rounding.
@@ -29,15 +30,14 @@ class _Converged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, tolerance: float) -> Tensor:
         there = scores.amax(-2) > -torch.inf  # columns that have any weight
-        weights = _rows_made_one(scores)
+        exponents = scores
+        weights = rows_to_one(exponents)
         for _ in range(MAX_HALF_STEPS // 2):
-            sums = weights.sum(-2, keepdim=True)
-            if not ((sums.squeeze(-2) - 1).abs() * there > tolerance).any():
+            if not ((weights.sum(-2) - 1).abs() * there > tolerance).any():
                 break
-            scores = scores - torch.logsumexp(scores + _log_rows(scores), -2, keepdim=True).masked_fill(
-                ~there.unsqueeze(-2), 0
-            )
-            weights = _rows_made_one(scores)
+            g = potentials_of(scores + potentials_of(exponents, -1).unsqueeze(-1), -2)
+            exponents = scores + g.unsqueeze(-2)
+            weights = rows_to_one(exponents)
         ctx.save_for_backward(weights)
         return weights
 
@@ -55,13 +55,3 @@ class _Converged(torch.autograd.Function):
         v = torch.linalg.solve(identity - weights.mT @ weights + null, right)
         u = rows.unsqueeze(-1) - weights @ v
         return changes - weights * (u + v.mT), None
-
-
-def _log_rows(scores: Tensor) -> Tensor:
-    """-logsumexp of every row, 0 where it is empty (..., t, 1)."""
-    sums = torch.logsumexp(scores, -1, keepdim=True)
-    return -sums.masked_fill(sums == -torch.inf, 0)
-
-
-def _rows_made_one(scores: Tensor) -> Tensor:
-    return torch.exp(scores + _log_rows(scores))
