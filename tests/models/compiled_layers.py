@@ -29,7 +29,7 @@ def results(stack: Any, inputs: list[torch.Tensor], *, copies: bool) -> list[lis
 
 
 def unique_graphs(kind: str, settings: dict[str, Any]) -> int:
-    """How many programs a stack was compiled to; settings are those of its configuration, "dtype", "causal", "copies"."""
+    """How many programs a stack was compiled to; settings: those of its configuration, "dtype", "causal", "copies"."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
