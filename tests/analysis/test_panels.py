@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from kmixer.analysis.figures import OVERVIEWS, PANELS, all_figures
-from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses
+from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, norms
 from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm
 from tests.experiments.records import evaluation, make_record, results_of
@@ -266,3 +266,19 @@ def test_figures_of_several_arms_are_named_after_them(arm_of: Any) -> None:
     drawn = {figure.name: figure.caption for figure in all_figures(arms)}
     assert drawn["decays-rank=2"] == drawn["decays-a-b-c"] == k2.DECAYS.caption
     assert [figure.name for figure in all_figures(arms[:1])] == ["decays"]
+
+
+def test_norms_are_drawn_by_name(arm_of: Any) -> None:
+    def measured(step: int) -> dict[str, Any]:
+        names = ["stack.first.mixing_norm", "stack.read_out.norm", "norm"]
+        values = {"alpha": [0.5, 1.0 + step, 2.0], "shift": [0.0] * 3}
+        return {"norms": {"names": names, **values, "saturation": [0.0, 0.1 * step, 0.2], "input": [0.02, 1.0, 3.0]}}
+
+    arm = arm_of(measured(0), measured(1))
+    assert norms.POINTWISE_NORMS.applies(arm)
+    figure = norms.draw_pointwise_norms(arm)
+    strength, alpha, saturation = figure.axes
+    assert curves(strength) == [[0.02, 0.02], [1.0, 1.0], [3.0, 3.0]]
+    assert curves(alpha)[1] == [1.0, 2.0]
+    assert curves(saturation)[1] == [0.0, 0.1]
+    assert not norms.POINTWISE_NORMS.applies(arm_of({}, {}, name="other"))

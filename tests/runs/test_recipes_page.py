@@ -6,7 +6,7 @@ import json
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -27,12 +27,16 @@ def _written(default: Any) -> str:
     return json.dumps(default)
 
 
+def _takes_a_number(annotation: Any) -> bool:
+    return annotation is float or any(map(_takes_a_number, get_args(annotation)))
+
+
 def _collect(config: type[BaseModel], group: str, found: Defaults) -> None:
     for key, field in config.model_fields.items():
         if inner := configs_in(field.annotation):
             for each in inner:
                 _collect(each, key, found)
-        else:
+        if not inner or _takes_a_number(field.annotation):  # or in the place of the group
             found[group, key].add(_written(field.default))
 
 
