@@ -109,6 +109,8 @@ NAMED_BY = {
         "layers/hierarchical_attention.py": "is softmax attention over scores of its own, and uses its operator",
         "layers/gaussian_attention.py": "is computed as softmax attention",
         "ops/attention/gaussian.py": "is computed as softmax attention",
+        "layers/sinkhorn_attention.py": "is softmax attention with one half-step, which may be causal",
+        "ops/attention/sinkhorn.py": "is softmax attention with one half-step",
         "models/known_parts.py": "has the name of a part of torch's adaptive softmax",
         "experiments/denoise.py": "sets chosen layers side by side: a recipe",
     },

@@ -40,7 +40,7 @@ def arm_of(tmp_path: Path) -> Any:
 
 def test_every_panel_has_its_own_name_and_a_caption() -> None:
     panels = [*OVERVIEWS, *PANELS]
-    assert len({panel.name for panel in panels}) == len(panels) == 22
+    assert len({panel.name for panel in panels}) == len(panels) == 23
     assert all(panel.caption.endswith(".") for panel in panels)
 
 
@@ -153,6 +153,13 @@ def test_bandwidths_and_locality(arm_of: Any) -> None:
     shown = [drawn for axes in attention.LOCALITY.draw(arm).axes for drawn in images(axes)]
     assert [locality["effective_keys"], locality["distance"]] == shown[:2]
     assert not attention.BANDWIDTHS.applies(arm_of({"sigma": [[1.0]]}, name="once"))
+
+
+def test_columns_by_layer(arm_of: Any) -> None:
+    arm = arm_of({"column_residual": [0.5, 0.25]}, {"column_residual": [0.1, 0.05]})
+    (axes,) = attention.COLUMNS.draw(arm).axes
+    assert curves(axes) == [[0.5, 0.1], [0.25, 0.05]]
+    assert not attention.COLUMNS.applies(arm_of({"column_residual": [0.5]}, name="once"))
 
 
 def test_the_class_token_shows_images_and_what_it_holds(arm_of: Any) -> None:

@@ -55,6 +55,12 @@ def test_recipes_and_keys(kmixer_command: Run, recipe_file: Path, tmp_path: Path
         "training.steps": "write it as key=value",
     }.items():
         assert message in kmixer_command(*train(recipe_file, tmp_path / "out", setting)).error()
+    for name, allowed in {
+        "transformer-plays": "and a language model sees the past only; allowed: gaussian, hierarchical, k2, softmax",
+        "listops": "allowed: causal = false",
+    }.items():
+        refused = kmixer_command(*train(Path(name), tmp_path / "out", "model.mixers=sinkhorn")).error()
+        assert "sinkhorn needs all queries to normalise a key" in refused and refused.endswith(allowed)
     assert "unknown key" in kmixer_command("params", "shakespeare-quick", "--set", "modle.rank=1").error()
     assert "not registered; allowed: tiny-shakespeare" in kmixer_command("data", "get", "plys", "--from", "x").error()
     assert "no such file or folder" in kmixer_command("data", "get", "plys").error()

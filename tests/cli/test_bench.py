@@ -97,7 +97,8 @@ def test_every_mixer_is_timed_beside_the_baseline(mixer: str, kmixer_command: Ru
     rows = json.loads(kmixer_command("bench", "mixer", mixer, *options, "--json").out)["rows"]
     layers = [row["what"] for row in rows if row["what"].endswith("layer")]
     both = dict.fromkeys(["softmax layer", f"{mixer} layer"])
-    assert layers == [*both] * (2 if CARDS[mixer].sees_both_ways else 1)
+    ways = (not CARDS[mixer].refuses_causal) + CARDS[mixer].sees_both_ways
+    assert layers == [*both] * ways
     assert "softmax, torch" in {row["what"] for row in rows}
     assert all(row["seconds"] > 0 for row in rows)
 
@@ -111,7 +112,7 @@ def test_hierarchical_attention_by_backend(kmixer_command: Run) -> None:
 
 def test_a_mixer_that_is_not_there_and_a_window_that_it_has_not(kmixer_command: Run) -> None:
     refused = kmixer_command("bench", "mixer", "mamba").error()
-    assert refused.endswith("mixer: got 'mamba'; allowed: gaussian, hierarchical, k2, softmax")
+    assert refused.endswith("mixer: got 'mamba'; allowed: gaussian, hierarchical, k2, sinkhorn, softmax")
     refused = kmixer_command("bench", "mixer", "k2", "--window", 8).error()
     assert refused.endswith("--window: mixer k2 has no window")
 

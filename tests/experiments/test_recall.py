@@ -13,7 +13,7 @@ from kmixer.errors import InputError
 from kmixer.experiments.recall import CEILING, Setting, arms_of, config_of, run_recall
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.matched import size_of
-from kmixer.models.mixers.registry import CARDS
+from kmixer.models.mixers.registry import CARDS, CAUSAL_NAMES
 
 TASK = Recall(4, 8, 96)
 SMALL = Setting(
@@ -23,7 +23,7 @@ SHARED = 0.02  # part of its parameters by which an arm may differ: hidden units
 
 
 @pytest.mark.parametrize("pairs", [8, 64])
-@pytest.mark.parametrize("mixer", CARDS)
+@pytest.mark.parametrize("mixer", CAUSAL_NAMES)
 def test_arms_of_a_mixer_have_equal_parameters(mixer: str, pairs: int) -> None:
     plain, fast, ceiling = arms_of([mixer], fast=True)
     vocabulary = Recall(pairs, pairs, 4 * pairs, gap=0).vocabulary

@@ -26,7 +26,7 @@ from kmixer.generation.prepared import can_prepare
 from kmixer.generation.speculation import RULES
 from kmixer.generation.speculative import Rounds
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig
-from kmixer.models.mixers.registry import CARDS
+from kmixer.models.mixers.registry import CARDS, CAUSAL_NAMES
 
 V = 7
 NGRAMS = count_ngrams(np.random.default_rng(0).integers(0, V, 300), V, 3)
@@ -43,7 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "refined, dense": {**STACK, "refinement": {"steps": 2}, "base_kernel": {"kind": "dense", "size": 40}},
     "copies": {**STACK, "copy_memory": {"match_length": "both", "memory": 8, "pointer": True, "second": 2}},
     "copies, refined": {**STACK, "refinement": {"steps": 2}, "copy_memory": {"layers": "last", "memory": 16}},
-    **{name: {**BLOCKS, "mixers": name} for name in CARDS},
+    **{name: {**BLOCKS, "mixers": name} for name in CAUSAL_NAMES},
     **{
         f"{name}, window": {**BLOCKS, "mixers": name, "windows": "SL", "window": 4}
         for name, card in CARDS.items()
@@ -51,7 +51,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     **{
         f"{name}, copies": {**BLOCKS, "mixers": name, "copy_memory": {"match_length": "gate", "memory": 10}}
-        for name in CARDS
+        for name in CAUSAL_NAMES
     },
     # Chunks shorter than a round: their borders lie inside it.
     "fast weights": {**STACK, "fast_weights": {"chunk": 3, "layers": "every", "max_norm": 1.0}},

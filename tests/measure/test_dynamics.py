@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from kmixer.layers import K2
-from kmixer.measure.dynamics import first_windows, measure_dynamics
+from kmixer.measure.dynamics import first_windows, measure_dynamics, measure_mixers
+from kmixer.measure.locality import inputs_of
 from kmixer.models import CausalLM, ModelConfig
+from kmixer.models.vision import VisionConfig, VisionTransformer
 
 KERNELS: list[dict[str, Any]] = [
     {"kind": "conv", "size": 4, "shared": True},
@@ -107,3 +109,17 @@ def test_first_windows() -> None:
     assert first_windows(torch.arange(100), 30).shape == (3, 30)
     assert first_windows(torch.arange(100_000), 256).shape == (64, 256)
     assert first_windows(torch.arange(100_000), 50_000).shape == (1, 50_000)
+
+
+def test_the_column_residual_is_that_of_every_layer() -> None:
+    torch.manual_seed(0)
+    values = {"image_size": 8, "channels": 1, "patch_size": 2, "classes": 3, "width": 8, "layers": 2, "heads": 2}
+    config = VisionConfig.parse({**values, "mixers": ["sinkhorn", "softmax"], "layers": 3}, source="test")
+    model, images = VisionTransformer(config), torch.rand(4, 1, 8, 8)
+    found = measure_mixers(model, images)
+    assert len(found["locality"]["distance"]) == 3
+    assert len(found["column_residual"]) == 2
+    first = model.blocks[0]
+    seen = inputs_of(model, [first.mixer], images)[0]
+    sums = first.mixer.attention_weights(seen).double().sum(-2)
+    assert found["column_residual"][0] == pytest.approx(float((sums - 1).abs().amax(-1).mean()))

@@ -14,7 +14,7 @@ import torch
 import torch._dynamo
 
 from kmixer.models import KStack, ModelConfig, TransformerConfig
-from kmixer.models.transformer import Transformer
+from kmixer.models.transformer import BlocksConfig, Transformer
 
 LAYERS = 3
 
@@ -29,23 +29,24 @@ def results(stack: Any, inputs: list[torch.Tensor], *, copies: bool) -> list[lis
 
 
 def unique_graphs(kind: str, settings: dict[str, Any]) -> int:
-    """How many programs a stack was compiled to; settings are those of its configuration, "dtype" and "copies"."""
+    """How many programs a stack was compiled to; settings: those of its configuration, "dtype", "causal", "copies"."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     dtype = getattr(torch, settings.pop("dtype", "float32"))
-    copies = settings.pop("copies", False)
+    copies, causal = settings.pop("copies", False), settings.pop("causal", True)
     values = {"width": 16, "layers": LAYERS, **settings}
     stack: Any
     if kind == "k-stack":
         stack = KStack(ModelConfig.parse(values, source="test"))
     else:
-        stack = Transformer(TransformerConfig.parse({"heads": 2, **values}, source="test"))
+        blocks = (TransformerConfig if causal else BlocksConfig).parse({"heads": 2, **values}, source="test")
+        stack = Transformer(blocks, causal=causal)
     stack.to(dtype)
     inputs = [torch.randn(b, t, 16, dtype=dtype, requires_grad=True) for b, t in ((2, 20), (3, 33), (2, 64), (5, 71))]
     expected = results(stack, inputs, copies=copies)
     # The backward of a stack with operators of our own is traced too; that of torch's is torch's matter, and slow.
-    own = kind == "k-stack" or settings["mixers"] in ("k2", "hierarchical")
+    own = kind == "k-stack" or settings["mixers"] in ("k2", "hierarchical", "sinkhorn")
     stack.compile_layers(backend="aot_eager" if own else "eager")
     for actual, exact in zip(results(stack, inputs, copies=copies), expected, strict=True):
         torch.testing.assert_close(actual, exact, rtol=1e-4, atol=1e-4)

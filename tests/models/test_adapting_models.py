@@ -22,7 +22,7 @@ from kmixer.layers.adapting import adapting, relative_moves
 from kmixer.layers.roles import LOGIT, TABLE, TRANSPOSED_MATRIX, roles_of
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig, count_flops, count_parameters
 from kmixer.models.flops import state_bytes
-from kmixer.models.mixers.registry import CARDS
+from kmixer.models.mixers.registry import CAUSAL_NAMES
 from kmixer.models.model_folder import put_weights
 from kmixer.state import join, rows, tensors
 from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_model, one_at_a_time
@@ -37,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "factorised": {**STACK, "embedding_width": 5},
     "copies": {**STACK, "copy_memory": {"match_length": "both", "memory": 16, "pointer": True, "second": 2}},
     "nanochat": {**BLOCKS, "blocks": "nanochat", "value_embeddings": True},
-    **{name: {**BLOCKS, "mixers": name} for name in CARDS},
+    **{name: {**BLOCKS, "mixers": name} for name in CAUSAL_NAMES},
 }
 SECTIONS: list[dict[str, Any]] = [{"chunk": 4}, {"chunk": 1, "layers": "every"}]
 kinds = pytest.mark.parametrize("kind", MODELS)

@@ -32,6 +32,7 @@ def test_blocks_of_a_kind_share_a_program() -> None:
         ({"mixers": "gaussian", "blocks": "nanochat", "copies": True}, 1),
         ({"mixers": "hierarchical"}, 1),
         ({"mixers": "k2"}, 1),
+        ({"mixers": "sinkhorn", "causal": False}, 1),
     ]
     settings, programs = zip(*stacks, strict=True)
     assert unique_graphs("transformer", list(settings)) == list(programs)

@@ -14,7 +14,7 @@ from kmixer.errors import InputError
 from kmixer.layers.copy_memory import nothing_seen
 from kmixer.layers.roles import roles_of
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig
-from kmixer.models.mixers.registry import CARDS
+from kmixer.models.mixers.registry import CAUSAL_NAMES
 from kmixer.state import join, nbytes, rows
 from tests.models.laws import assert_a_split_gives_the_whole, draw_cuts, of_model, one_at_a_time
 
@@ -43,7 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "a pointer alone": {**STACK, "copy_memory": {"layers": "none", "pointer": True}},
     **{
         f"{name} blocks": {**BLOCKS, "mixers": name, "copy_memory": {"memory": 10, "match_length": "gate"}}
-        for name in CARDS
+        for name in CAUSAL_NAMES
     },
 }
 kinds = pytest.mark.parametrize("kind", MODELS)

@@ -113,6 +113,17 @@ def test_copies_cost_the_product_after_their_table_and_a_pointer_its_dot_product
     assert count_flops(lm(copy_memory={}), T) == count_flops(lm(), T)  # a look-up alone
 
 
+@pytest.mark.parametrize("iterations", [1, 3, 5])
+def test_every_half_step_of_sinkhorn_attention_more_makes_the_scores_again(iterations: int) -> None:
+    def flops(**values: Any) -> float:
+        config = {"vocabulary": 9, "length": T, "classes": 3, "width": D, "layers": 2, "heads": 2, "causal": False}
+        parsed = SequenceClassifierConfig.parse({**config, **values}, source="test")
+        return account_classifier(parsed, examples=1).forward_flops
+
+    more = flops(mixers="sinkhorn", sinkhorn={"iterations": iterations}) - flops()
+    assert more == 2 * (iterations - 1) * T * T * (2 * D + 2)  # products, and an exponential in each of two heads
+
+
 @pytest.mark.parametrize("like", [{}, {"heads": 2, "mixers": "k2"}], ids=str)
 def test_a_state_grows_where_all_is_remembered(like: dict[str, Any]) -> None:
     kind: Any = TransformerConfig if like else ModelConfig

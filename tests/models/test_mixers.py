@@ -16,7 +16,7 @@ from kmixer.layers.measured import Attention, Learned
 from kmixer.layers.roles import roles_of
 from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixerName, MixersConfig, build_mixer
-from kmixer.models.mixers.registry import CARDS
+from kmixer.models.mixers.registry import CARDS, CAUSAL_NAMES
 from kmixer.state import State, join, rows
 from kmixer.trail import Trail
 from tests.models.laws import (
@@ -33,7 +33,7 @@ WIDTH = 12
 Form = tuple[MixerName, dict[str, Any], dict[str, Any]]
 # A mixer, its settings, and the place it stands in: every mixer of the registry as it is, and other forms of some.
 FORMS: list[Form] = [
-    *((name, {}, {}) for name in CARDS),
+    *((name, {}, {}) for name in CAUSAL_NAMES),
     ("softmax", {}, {"window": 4}),
     ("softmax", {"query_key_norm": True}, {"window": 3, "window_inclusive": True, "bias": True}),
     ("softmax", {"tie_query_key": True}, {}),
@@ -51,7 +51,14 @@ FORMS: list[Form] = [
     ("k2", {"rank": 2, "base_kernel": {"kind": "toeplitz", "size": 5, "shared": False}, "output_gate": True}, {}),
     ("k2", {"rank": 2, "base_kernel": {"kind": "none", "shared": False}}, {}),
 ]
+# Of mixers that are built for no place that sees the past only.
+BOTH_WAYS: list[Form] = [
+    ("sinkhorn", {}, {"causal": False}),
+    ("sinkhorn", {"iterations": 3, "tie_query_key": True}, {"causal": False, "bias": True}),
+    ("sinkhorn", {"iterations": 1, "learned_temperature": True}, {"causal": False, "rotary": False}),
+]
 forms = pytest.mark.parametrize("form", FORMS, ids=str)
+all_forms = pytest.mark.parametrize("form", [*FORMS, *BOTH_WAYS], ids=str)
 
 
 def make_mixer(form: Form, **place: Any) -> Any:
@@ -70,12 +77,12 @@ def inputs(t: int, b: int = 2) -> Tensor:
 
 
 def test_a_configuration_names_the_mixers_of_the_registry_and_holds_settings_of_each() -> None:
-    assert set(get_args(MixerName)) == set(CARDS) >= {name for name, _, _ in FORMS}
+    assert set(get_args(MixerName)) == set(CARDS) == {name for name, _, _ in [*FORMS, *BOTH_WAYS]}
     fields = MixersConfig.model_fields
     assert list(fields) == ["mixers", "heads", *CARDS]
     for name, card in CARDS.items():
         assert (card.name, fields[name].annotation, fields[name].default) == (name, card.settings, card.settings())
-        assert isinstance(make_mixer((name, {}, {})), card.layer)
+        assert isinstance(make_mixer((name, {}, {}), causal=not card.refuses_causal), card.layer)
 
 
 @forms
@@ -164,7 +171,7 @@ def test_a_window_ends(form: Any) -> None:
     assert state.keys.shape[2] == reach - 1
 
 
-@forms
+@all_forms
 def test_every_parameter_gets_a_gradient_also_through_the_state(form: Any) -> None:
     mixer = make_mixer(form)
     _, state = mixer(inputs(20))
@@ -177,7 +184,7 @@ def test_every_parameter_gets_a_gradient_also_through_the_state(form: Any) -> No
         assert parameter.grad.abs().sum() > 0, name
 
 
-@forms
+@all_forms
 def test_without_gradients_the_numbers_are_the_same(form: Any) -> None:
     mixer = make_mixer(form).float()
     followed, unfollowed = [], []
@@ -238,10 +245,10 @@ def test_without_causal_every_position_sees_all(name: MixerName) -> None:
     changed[:, 8] += 1
     assert ((mixer(changed)[0] - y).abs().amax((0, 2)) > 1e-6).all()
     with pytest.raises(InputError, match="state: a layer with causal=False sees all positions at once and takes none"):
-        mixer(x, state)
+        mixer(x, () if state is None else state)
 
 
-@pytest.mark.parametrize("name", ["softmax", "gaussian"])
+@pytest.mark.parametrize("name", ["softmax", "gaussian", "sinkhorn"])
 def test_without_causal_and_positions_order_does_not_matter(name: MixerName) -> None:
     mixer, x = make_mixer((name, {}, {"rotary": False}), causal=False), inputs(9)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
@@ -254,7 +261,13 @@ def test_a_mixer_of_the_past_only_is_refused_where_all_is_seen(name: MixerName) 
         make_mixer((name, {}, {}), causal=False)
 
 
-@forms
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if card.refuses_causal])
+def test_a_mixer_that_cannot_see_the_past_only_is_refused_where_it_would_have_to(name: MixerName) -> None:
+    with pytest.raises(InputError, match=rf"mixer {name} needs .*; allowed here: gaussian, hierarchical, k2, softmax$"):
+        make_mixer((name, {}, {}))
+
+
+@all_forms
 def test_every_parameter_has_a_role(form: Form) -> None:
     mixer = make_mixer(form)
     roles = roles_of(mixer)
@@ -282,14 +295,14 @@ def numbers_of(state: Any) -> int:
     return sum(map(numbers_of, state)) if isinstance(state, tuple) else 0
 
 
-@forms
+@all_forms
 def test_operations_are_finite_and_grow_with_what_is_seen(form: Form) -> None:
     mixer, card = make_mixer(form), CARDS[form[0]]
     short, long = (card.operations(mixer, window) for window in (8, 64))
     assert 0 < short <= long <= card.operations(mixer, 64, every_key=True)
 
 
-@forms
+@all_forms
 def test_what_is_measured_of_it_are_numbers(form: Form) -> None:
     mixer, x = make_mixer(form), inputs(7)
     values = mixer.learned() if isinstance(mixer, Learned) else {}
@@ -297,4 +310,4 @@ def test_what_is_measured_of_it_are_numbers(form: Form) -> None:
     weights = mixer.attention_weights(x) if isinstance(mixer, Attention) else None
     if weights is not None:
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1], dtype=weights.dtype))
-        assert bool((weights.triu(1) == 0).all())
+        assert bool((weights.triu(1) == 0).all()) == form[2].get("causal", True)

@@ -205,6 +205,8 @@ def test_wrong_configurations_are_named() -> None:
         make_config(windows="SL")
     with pytest.raises(InputError, match="layer 0 is short, and its mixer k2 has no window"):
         make_config(windows="S", window=3, mixers=["k2"])
+    with pytest.raises(InputError, match=r"sinkhorn needs all queries.* allowed: gaussian, hierarchical, k2, softmax$"):
+        make_config(mixers=["softmax", "sinkhorn"])
     with pytest.raises(InputError, match="base_kernel: got kind 'conv', shared True; allowed here: none"):
         make_config(k2={"base_kernel": {"kind": "conv"}})
     with pytest.raises(InputError, match=r"tokens: missing; this stack has value embeddings, which need them"):

@@ -13,7 +13,7 @@ from kmixer.layers.block import drop_path
 from kmixer.models.vision import VisionConfig, VisionTransformer
 
 VALUES = {"image_size": 8, "channels": 3, "patch_size": 4, "classes": 5, "width": 12, "layers": 2, "heads": 3}
-mixers = pytest.mark.parametrize("mixer", ["softmax", "gaussian", "hierarchical"])
+mixers = pytest.mark.parametrize("mixer", ["softmax", "gaussian", "hierarchical", "sinkhorn"])
 
 
 def make_model(mixer: str = "softmax", **values: Any) -> VisionTransformer:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kmixer.errors import InputError
-from kmixer.ops import base_kernel, gaussian_attention, hierarchical_attention
+from kmixer.ops import base_kernel, gaussian_attention, hierarchical_attention, sinkhorn, sinkhorn_attention
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.cross_entropy import cross_entropies
 
@@ -48,6 +48,8 @@ OPERATORS: dict[str, tuple[Callable[[Tensor, Tensor], object], tuple[int, ...], 
         (2, 2, 6, 4),
         "keys of level 0",
     ),
+    "sinkhorn": (lambda s, columns: sinkhorn(s, 3, columns=columns), (6, 4), (4,), "columns"),
+    "sinkhorn_attention": (lambda x, v: sinkhorn_attention(x, x, v), (2, 2, 6, 4), (2, 2, 6, 4), "values"),
     "softmax attention": (lambda x, v: softmax_attention(x, x, v), (2, 2, 6, 4), (2, 2, 6, 4), "values"),
 }
 

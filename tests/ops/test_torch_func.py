@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +13,13 @@ from jaxtyping import config
 from torch import Tensor
 
 from kmixer.errors import InputError
-from kmixer.ops import base_kernel, decayed_linear_attention, gaussian_attention, hierarchical_attention
+from kmixer.ops import (
+    base_kernel,
+    decayed_linear_attention,
+    gaussian_attention,
+    hierarchical_attention,
+    sinkhorn_attention,
+)
 from kmixer.ops.attention.softmax import softmax_attention
 from kmixer.ops.cross_entropy import cross_entropies
 from kmixer.ops.downsampling import filter_and_halve
@@ -59,6 +66,11 @@ def hierarchical(backend: Any) -> Case:
     return Case(run, (*((2, 2, 6, 4),) * 3, (2, 2)))
 
 
+def sinkhorn(backend: Any, iterations: int = 5) -> Case:
+    run = functools.partial(sinkhorn_attention, iterations=iterations, backend=backend)
+    return Case(run, ((2, 2, 6, 4),) * 3)
+
+
 def block(activation: Any) -> Case:
     return Case(
         lambda *tensors: feed_forward(*tensors, eps=EPS, dropout=0.0, activation=activation),
@@ -79,6 +91,9 @@ CASES = {
     "gaussian, window": gaussian("auto", window=2, exclude_self=True),
     "hierarchical": hierarchical("auto"),
     "hierarchical, naive": hierarchical("naive"),
+    "sinkhorn": sinkhorn("auto"),
+    "sinkhorn, one half-step": sinkhorn("auto", 1),
+    "sinkhorn, naive": sinkhorn("naive"),
     "softmax": Case(softmax_attention, ((2, 2, 6, 4),) * 3),
     "softmax, window": Case(lambda q, k, v: softmax_attention(q, k, v, reach=2), ((2, 2, 6, 4),) * 3),
     "rms norm": Case(lambda x, w: rms_norm(x, w, EPS), ((2, 4), (4,))),
@@ -99,6 +114,7 @@ REFUSED = {
     **{f"decay, {backend}": decay(backend) for backend in ("block", "native", "triton")},
     **{f"gaussian, {backend}": gaussian(backend) for backend in ("sdpa", "flex")},
     **{f"hierarchical, {backend}": hierarchical(backend) for backend in ("blocked", "native", "sdpa")},
+    **{f"sinkhorn, {backend}": sinkhorn(backend) for backend in ("blocked", "native")},
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import lzma
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from kmixer.data.config import SequenceDataConfig
 from kmixer.data.listops import VOCABULARY
 from kmixer.data.sequences import LUMINANCE, load_sequences, padded
 from kmixer.errors import InputError
-from kmixer.models.mixers.choice import MixerName
+from kmixer.models.mixers.registry import CAUSAL_NAMES
 from kmixer.models.model_folder import load_classifier
 from kmixer.models.sequence_classifier import SequenceClassifier, SequenceClassifierConfig
 from kmixer.runs.recipe import SequenceRecipe, load_recipe
@@ -24,7 +23,7 @@ from kmixer.training.sequences import SequenceTask
 from tests.data.test_images import write_npz
 
 VALUES = {"vocabulary": 9, "length": 20, "classes": 3, "width": 12, "layers": 2, "heads": 3}
-mixers = pytest.mark.parametrize("mixer", get_args(MixerName))
+mixers = pytest.mark.parametrize("mixer", CAUSAL_NAMES)
 
 
 def make_model(mixer: str, **values: object) -> SequenceClassifier:
@@ -56,6 +55,18 @@ def test_a_padded_batch_gives_what_each_sequence_gives_alone(mixer: str, pooling
     torch.testing.assert_close(model.classify_together(batch), alone, rtol=1e-12, atol=1e-12)
     # In training a causal model takes the batch with its padding at once; other products round otherwise.
     torch.testing.assert_close(model.train()(batch), alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_so_does_a_mixer_that_sees_both_ways_alone(pooling: str) -> None:
+    with pytest.raises(InputError, match=r"causal: sinkhorn needs all queries .*; allowed: causal = false$"):
+        make_model("sinkhorn")
+    model = make_model("sinkhorn", pooling=pooling, causal=False)
+    rows = [[3, 1, 4, 1, 5], [9 - 1], [2, 7, 1]]
+    alone = torch.cat([model(torch.tensor([row])) for row in rows])
+    assert torch.equal(model(padded(rows, 20).long()), alone)
+    model.train()(padded(rows, 20).long()).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -26,6 +26,7 @@ PANELS: tuple[ArmPanel, ...] = (
     losses.POSITIONS_OVER_TRAINING,
     attention.BANDWIDTHS,
     attention.LOCALITY,
+    attention.COLUMNS,
     levels.LEVEL_WEIGHTS,
     levels.LEVEL_APPROXIMATION,
     copies.COPY_GATES,

@@ -41,7 +41,7 @@ class Shape:
 
 
 def bench_mixer(name: str, shape: Shape, windows: tuple[int | None, ...], repeats: int) -> list[dict[str, Any]]:
-    """Rows for the past in each window that the mixer has, and for both ways where it sees both: see `bench_shape`.
+    """Rows for the past in each window that it has, and for both ways, of those that the mixer sees: see `bench_shape`.
 
     Raises InputError for a mixer that is not in the registry, and a window that it has not.
     """
@@ -50,7 +50,7 @@ def bench_mixer(name: str, shape: Shape, windows: tuple[int | None, ...], repeat
     if not CARDS[name].has_window and windows != (None,):
         raise InputError(f"--window: mixer {name} has no window")
     check_heads(shape.width, shape.heads)
-    shapes = [replace(shape, window=window) for window in windows]
+    shapes = [] if CARDS[name].refuses_causal else [replace(shape, window=window) for window in windows]
     if CARDS[name].sees_both_ways:
         shapes.append(replace(shape, causal=False))
     return [row for each in shapes for row in bench_shape(name, each, repeats)]

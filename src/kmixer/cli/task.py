@@ -19,7 +19,7 @@ from kmixer.experiments.denoise import Budget, Score, run_denoising
 from kmixer.experiments.recall import Arm, Setting, Trained, arms_of, run_recall
 from kmixer.experiments.tables import DENOISE_HEAD, RECALL_HEAD, denoise_cells, recall_cells, text_table
 from kmixer.files import atomic_write
-from kmixer.models.mixers.registry import CARDS
+from kmixer.models.mixers.registry import CAUSAL_NAMES
 
 app = typer.Typer(help="Tasks that set mixers side by side.", no_args_is_help=True)
 
@@ -85,7 +85,7 @@ def recall(
     if figure is not None and figure.suffix not in (".svg", ".png", ".pdf"):
         raise InputError(f"--figure: got {figure}; allowed: a file that ends in .svg, .png or .pdf")
     for name in (names := mixers.split(",")):
-        check_choice("--mixers", name, CARDS)
+        check_choice("--mixers", name, CAUSAL_NAMES)
     tasks = [usual_task(number) for number in _numbers("--pairs", pairs)]
     setting = Setting(
         steps=steps, batch_size=batch_size, rate=rate, init=init, gaps=tuple(_numbers("--gaps", gaps)) if gaps else ()
@@ -122,7 +122,7 @@ def _classification(name: str, description: str) -> Callable[..., None]:
     """The command that sweeps a classification recipe over mixers."""
 
     def command(
-        mixers: Annotated[str, typer.Option(help="Which mixers; the first is the baseline.")] = ",".join(CARDS),
+        mixers: Annotated[str, typer.Option(help="Which mixers; the first is the baseline.")] = ",".join(CAUSAL_NAMES),
         seeds: Annotated[str, typer.Option(help="How many seeds, or a list: 1,2,3.")] = "3",
         settings: Settings = None,
         out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/TASK-sweep.")] = None,
@@ -136,7 +136,7 @@ def _classification(name: str, description: str) -> Callable[..., None]:
 
     command.__doc__ = (
         f"{description}\n\nA sweep of recipe {name}: the same command goes on where it was stopped; compare and report "
-        f"read its folder.\n\nExample: kmixer task {name} --mixers {','.join(list(CARDS)[:2])} --seeds 3"
+        f"read its folder.\n\nExample: kmixer task {name} --mixers {','.join(CAUSAL_NAMES[:2])} --seeds 3"
     )
     return command
 

@@ -37,6 +37,8 @@ COLUMNS = (
     Column("last residual", "residuals", list[float], lambda residuals: residuals[-1:], 4),
     Column("copy gate", "copy_gate", list[float] | list[list[float]], lambda gates: np.ravel(gates).tolist(), 3),
     Column("sigma", "sigma", list[list[float]], chain.from_iterable, 2),
+    Column("temperature", "temperature", list[list[float]], chain.from_iterable, 3),
+    Column("column residual", "column_residual", list[float], list, 4),
     Column(
         "effective keys",
         "locality",

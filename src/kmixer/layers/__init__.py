@@ -9,6 +9,7 @@ from kmixer.layers.gaussian_attention import GaussianAttention, GaussianCache
 from kmixer.layers.hierarchical_attention import HierarchicalAttention, HierarchicalCache
 from kmixer.layers.k_operators import K0, K1, K2, K1Mixer, K2Mixer, K2State
 from kmixer.layers.norms import Derf, DyT, RMSNorm
+from kmixer.layers.sinkhorn_attention import SinkhornAttention
 from kmixer.layers.softmax_attention import KeyValueCache, SoftmaxAttention
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "K2State",
     "KeyValueCache",
     "RMSNorm",
+    "SinkhornAttention",
     "SoftmaxAttention",
     "SquaredReluFeedForward",
     "attach_fast_weights",

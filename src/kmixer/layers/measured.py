@@ -40,6 +40,14 @@ class TwoBranches(Protocol):
         """
 
 
+@runtime_checkable
+class Columns(Protocol):
+    """Attention that brings what all positions take of one nearer to 1."""
+
+    def column_residual(self, x: Tensor) -> float:
+        """max_j |sum_i W_ij - 1| for inputs (b, t, d), mean over heads."""
+
+
 class LevelScores(NamedTuple):
     """One level of an attention that scores at several resolutions; level l has a row for 2^l positions."""
 

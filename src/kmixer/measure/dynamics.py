@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kmixer.layers.measured import Learned, Levels, TwoBranches
+from kmixer.layers.measured import Columns, Learned, Levels, TwoBranches
 from kmixer.measure.copies import measure_copies
 from kmixer.measure.evaluating import evaluating
 from kmixer.measure.fast_weights import measure_fast_weights
@@ -40,9 +40,10 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
         "base_kernel", one list a kernel: mean weight by lag. Of a refined stack "eta" and "residuals", one
         a refinement step: |K(h) - h| / |h|. "sigma", bandwidths of the heads of each Gaussian layer;
         "level_weights", of the levels in every head of each hierarchical layer, and "levels", see `measure_levels`.
-        Of the attention layers "locality", see `measure_locality`. Of a copy memory "copy_gate", of every layer that
-        takes copies, by length of the match where the gate knows it, and "copies", see `measure_copies`. Of fast
-        weights "fast_tau" and "fast_taps", see `FastWeights.learned`, and "fast_weights", see `measure_fast_weights`.
+        "column_residual" and learned "temperature" of Sinkhorn layers, see `kmixer.layers.measured.Columns`. Of the
+        attention layers "locality", see `measure_locality`. Of a copy memory "copy_gate", of every layer that takes
+        copies, by length of the match where the gate knows it, and "copies", see `measure_copies`. Of fast weights
+        "fast_tau" and "fast_taps", see `FastWeights.learned`, and "fast_weights", see `measure_fast_weights`.
         Of norms that are functions of every number alone "norms", see `PointwiseNorms`.
         What a model does not have is left out.
     """
@@ -71,6 +72,7 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
     """
     two_branches = [part for part in model.modules() if isinstance(part, TwoBranches)]
     with_levels = [part for part in model.modules() if isinstance(part, Levels)]
+    with_columns = [part for part in model.modules() if isinstance(part, Columns)]
     recorder, norms = _Shares(two_branches), PointwiseNorms(model)
     # Hooks would make torch.compile translate the layers once more.
     compiled = any(part._compiled_call_impl is not None for part in model.modules())
@@ -84,6 +86,8 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
         looked_at = inputs if locality is None else inputs[: locality[0], : locality[1]]
         weights = attention_weights(model, looked_at)
         reached = inputs_of(model, with_levels, looked_at)
+        before_columns = inputs_of(model, with_columns, looked_at)
+        residuals = [layer.column_residual(x) for layer, x in zip(with_columns, before_columns, strict=True)]
     measured: dict[str, Any] = {}
     for part in model.modules():
         if isinstance(part, Learned):
@@ -95,6 +99,8 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
         measured["norms"] = of_norms
     if with_levels:
         measured["levels"] = [measure_levels(layer, x) for layer, x in zip(with_levels, reached, strict=True)]
+    if residuals:
+        measured["column_residual"] = residuals
     if weights:
         places = model.patch_places() if isinstance(model, VisionTransformer) else None
         measured["locality"] = measure_locality(weights, places)

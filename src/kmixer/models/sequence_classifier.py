@@ -49,6 +49,8 @@ class SequenceClassifierConfig(BlocksConfig):
             raise ValueError(
                 f"causal: {self.causal_mixer} mixes with the past only; allowed with causal = false: {both_ways()}"
             )
+        if self.causal and self.refuses_causal is not None:
+            raise ValueError(f"causal: {self.refuses_causal}; allowed: causal = false")
         if not self.causal and self.window is not None:
             raise ValueError("window: goes with causal = true")
         return self

@@ -24,7 +24,7 @@ from kmixer.layers.linear import INITIAL_STD
 from kmixer.layers.roles import LOGIT, Role
 from kmixer.layers.rotary import check_heads
 from kmixer.models.mixers.card import Place
-from kmixer.models.mixers.choice import MixersConfig, build_mixer
+from kmixer.models.mixers.choice import MixersConfig, build_mixer, past_only
 from kmixer.models.norm_config import NormPlace
 from kmixer.models.stack_config import NOTHING, LayersConfig, StackConfig, adapting_to, added_to, has_fast_weights
 from kmixer.trail import asked_for
@@ -82,6 +82,14 @@ class TransformerConfig(BlocksConfig, StackConfig):
     """Blocks between an embedding and a head: a language model."""
 
     kind: Literal["transformer"] = "transformer"
+
+    @model_validator(mode="after")
+    def _sees_the_past(self) -> TransformerConfig:
+        if self.refuses_causal is not None:
+            raise ValueError(
+                f"mixers: {self.refuses_causal}, and a language model sees the past only; allowed: {past_only()}"
+            )
+        return self
 
     @property
     def state_grows(self) -> bool:

@@ -60,6 +60,8 @@ SIGNATURES = {
     "suffix_step": "jiii nn",
     "suffix_text": "jii nnn",
     "race": "fidi nnn",
+    "sinkhorn_forward": "fff fff nnnnnn x",
+    "sinkhorn_backward": "fffffff fff nnnnnn x",
     "hierarchical_forward": "A",
     "hierarchical_backward": "AG",
 }

@@ -2,6 +2,7 @@
 
 from kmixer.ops.attention.gaussian import gaussian_attention
 from kmixer.ops.attention.hierarchical import hierarchical_attention
+from kmixer.ops.attention.sinkhorn import sinkhorn, sinkhorn_attention
 from kmixer.ops.base_kernel import base_kernel
 from kmixer.ops.decay.recurrence import decayed_linear_attention
 from kmixer.ops.suffix_automaton import suffix_matches
@@ -11,5 +12,7 @@ __all__ = [
     "decayed_linear_attention",
     "gaussian_attention",
     "hierarchical_attention",
+    "sinkhorn",
+    "sinkhorn_attention",
     "suffix_matches",
 ]

@@ -14,8 +14,8 @@ from kmixer import native
 from kmixer.errors import InputError
 
 INSTEAD = (
-    "use float64, with backend 'recurrent' for decayed_linear_attention, 'naive' for hierarchical_attention and "
-    "gaussian_attention; softmax attention has none on a CPU"
+    "use float64, with backend 'recurrent' for decayed_linear_attention, 'naive' for hierarchical_attention, "
+    "gaussian_attention and sinkhorn_attention; softmax attention has none on a CPU"
 )
 
 

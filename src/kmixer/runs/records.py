@@ -246,6 +246,8 @@ class Dynamics(Record, extra="allow"):
     copies: Copies | None = None
     fast_weights: FastWeightsWorth | None = None
     norms: Norms | None = None
+    column_residual: Annotated[list[Number], Field(min_length=1)] | None = None
+    temperature: PerHead | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -47,6 +47,18 @@ def draw_locality(arm: Arm) -> Figure:
     return figure
 
 
+def draw_columns(arm: Arm) -> Figure:
+    """How far columns are from adding to 1 in every layer, over training."""
+    recorded = arm.recorded("column_residual", list[float])
+    figure, (axes,) = begin_figure(f"Columns of attention of {arm.name}", "step", "column residual")
+    for layer in range(len(recorded[0][1])):
+        values = [residuals[layer] for _, residuals in recorded]
+        axes.plot([step for step, _ in recorded], values, label=f"layer {layer + 1}", linewidth=1)
+    axes.set_yscale("log")
+    add_legend(axes)
+    return figure
+
+
 def _class_token(arm: Arm) -> ClassToken | None:
     """Of the first run that has one."""
     measured = (results.best.class_token for results in arm.results.values())
@@ -82,6 +94,13 @@ LOCALITY = ArmPanel(
     caption="Measured on validation data, first seed: how many keys a head attends to, and how far away.",
     applies=lambda arm: bool(arm.recorded("locality", dict[str, Heads])),
     draw=draw_locality,
+)
+COLUMNS = ArmPanel(
+    name="columns",
+    caption="Largest over positions of |what all take of it - 1|, mean over heads, on validation data, first seed: 0 "
+    "where the weights are doubly stochastic; large scores need more iterations.",
+    applies=lambda arm: len(arm.recorded("column_residual", list[float])) >= 2,
+    draw=draw_columns,
 )
 CLASS_TOKEN = ArmPanel(
     name="class-token",

@@ -53,4 +53,5 @@ class MixerCard(Generic[Settings, Layer]):
     sees_both_ways: bool  # is built for a place that is not causal
     has_window: bool  # is built for a place with a window
     has_heads: bool = True
+    refuses_causal: str = ""  # why it is built for no place that sees the past only; empty where it is
     takes_value_embeddings: bool = False

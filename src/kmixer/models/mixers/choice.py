@@ -11,7 +11,7 @@ from torch import nn
 from kmixer.config import StrictConfig, Width
 from kmixer.errors import InputError
 from kmixer.models.mixers.card import MixerCard, Place
-from kmixer.models.mixers.registry import BASELINE, CARDS
+from kmixer.models.mixers.registry import BASELINE, CARDS, CAUSAL_NAMES
 
 if TYPE_CHECKING:
     MixerName = str
@@ -51,6 +51,12 @@ class _Choice(StrictConfig):
         """The first of its mixers that sees the past only; None where all see both ways."""
         return next((name for name in self.mixers if not CARDS[name].sees_both_ways), None)
 
+    @property
+    def refuses_causal(self) -> str | None:
+        """The first of its mixers that is built for no place that sees the past only, and why; None where all are."""
+        refusing = (name for name in self.mixers if CARDS[name].refuses_causal)
+        return next((f"{name} {CARDS[name].refuses_causal}" for name in refusing), None)
+
 
 if TYPE_CHECKING:
     MixersConfig = _Choice
@@ -69,6 +75,8 @@ def build_mixer(name: MixerName, config: MixersConfig, place: Place) -> nn.Modul
     card = CARDS[name]
     if not place.causal and not card.sees_both_ways:
         raise InputError(f"mixer {name} mixes with the past only; allowed here: {both_ways()}")
+    if place.causal and card.refuses_causal:
+        raise InputError(f"mixer {name} {card.refuses_causal}; allowed here: {past_only()}")
     layer: nn.Module = card.build(getattr(config, name), config.heads, place)
     return layer
 
@@ -76,6 +84,11 @@ def build_mixer(name: MixerName, config: MixersConfig, place: Place) -> nn.Modul
 def both_ways() -> str:
     """The names of the mixers that see both ways."""
     return ", ".join(sorted(name for name, card in CARDS.items() if card.sees_both_ways))
+
+
+def past_only() -> str:
+    """The names of the mixers that are built for positions that see the past only."""
+    return ", ".join(sorted(CAUSAL_NAMES))
 
 
 def mixers_in(module: nn.Module) -> Iterator[tuple[MixerCard[Any, Any], Any]]:

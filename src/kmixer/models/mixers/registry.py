@@ -13,7 +13,10 @@ NAMES = (
     "gaussian",
     "hierarchical",
     "k2",
+    "sinkhorn",
 )
 
 CARDS: dict[str, MixerCard[Any, Any]] = {name: import_module(f"kmixer.models.mixers.{name}").CARD for name in NAMES}
 BASELINE = NAMES[0]
+# Those that a language model can have.
+CAUSAL_NAMES = tuple(name for name, card in CARDS.items() if not card.refuses_causal)
