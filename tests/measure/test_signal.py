@@ -17,7 +17,7 @@ from kmixer.measure.signal import blocks_of, measure_stream, summarise, symmetri
 from kmixer.measure.signal_theory import advise, norm_map, scores_too_large, theory_blocks, weak_branches
 from kmixer.models import CausalLM, ModelConfig
 from kmixer.models.classifiers import build_classifier
-from kmixer.models.mixers.registry import CARDS
+from kmixer.models.mixers.registry import CAUSAL_NAMES
 from kmixer.models.sequence_classifier import SequenceClassifierConfig
 from kmixer.models.transformer import TransformerConfig
 from kmixer.models.vision import VisionConfig
@@ -53,7 +53,7 @@ def tokens(b: int = 2, t: int = 6) -> Tensor:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    **{f"transformer-{mixer}": lambda mixer=mixer: transformer(mixers=[mixer]) for mixer in CARDS},  # type: ignore[misc]
+    **{f"transformer-{mixer}": lambda mixer=mixer: transformer(mixers=[mixer]) for mixer in CAUSAL_NAMES},  # type: ignore[misc]
     "nanochat": lambda: transformer(blocks="nanochat", softmax={"query_key_norm": True}, value_embeddings=True),
     "k-stack": lambda: k_stack(base_kernel=KERNELS[0], output_gate=True),
     "k-stack-dense": lambda: k_stack(base_kernel=KERNELS[1]),
@@ -65,6 +65,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "fast-weights": lambda: transformer(fast_weights={"chunk": 2}),
     "classifier": classifier,
     "class-token": lambda: classifier(pooling="class", causal=False),
+    "classifier-sinkhorn": lambda: classifier(mixers=["sinkhorn"], causal=False),
     "vision": vision,
 }
 
@@ -244,7 +245,8 @@ def test_theory_has_the_blocks_of_attention(name: str) -> None:
 
 
 MEASURED_ONLY = {
-    **{f"transformer-{mixer}": "depend on what it mixes" for mixer in CARDS if mixer != "softmax"},
+    **{f"transformer-{mixer}": "depend on what it mixes" for mixer in CAUSAL_NAMES if mixer != "softmax"},
+    "classifier-sinkhorn": "depend on what it mixes",
     "k-stack": "K2Mixer",
     "copies": "copy memory",
     "fast-weights": "no feed-forward layer that the theory knows",
