@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kmixer.measure.homogenized import logistic, overlap_in_theory, simplex, simulate
 from kmixer.measure.mean_field import predict
-from kmixer.measure.overlap import Overlap, cosine_of_covariance, mean_overlap, measure_overlap
-from kmixer.measure.signal import stream_of
+from kmixer.measure.overlap import Overlap, mean_overlap, measure_overlap
+from kmixer.measure.signal import mean_cosine, stream_of
 from kmixer.measure.signal_theory import theory_blocks
 from kmixer.models import CausalLM, TransformerConfig
 
@@ -107,7 +107,7 @@ def test_mean_field_theory_predicts_a_softmax_transformer() -> None:
         blocks = theory_blocks(model, 64)
         assert not isinstance(blocks, str)
         h = hidden[0].double()
-        predicted.append(cosine_of_covariance(predict(blocks, h @ h.mT / 64).covariances)[0])
+        predicted.append(mean_cosine(predict(blocks, h @ h.mT / 64).covariances)[0])
     values, error = torch.stack(measured), torch.stack(measured).std(0) / math.sqrt(6)
     assert ((values.mean(0) - torch.stack(predicted).mean(0)).abs() <= 3 * error + 0.02).all()
     assert values.mean(0)[-1] > 0.2

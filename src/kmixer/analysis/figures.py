@@ -7,8 +7,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, norms, overlap, signal
-from kmixer.analysis.panels.drawing import ArmPanel, OverviewPanel
-from kmixer.errors import one_line
+from kmixer.analysis.panels.drawing import ArmPanel, OverviewPanel, label_of
 from kmixer.experiments.arms import Arm
 
 # Of all arms together; then of one arm after the other. A new panel is its file and its line here.
@@ -51,8 +50,7 @@ class Drawn(NamedTuple):
 
 def all_figures(arms: list[Arm]) -> list[Drawn]:
     """Every figure that these arms, all with a run that has begun, have something for."""
-    # matplotlib reads $...$ as a formula, and has no glyph for a control sign.
-    arms = [Arm(one_line(arm.name).replace("$", r"\$"), arm.runs) for arm in arms]
+    arms = [Arm(label_of(arm.name), arm.runs) for arm in arms]
     drawn = [Drawn(panel.name, panel.caption, panel.draw(arms)) for panel in OVERVIEWS if panel.applies(arms)]
     for arm in arms:
         suffix = "" if len(arms) == 1 else f"-{_slug(arm.name)}"

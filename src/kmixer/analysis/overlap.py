@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,13 @@ from kmixer.analysis.lab_models import Variant, initialisations, trained_model, 
 from kmixer.errors import InputError
 from kmixer.measure.homogenized import logistic, overlap_in_theory, simplex, simulate
 from kmixer.measure.mean_field import predict
-from kmixer.measure.overlap import Overlap, cosine_of_covariance, mean_overlap, measure_overlap
-from kmixer.measure.signal import stream_of
+from kmixer.measure.overlap import Overlap, mean_overlap, measure_overlap
+from kmixer.measure.signal import INTERVAL, covariance_of, mean_and_error, mean_cosine, stream_of
 from kmixer.measure.signal_theory import scores_too_large, theory_blocks
 from kmixer.runs.lab import identity_of
 from kmixer.runs.recipe import load_recipe
 from kmixer.runs.run_folder import RunFolder
 
-# Standard errors within which an excess is none.
-BAND = 2.0
 # The toy: tokens, width and runs; its laws with scores of these deviations.
 TOY_TOKENS, TOY_WIDTH, TOY_RUNS, TOY_TIME = 16, 32, 16, 3.0
 TOY_DEVIATIONS = (0.0, 2.0)
@@ -89,9 +86,8 @@ def _measure_at_start(models: Iterator[Model], inputs: Tensor) -> dict[str, Any]
         if index == 0:
             reason = blocks if isinstance(blocks, str) else scores_too_large(model, hidden)
         if reason is None and not isinstance(blocks, str):
-            h = hidden[0].double()
-            covariances = predict(blocks, h @ h.mT / h.shape[-1]).covariances
-            predicted.append(cosine_of_covariance(covariances).mean(0))
+            covariances = predict(blocks, covariance_of(hidden[0])).covariances
+            predicted.append(mean_cosine(covariances).mean(0))
     draws = torch.stack([one.overlap for one in measured])
     theory = torch.stack(predicted).mean(0).tolist() if predicted else None
     return {**_summary(mean_overlap(measured), draws), "theory": theory, "measured_only": reason}
@@ -99,18 +95,17 @@ def _measure_at_start(models: Iterator[Model], inputs: Tensor) -> dict[str, Any]
 
 def _summary(measured: Overlap, draws: Tensor) -> dict[str, Any]:
     """As plain numbers; errors and the band over draws (k, L + 1), of initialisations or of windows."""
-    count = len(draws)
-    error = draws.std(0) / math.sqrt(count) if count > 1 else torch.zeros_like(draws[0])
+    count, (_, error) = len(draws), mean_and_error(draws)
     return {
         "overlap": measured.overlap.tolist(),
-        "overlap_error": error.tolist(),
+        "overlap_error": error,
         "with_diagonal": measured.with_diagonal.tolist(),
         "across": measured.across.tolist(),
         "at_position": measured.at_position.tolist(),
         "spread": measured.spread.tolist(),
         "groups": {name: values.tolist() for name, values in measured.groups.items()},
         "draws": count,
-        "band": BAND * float(error[-1]) if count > 1 else None,
+        "band": INTERVAL * error[-1] if count > 1 else None,
         "positions": measured.positions,
     }
 
@@ -125,12 +120,13 @@ def overlap_of_toy(seed: int) -> dict[str, Any]:
         kept = torch.linspace(0, len(times) - 1, 21, dtype=torch.float64).round().long()
         times, with_diagonal = times[kept], with_diagonal[kept]
         overlaps = (with_diagonal * TOY_TOKENS - 1) / (TOY_TOKENS - 1)
+        mean, error = mean_and_error(overlaps.T)
         theory = overlap_in_theory(times, 0.0, TOY_TOKENS, TOY_WIDTH, deviation, seed)
         curves.append(
             {
                 "name": f"scores of deviation {deviation:g}, time 0 to {TOY_TIME:g}",
-                "overlap": overlaps.mean(1).tolist(),
-                "overlap_error": (overlaps.std(1) / math.sqrt(TOY_RUNS)).tolist(),
+                "overlap": mean,
+                "overlap_error": error,
                 "across": [0.0] * len(kept),
                 "groups": {},
                 "theory": theory.tolist(),

@@ -1,22 +1,35 @@
-"""What the commands of the lab share: names of recipes and runs, lists of numbers, figures."""
+"""What the commands of the lab share: options, what is measured, lists of numbers, what becomes of a result."""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
 
 from kmixer.errors import InputError, shown
 from kmixer.files import atomic_write
+from kmixer.runs.lab import LabRecord, save_measurement
+from kmixer.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".svg", ".png")
+TARGET_HELP = "A run or model folder, as it was trained; a recipe, as it begins."
+
+Save = Annotated[
+    bool, typer.Option("--save", help="Of a run: keep it in the run's folder, where kmixer report draws it.")
+]
+FigureFile = Annotated[Path | None, typer.Option("--figure", help="Draw it into this .svg or .png file.")]
+MovedCorpus = Annotated[str | None, typer.Option("--corpus", help="Where a run's own data is now, if it was moved.")]
 
 Value = TypeVar("Value", int, float)
+Record = TypeVar("Record", bound=LabRecord)
 
 
 def is_recipe(target: str) -> bool:
@@ -41,17 +54,54 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def check_recipe(*, save: bool, corpus: str | None) -> None:
+    """Raises InputError for options that go with a run, where a recipe is measured."""
+    if save or corpus is not None:
+        raise InputError("--save and --corpus go with a run; a recipe has no folder, and its data is data.corpus")
+
+
+def check_run(target: str, of_recipe: Mapping[str, object], *, save: bool) -> None:
+    """Raises InputError for options of a recipe, by name, where a run is measured, and where nothing can be kept."""
+    if any(given for given in of_recipe.values()):
+        *first, last = of_recipe
+        raise InputError(f"{', '.join(first)} and {last} go with a recipe; a run is measured as it is")
+    if save and not RunFolder(Path(target)).exists():
+        raise InputError(f"--save: {target} is a model without its run, and keeps no measurements")
+
+
 def check_figure(figure: Path | None) -> None:
     """Raises InputError for a file of another kind."""
     if figure is not None and figure.suffix not in FORMATS:
         raise InputError(f"--figure: got {figure}; allowed: a file that ends in {' or '.join(FORMATS)}")
 
 
-def save_figure(draw: Callable[[], Figure], figure: Path) -> None:
-    """Write what is drawn, text as text and the same bytes every time."""
+def deliver(
+    measured: dict[str, Any],
+    kind: type[Record],
+    draw: Callable[[Record], Figure],
+    show: Callable[[dict[str, Any]], None],
+    *,
+    figure: Path | None,
+    save_in: Path | None,
+    as_json: bool,
+) -> None:
+    """Draw a measurement, keep it in a run, and print it: as JSON, or after a line on what was measured by `show`."""
+    if figure is not None:
+        _save_figure(draw(kind.parse(measured, source=str(figure))), figure)
+    if save_in is not None:
+        tell(f"saved: {save_measurement(RunFolder(save_in), kind.panel, measured)}")
+    if as_json:
+        print(json.dumps(measured))
+        return
+    state = "best weights" if measured["trained"] else "at initialisation"
+    print(f"{measured['name']}, {state}, sequences of {measured['positions']} positions")
+    show(measured)
+
+
+def _save_figure(drawn: Figure, figure: Path) -> None:
+    """Write it, text as text and the same bytes every time."""
     import matplotlib as mpl
 
-    drawn = draw()
     with atomic_write(figure) as file, mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kmixer"}):
         dates = {"Date": None} if figure.suffix == ".svg" else {}
         drawn.savefig(file, format=figure.suffix[1:], dpi=200, metadata=dates)

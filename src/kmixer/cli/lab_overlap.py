@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kmixer.analysis.lab_inputs import Asked
-from kmixer.analysis.overlap import overlap_of_recipe, overlap_of_run, overlap_of_toy
-from kmixer.cli.lab_options import check_figure, is_recipe, numbers, save_figure, tell
+from kmixer.cli.lab_options import (
+    TARGET_HELP,
+    FigureFile,
+    MovedCorpus,
+    Save,
+    check_figure,
+    check_recipe,
+    check_run,
+    deliver,
+    is_recipe,
+    numbers,
+)
 from kmixer.cli.options import DataDir, Json, Settings
 from kmixer.errors import InputError
-from kmixer.runs.lab import OverlapRecord, save_measurement
-from kmixer.runs.run_folder import RunFolder
+from kmixer.runs.lab import OverlapRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MEANING = """\
 overlap: mean cosine between different tokens of a sequence; across: between tokens of different sequences, which is
@@ -25,7 +35,7 @@ says nothing about its loss."""
 def overlap(
     target: Annotated[
         str | None,
-        typer.Argument(metavar="RUN|RECIPE", help="A run or model folder, as it was trained; a recipe, as it begins."),
+        typer.Argument(metavar="RUN|RECIPE", help=TARGET_HELP),
     ] = None,
     depth: Annotated[
         str | None, typer.Option(metavar="6,24", help="Of a recipe: layers; default: as many as it has.")
@@ -41,11 +51,9 @@ def overlap(
     ] = False,
     settings: Settings = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first initialisation.")] = 0,
-    save: Annotated[
-        bool, typer.Option("--save", help="Of a run: keep it in the run's folder, where kmixer report draws it.")
-    ] = False,
-    figure: Annotated[Path | None, typer.Option(help="Draw it into this .svg or .png file.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Where a run's own data is now, if it was moved.")] = None,
+    save: Save = False,
+    figure: FigureFile = None,
+    corpus: MovedCorpus = None,
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -53,41 +61,34 @@ def overlap(
 
     Example: kmixer lab overlap transformer-plays --mixers softmax,gaussian,k2 --figure overlap.svg
     """
+    from kmixer.analysis.lab_inputs import Asked
+    from kmixer.analysis.overlap import overlap_of_recipe, overlap_of_run, overlap_of_toy
+
     check_figure(figure)
-    asked = Asked(inits, windows, 0, window, False, seed)
+    asked = Asked(inits, windows, window=window, seed=seed)
     if toy != (target is None):
         raise InputError("overlap: give a run or a recipe, or --toy alone")
-    if toy:
+    if target is None:
         measured = overlap_of_toy(seed)
-    elif is_recipe(str(target)):
-        if save or corpus is not None:
-            raise InputError("--save and --corpus go with a run; a recipe has no folder, and its data is data.corpus")
+    elif is_recipe(target):
+        check_recipe(save=save, corpus=corpus)
         kinds = [kind.strip() for kind in mixers.split(",")] if mixers else []
-        measured = overlap_of_recipe(
-            str(target), settings or [], numbers("--depth", depth, int), kinds, asked, data_dir
-        )
+        measured = overlap_of_recipe(target, settings or [], numbers("--depth", depth, int), kinds, asked, data_dir)
     else:
-        if depth is not None or mixers is not None or settings:
-            raise InputError("--depth, --mixers and --set go with a recipe; a run is measured as it is")
-        measured = overlap_of_run(Path(str(target)), asked, corpus, data_dir)
-    if figure is not None:
-        from kmixer.analysis.panels.overlap import draw_overlap
+        check_run(target, {"--depth": depth, "--mixers": mixers, "--set": settings}, save=save)
+        measured = overlap_of_run(Path(target), asked, corpus, data_dir)
+    save_in = Path(target) if save and target is not None else None
+    deliver(measured, OverlapRecord, _draw, _print, figure=figure, save_in=save_in, as_json=as_json)
 
-        save_figure(lambda: draw_overlap(OverlapRecord.parse(measured, source=str(figure))), figure)
-    if save:
-        run = RunFolder(Path(str(target)))
-        if not run.exists():
-            raise InputError(f"--save: {target} is a model without its run, and keeps no measurements")
-        tell(f"saved: {save_measurement(run, OverlapRecord.panel, measured)}")
-    if as_json:
-        print(json.dumps(measured))
-    else:
-        _print(measured)
+
+def _draw(record: OverlapRecord) -> Figure:
+    from kmixer.analysis.panels.lab import labelled
+    from kmixer.analysis.panels.overlap import draw_overlap
+
+    return draw_overlap(labelled(record))
 
 
 def _print(measured: dict[str, Any]) -> None:
-    state = "best weights" if measured["trained"] else "at initialisation"
-    print(f"{measured['name']}, {state}, sequences of {measured['positions']} positions")
     for curve in measured["curves"]:
         print(f"\n{curve['name']}")
         groups, theory = curve["groups"], curve["theory"]

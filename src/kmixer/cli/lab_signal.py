@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kmixer.analysis.lab_inputs import Asked
-from kmixer.analysis.signal import signal_of_recipe, signal_of_run
-from kmixer.cli.lab_options import check_figure, is_recipe, numbers, save_figure, tell
+from kmixer.cli.lab_options import (
+    TARGET_HELP,
+    FigureFile,
+    MovedCorpus,
+    Save,
+    check_figure,
+    check_recipe,
+    check_run,
+    deliver,
+    is_recipe,
+    numbers,
+    tell,
+)
 from kmixer.cli.options import DataDir, Json, Settings
 from kmixer.errors import InputError, shown
 from kmixer.measure.mean_field import LARGEST_ALPHA
-from kmixer.runs.lab import SignalRecord, save_measurement
-from kmixer.runs.run_folder import RunFolder
+from kmixer.runs.lab import SignalRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What J is, and what it is not.
 MEANING = """\
@@ -31,7 +42,7 @@ lower cap of alpha and a higher rank lower it."""
 def signal(
     target: Annotated[
         str,
-        typer.Argument(metavar="RUN|RECIPE", help="A run or model folder, as it was trained; a recipe, as it begins."),
+        typer.Argument(metavar="RUN|RECIPE", help=TARGET_HELP),
     ],
     depths: Annotated[
         str | None, typer.Option(metavar="6,12,24", help="Of a recipe: layers; default: as many as it has.")
@@ -49,11 +60,9 @@ def signal(
     read_out: Annotated[bool, typer.Option("--read-out", help="Count the read-out of a K-Stack too.")] = False,
     settings: Settings = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first initialisation, and of the probes.")] = 0,
-    save: Annotated[
-        bool, typer.Option("--save", help="Of a run: keep it in the run's folder, where kmixer report draws it.")
-    ] = False,
-    figure: Annotated[Path | None, typer.Option(help="Draw it into this .svg or .png file.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Where a run's own data is now, if it was moved.")] = None,
+    save: Save = False,
+    figure: FigureFile = None,
+    corpus: MovedCorpus = None,
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -61,32 +70,29 @@ def signal(
 
     Example: kmixer lab signal transformer-plays --depths 6,12,24 --figure signal.svg
     """
+    from kmixer.analysis.lab_inputs import Asked
+    from kmixer.analysis.signal import signal_of_recipe, signal_of_run
+
     check_figure(figure)
-    asked = Asked(8 if inits is None else inits, _number_of_inputs(inputs), probes, window, read_out, seed)
+    asked = Asked(inits or 8, _number_of_inputs(inputs), probes, window, read_out, seed)
     if is_recipe(target):
-        if save or corpus is not None:
-            raise InputError("--save and --corpus go with a run; a recipe has no folder, and its data is data.corpus")
+        check_recipe(save=save, corpus=corpus)
         norms = [kind.strip() for kind in norm.split(",")] if norm else []
         asked_of_recipe = (numbers("--depths", depths, int), norms, numbers("--alpha", alpha, float))
         measured = signal_of_recipe(target, settings or [], *asked_of_recipe, asked, data_dir, tell)
     else:
-        if any(given is not None for given in (depths, norm, alpha, inits, settings)):
-            raise InputError(
-                "--depths, --inits, --norm, --alpha and --set go with a recipe; a run is measured as it is"
-            )
-        if save and not RunFolder(Path(target)).exists():
-            raise InputError(f"--save: {target} is a model without its run, and keeps no measurements")
+        of_recipe = {"--depths": depths, "--inits": inits, "--norm": norm, "--alpha": alpha, "--set": settings}
+        check_run(target, of_recipe, save=save)
         measured = signal_of_run(Path(target), asked, corpus, data_dir)
-    if figure is not None:
-        from kmixer.analysis.panels.signal import draw_signal
+    save_in = Path(target) if save else None
+    deliver(measured, SignalRecord, _draw, _print, figure=figure, save_in=save_in, as_json=as_json)
 
-        save_figure(lambda: draw_signal(SignalRecord.parse(measured, source=str(figure))), figure)
-    if save:
-        tell(f"saved: {save_measurement(RunFolder(Path(target)), 'signal', measured)}")
-    if as_json:
-        print(json.dumps(measured))
-    else:
-        _print(measured)
+
+def _draw(record: SignalRecord) -> Figure:
+    from kmixer.analysis.panels.lab import labelled
+    from kmixer.analysis.panels.signal import draw_signal
+
+    return draw_signal(labelled(record))
 
 
 def _number_of_inputs(text: str) -> int | None:
@@ -98,8 +104,6 @@ def _number_of_inputs(text: str) -> int | None:
 
 
 def _print(measured: dict[str, Any]) -> None:
-    state = "best weights" if measured["trained"] else "at initialisation"
-    print(f"{measured['name']}, {state}, sequences of {measured['positions']} positions")
     for curve in measured["curves"]:
         _print_curve(curve)
     print(MEANING)

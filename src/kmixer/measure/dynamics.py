@@ -5,7 +5,6 @@ Recorded at every evaluation of a training run, and measurable on any model afte
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from kmixer.layers.measured import Columns, Learned, Levels, TwoBranches
 from kmixer.measure.copies import measure_copies
-from kmixer.measure.evaluating import evaluating
+from kmixer.measure.evaluating import eagerly, evaluating
 from kmixer.measure.fast_weights import measure_fast_weights
 from kmixer.measure.levels import measure_levels
 from kmixer.measure.locality import attention_weights, inputs_of, measure_locality
@@ -74,10 +73,8 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
     with_levels = [part for part in model.modules() if isinstance(part, Levels)]
     with_columns = [part for part in model.modules() if isinstance(part, Columns)]
     recorder, norms = _Shares(two_branches), PointwiseNorms(model)
-    # Hooks would make torch.compile translate the layers once more.
-    compiled = any(part._compiled_call_impl is not None for part in model.modules())
     inputs = inputs.to(next(model.parameters()).device)
-    with evaluating(model), torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+    with evaluating(model), eagerly(model):
         try:
             model(inputs)
         finally:

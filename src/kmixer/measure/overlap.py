@@ -94,11 +94,3 @@ def _of_others(products: Tensor) -> Tensor:
     """The mean off the diagonal; nan of one row."""
     b = len(products)
     return (products.sum() - products.diagonal().sum()) / (b * (b - 1)) if b > 1 else products.new_tensor(math.nan)
-
-
-def cosine_of_covariance(covariance: Tensor) -> Tensor:
-    """Mean over pairs of S_ij / sqrt(S_ii S_jj), for covariances S (..., n, n): overlap in a theory of them."""
-    n = covariance.shape[-1]
-    deviation = torch.diagonal(covariance, dim1=-2, dim2=-1).sqrt()
-    cosines = covariance / (deviation.unsqueeze(-1) * deviation.unsqueeze(-2))
-    return (cosines.sum((-2, -1)) - n) / (n * (n - 1))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.layers.measured import TwoBranches
-from kmixer.measure.evaluating import evaluating
+from kmixer.measure.evaluating import eagerly, evaluating
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.k_stack import KStack
 from kmixer.models.sequence_classifier import SequenceClassifier
@@ -79,7 +79,12 @@ def measure_stream(
     """
     blocks = blocks_of(model, read_out=read_out)
     inputs = inputs.to(next(model.parameters()).device)
-    with evaluating(model), _without_gradients(model), _eager(model), torch.autocast(inputs.device.type, enabled=False):
+    with (
+        evaluating(model),
+        _without_gradients(model),
+        eagerly(model),
+        torch.autocast(inputs.device.type, enabled=False),
+    ):
         stream = _pass(model, blocks, inputs, enter)
         top = stream[-1]
         if len(top) != len(inputs):
@@ -91,11 +96,11 @@ def measure_stream(
             gradients = torch.autograd.grad(top, stream[:-1], signs, retain_graph=probe + 1 < probes)
             growth += torch.stack([_mean_square(gradient) for gradient in gradients], dim=-1)
     hidden = [h.detach() for h in stream]
-    covariances = [_covariance(h) for h in hidden]
+    covariances = [covariance_of(h) for h in hidden]
     return Stream(
         torch.cat([growth / probes, torch.ones(len(top), 1, dtype=torch.float64)], dim=-1),
         torch.stack([_mean_square(h) for h in hidden], dim=-1),
-        torch.stack([_mean_cosine(covariance) for covariance in covariances], dim=-1),
+        torch.stack([mean_cosine(covariance) for covariance in covariances], dim=-1),
         covariances[0],
         hidden,
     )
@@ -106,14 +111,8 @@ def stream_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """h^0 to h^L, each (b, n, d), of a model in evaluation mode. Raises InputError as `measure_stream` does."""
     blocks = blocks_of(model)
     inputs = inputs.to(next(model.parameters()).device)
-    with evaluating(model), _eager(model), torch.autocast(inputs.device.type, enabled=False):
+    with evaluating(model), eagerly(model), torch.autocast(inputs.device.type, enabled=False):
         return [h.detach() for h in _pass(model, blocks, inputs, None)]
-
-
-def _eager(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Without torch.compile, which would translate the layers once more because of hooks."""
-    compiled = any(part._compiled_call_impl is not None for part in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
 
 def symmetric_inputs(q: float, p: float, seed: int) -> Callable[[Tensor], Tensor]:
@@ -150,8 +149,8 @@ def summarise(streams: list[Stream]) -> dict[str, Any]:
     log = torch.stack([stream.growth.mean(0) for stream in streams]).log()
     if len(streams) == 1:
         log = streams[0].growth.log()
-    mean, error = _mean_and_error(log)
-    by_block, block_error = _mean_and_error(log[:, :-1] - log[:, 1:])
+    mean, error = mean_and_error(log)
+    by_block, block_error = mean_and_error(log[:, :-1] - log[:, 1:])
     covariance = torch.stack([stream.covariance for stream in streams]).mean((0, 1))
     n = len(covariance)
     variance = float(torch.diagonal(covariance).mean())
@@ -178,7 +177,7 @@ def sums_over_positions(model: nn.Module) -> bool:
     return any(isinstance(part, TwoBranches) for part in model.modules())
 
 
-def _mean_and_error(draws: Tensor) -> tuple[list[float], list[float]]:
+def mean_and_error(draws: Tensor) -> tuple[list[float], list[float]]:
     """Over the rows; of one row the error is 0."""
     error = draws.std(0) / math.sqrt(len(draws)) if len(draws) > 1 else torch.zeros_like(draws[0])
     return draws.mean(0).tolist(), error.tolist()
@@ -241,14 +240,15 @@ def _mean_square(h: Tensor) -> Tensor:
     return h.double().square().mean((1, 2)).cpu()
 
 
-def _covariance(h: Tensor) -> Tensor:
+def covariance_of(h: Tensor) -> Tensor:
+    """h h^T / d of (b, n, d), in float64: (b, n, n)."""
     h = h.double()
     return (h @ h.mT / h.shape[-1]).cpu()
 
 
-def _mean_cosine(covariance: Tensor) -> Tensor:
-    """Over the pairs of different tokens: (b,)."""
+def mean_cosine(covariance: Tensor) -> Tensor:
+    """Over the pairs of different tokens, of covariances (..., n, n); of one token 1."""
     n = covariance.shape[-1]
     deviation = torch.diagonal(covariance, dim1=-2, dim2=-1).sqrt()
     cosine = covariance / (deviation.unsqueeze(-1) * deviation.unsqueeze(-2))
-    return (cosine.sum((1, 2)) - n) / (n * (n - 1)) if n > 1 else torch.ones(len(covariance), dtype=torch.float64)
+    return (cosine.sum((-2, -1)) - n) / (n * (n - 1)) if n > 1 else covariance.new_ones(covariance.shape[:-2])

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kmixer.errors import one_line
 from kmixer.experiments.arms import Arm
 
 WIDTH, HEIGHT = 6.4, 3.6
@@ -34,6 +35,11 @@ class Panel(Generic[Subject]):
 # A figure of one arm after the other, or of all of them.
 ArmPanel = Panel[Arm]
 OverviewPanel = Panel[list[Arm]]
+
+
+def label_of(name: str) -> str:
+    """A name as a figure takes it: matplotlib reads $...$ as a formula, and has no glyph for a control sign."""
+    return one_line(name).replace("$", r"\$")
 
 
 def begin_figure(title: str, x: str, y: str, columns: int = 1) -> tuple[Figure, list[Axes]]:

@@ -6,25 +6,24 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kmixer.analysis.panels.drawing import ArmPanel, add_legend, begin_figure
-from kmixer.experiments.arms import Arm
-from kmixer.runs.lab import OverlapRecord, read_measurement
+from kmixer.analysis.panels.drawing import add_legend, begin_figure
+from kmixer.analysis.panels.lab import panel_of, title_of
+from kmixer.measure.signal import INTERVAL
+from kmixer.runs.lab import OverlapRecord
 
-BAND = 2.0  # standard errors to either side
 STYLES = ("-", "--", ":")  # of groups of positions, the first ones first
 
 
 def draw_overlap(record: OverlapRecord) -> Figure:
     """Overlap with its band, across sequences, and theory; on the right the excess by group of positions."""
-    state = "trained" if record.trained else "at initialisation"
-    title = f"Overlap of tokens, {record.name.replace('$', chr(92) + '$')} {state}, {record.positions} positions"
     with_groups = any(curve.groups for curve in record.curves)
+    title = title_of("Overlap of tokens", record)
     figure, (left, *rest) = begin_figure(title, "after block", "mean cosine", columns=1 + with_groups)
     theory: str | None = "theory"  # named once
     across: str | None = "across sequences"
     for index, curve in enumerate(record.curves):
         color, layers = f"C{index}", np.arange(len(curve.overlap))
-        mean, error = np.array(curve.overlap), BAND * np.array(curve.overlap_error)
+        mean, error = np.array(curve.overlap), INTERVAL * np.array(curve.overlap_error)
         left.plot(layers, mean, label=curve.name, linewidth=1.3, color=color)
         left.fill_between(layers, mean - error, mean + error, alpha=0.2, color=color, linewidth=0)
         if curve.groups:
@@ -46,17 +45,9 @@ def draw_overlap(record: OverlapRecord) -> Figure:
     return figure
 
 
-def draw_of_arm(arm: Arm) -> Figure:
-    """The measurement of the first run."""
-    record = read_measurement(arm.begun[0], OverlapRecord)
-    assert record is not None
-    return draw_overlap(record.model_copy(update={"name": arm.name}))
-
-
-OVERLAP = ArmPanel(
-    name="overlap",
-    caption="First seed, best weights, measured by kmixer lab overlap: mean cosine between tokens of a sequence, and "
-    "between those of different ones, which is common to all text. It says nothing about loss.",
-    applies=lambda arm: read_measurement(arm.begun[0], OverlapRecord) is not None,
-    draw=draw_of_arm,
+OVERLAP = panel_of(
+    OverlapRecord,
+    draw_overlap,
+    "mean cosine between tokens of a sequence, and between those of different ones, which is common to all text. It "
+    "says nothing about loss.",
 )

@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from kmixer.analysis.panels.drawing import ArmPanel, add_legend, begin_figure
-from kmixer.experiments.arms import Arm
+from kmixer.analysis.panels.drawing import add_legend, begin_figure
+from kmixer.analysis.panels.lab import panel_of, title_of
 from kmixer.measure.signal import INTERVAL
-from kmixer.runs.lab import SignalRecord, read_measurement
+from kmixer.runs.lab import SignalRecord
 
 # Marks at l + 1 where the axis is not linear.
 MARKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -19,9 +19,7 @@ DECADE = 10
 
 def draw_signal(record: SignalRecord) -> Figure:
     """J(L, l) against l + 1, on a logarithmic axis and on one of square roots; q and cosine of the stream."""
-    state = "trained" if record.trained else "at initialisation"
-    title = f"Growth of gradients, {record.name.replace('$', chr(92) + '$')} {state}, {record.positions} positions"
-    figure, (power, stretched, stream) = begin_figure(title, "", "", columns=3)
+    figure, (power, stretched, stream) = begin_figure(title_of("Growth of gradients", record), "", "", columns=3)
     theory: str | None = "theory"  # named once
     for index, curve in enumerate(record.curves):
         color = f"C{index}"
@@ -60,17 +58,9 @@ def _mark(axes: Axes, longest: int) -> None:
     axes.set_xticks(marks, [str(mark) for mark in marks])
 
 
-def draw_of_arm(arm: Arm) -> Figure:
-    """The measurement of the first run."""
-    record = read_measurement(arm.begun[0], SignalRecord)
-    assert record is not None
-    return draw_signal(record.model_copy(update={"name": arm.name}))
-
-
-SIGNAL = ArmPanel(
-    name="signal",
-    caption="First seed, best weights, measured by kmixer lab signal: the mean squared singular value of the map from "
-    "layer l to the top. Above 1 gradients grow on their way down. It says nothing about training.",
-    applies=lambda arm: read_measurement(arm.begun[0], SignalRecord) is not None,
-    draw=draw_of_arm,
+SIGNAL = panel_of(
+    SignalRecord,
+    draw_signal,
+    "the mean squared singular value of the map from layer l to the top. Above 1 gradients grow on their way down. It "
+    "says nothing about training.",
 )
