@@ -38,6 +38,7 @@ class Asked:
     window: int | None = None
     read_out: bool = False
     seed: int = 0
+    without_data: str = ""  # added to an error where there is no data: what to ask for instead
 
 
 class Symmetric:
@@ -63,7 +64,7 @@ class OfTask:
         try:
             task = open_task(recipe, data_dir=data_dir)
         except InputError as error:
-            raise InputError(f"{error}; --inputs symmetric needs no data") from None
+            raise InputError(f"{error}{asked.without_data}") from None
         self.pixels: tuple[Tensor, Tensor] | None = None
         self.vocabulary = 0
         if isinstance(task, LanguageTask):
@@ -119,7 +120,7 @@ def examples(task: ClassificationTask, asked: Asked) -> Tensor:
     else:
         _check_no_window(asked)
     if len(inputs) < asked.inputs:
-        raise InputError(f"--inputs: got {asked.inputs}; the validation part has {len(inputs)} that are long enough")
+        raise InputError(f"got {asked.inputs} inputs; the validation part has {len(inputs)} that are long enough")
     return inputs[: asked.inputs]
 
 

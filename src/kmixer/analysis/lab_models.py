@@ -69,7 +69,7 @@ def trained_model(
         model: Model = load_classifier(folder)[0] if classifies else load(run.path)
         return model, placeholder(model, asked), symmetric(asked)
     if not run.exists():
-        raise InputError(f"{run.path} is a model without its run, so without data; add --inputs symmetric")
+        raise InputError(f"{run.path} is a model without its run, so without data{asked.without_data}")
     if classifies:
         task, classifier = open_classifier(run.path, data_dir, corpus)
         return classifier, examples(task, asked), None

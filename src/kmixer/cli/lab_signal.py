@@ -29,6 +29,7 @@ from kmixer.runs.lab import SignalRecord
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+WITHOUT_DATA = "; --inputs symmetric needs no data"
 # What J is, and what it is not.
 MEANING = """\
 J(L, l) is the mean squared singular value of the map from layer l to the top: above 1, gradients grow on their way
@@ -74,7 +75,7 @@ def signal(
     from kmixer.analysis.signal import signal_of_recipe, signal_of_run
 
     check_figure(figure)
-    asked = Asked(inits or 8, _number_of_inputs(inputs), probes, window, read_out, seed)
+    asked = Asked(inits or 8, _number_of_inputs(inputs), probes, window, read_out, seed, WITHOUT_DATA)
     if is_recipe(target):
         check_recipe(save=save, corpus=corpus)
         norms = [kind.strip() for kind in norm.split(",")] if norm else []
