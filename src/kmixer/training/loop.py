@@ -187,9 +187,7 @@ def _begin_norms(task: Task, model: Model, processes: Processes, *, matched: boo
     def run() -> None:
         task.loss(model, *batch)
 
-    if matched and norm.match == "unit":
-        match_norms(model, run)
-    strength = strength_of_first(model, run)
+    strength = (match_norms if matched and norm.match == "unit" else strength_of_first)(model, run)
     if strength is None or strength >= WEAK:
         return None
     return (

@@ -21,7 +21,7 @@ from kmixer.measure.evaluating import evaluating
 WEAK = 0.1
 
 
-def match_norms(model: nn.Module, run: Callable[[], Any]) -> None:
+def match_norms(model: nn.Module, run: Callable[[], Any]) -> float | None:
     """Set alpha and gain of every `DyT` and `Derf` in a model, one after the other, as one forward pass reaches them.
 
     alpha = alpha_0 / rms(x) and gain = 1 / rms(f(alpha x)) for the x that reaches a norm first; what comes out of it
@@ -30,11 +30,16 @@ def match_norms(model: nn.Module, run: Callable[[], Any]) -> None:
     Args:
         model: with fresh weights; its mode is afterwards what it was.
         run: calls the model on a batch.
+
+    Returns:
+        What `strength_of_first` then is.
     """
+    strengths: list[float] = []
 
     def match(module: nn.Module, x: Tensor) -> None:
         if isinstance(module, PointwiseNorm):
             module.match(x)
+            strengths.append(_strength(module, x))
         elif isinstance(module, K0) and isinstance(module.norm, PointwiseNorm):
             module.norm.match(x)
             if module.norm.gain is None:
@@ -44,6 +49,7 @@ def match_norms(model: nn.Module, run: Callable[[], Any]) -> None:
     inside = {part.norm for part in read_outs}
     norms = [part for part in model.modules() if isinstance(part, PointwiseNorm) and part not in inside]
     _visit(model, [*read_outs, *norms], match, run)
+    return strengths[0] if strengths else None
 
 
 def strength_of_first(model: nn.Module, run: Callable[[], Any]) -> float | None:
@@ -52,10 +58,14 @@ def strength_of_first(model: nn.Module, run: Callable[[], Any]) -> float | None:
 
     def measure(module: nn.Module, x: Tensor) -> None:
         assert isinstance(module, PointwiseNorm)
-        strengths.append(abs(module.alpha.item()) * root_mean_square(x))
+        strengths.append(_strength(module, x))
 
     _visit(model, [part for part in model.modules() if isinstance(part, PointwiseNorm)], measure, run)
     return strengths[0] if strengths else None
+
+
+def _strength(norm: PointwiseNorm, x: Tensor) -> float:
+    return abs(norm.alpha.item()) * root_mean_square(x)
 
 
 @torch.no_grad()
