@@ -208,10 +208,7 @@ class Operations:
     def _k0(self, layer: K0, hidden: int) -> None:
         width = len(layer.gain)
         if isinstance(layer.norm, DyT | Derf):
-            norm = layer.norm.weights()
-            gain = layer.gain if norm.gain is None else layer.gain * norm.gain
-            bias = layer.bias if norm.bias is None else layer.bias + layer.gain * norm.bias
-            self._pointwise(hidden, hidden, norm._replace(gain=gain, bias=bias), residual=hidden)
+            self._pointwise(hidden, hidden, layer.joined(layer.norm), residual=hidden)
             return
         tensors = {"weight": cast(RMSNorm, layer.norm).weight, "bias": layer.bias, "extra": layer.gain}
         wide = {name: padded(tensor, whole(width)) for name, tensor in tensors.items()}

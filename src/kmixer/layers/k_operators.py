@@ -18,13 +18,13 @@ from kmixer.layers.exactly import exactly
 from kmixer.layers.feed_forward import FeedForward
 from kmixer.layers.linear import linear
 from kmixer.layers.measured import FixedMixing, strength
-from kmixer.layers.norms import NORM_EPS, Derf, DyT, RMSNorm
+from kmixer.layers.norms import NORM_EPS, Derf, DyT, PointwiseNorm, RMSNorm
 from kmixer.layers.roles import BIAS, LOGIT, TRANSPOSED_MATRIX, VECTOR, Role
 from kmixer.ops.base_kernel import State as BaseKernelState
 from kmixer.ops.decay.recurrence import Backend, decayed_linear_attention
 from kmixer.ops.fused import normalize, scaled_norm_add, silu_gate
 from kmixer.ops.linear import linear_map
-from kmixer.ops.pointwise_norm import keep_and_pointwise_norm
+from kmixer.ops.pointwise_norm import Pointwise, keep_and_pointwise_norm
 from kmixer.trail import folded
 
 DecayInit = Literal["time_constant", "linear", "fraction"]
@@ -115,10 +115,17 @@ class K0(nn.Module):
     def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         if exactly(self.norm, RMSNorm):
             return scaled_norm_add(h, self.gain * self.norm.weight, self.bias, NORM_EPS)
-        if exactly(self.norm, DyT, Derf) and self.norm.gain is None and self.norm.bias is None:
-            h, normed = keep_and_pointwise_norm(h, self.norm.weights()._replace(gain=self.gain, bias=self.bias))
+        if exactly(self.norm, DyT, Derf):
+            h, normed = keep_and_pointwise_norm(h, self.joined(self.norm))
             return h + normed
         return h + self.gain * self.norm(h) + self.bias
+
+    def joined(self, norm: PointwiseNorm) -> Pointwise:
+        """gain norm(h) + bias as one, of a norm that may have a gain and a bias of its own."""
+        weights = norm.weights()
+        gain = self.gain if weights.gain is None else self.gain * weights.gain
+        bias = self.bias if weights.bias is None else self.bias + self.gain * weights.bias
+        return weights._replace(gain=gain, bias=bias)
 
 
 class K2State(NamedTuple):

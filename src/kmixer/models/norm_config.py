@@ -48,7 +48,11 @@ class NormConfig(StrictConfig):
     @property
     def pointwise(self) -> bool:
         """Whether any of the norms is a function of every number alone."""
-        return {self.kind, self.final or self.kind} & {"dyt", "derf"} != set()
+        return {self.kind, self.kind_at("final")} & {"dyt", "derf"} != set()
+
+    def kind_at(self, place: NormPlace) -> Kind:
+        """Of the norms of a place."""
+        return self.kind if place != "final" or self.final is None else self.final
 
     def alpha_at(self, place: NormPlace) -> float:
         """Where the alpha of a norm starts."""
@@ -58,7 +62,7 @@ class NormConfig(StrictConfig):
 
     def build(self, width: int, place: NormPlace, *, parameters: bool = True) -> nn.Module:
         """A fresh norm; without parameters it has no weight, gain and bias, but still alpha and shift."""
-        kind = self.final if place == "final" and self.final is not None else self.kind
+        kind = self.kind_at(place)
         if kind == "rms":
             return RMSNorm(width) if parameters else UnweightedRMSNorm()
         if kind == "layer":
@@ -73,8 +77,7 @@ class NormConfig(StrictConfig):
 
     def for_read_out(self, width: int) -> nn.Module:
         """The norm of `K0`, which has a gain and a bias itself; the published one has a weight all the same."""
-        kind = self.kind if self.final is None else self.final
-        return self.build(width, "final", parameters=kind == "rms")
+        return self.build(width, "final", parameters=self.kind_at("final") == "rms")
 
 
 class VisionNormConfig(NormConfig):

@@ -114,7 +114,8 @@ def _bfloat16(x: Tensor) -> int:
     return int(x.dtype == torch.bfloat16)
 
 
-def _rows(x: Tensor) -> tuple[int, int]:
+def rows_of(x: Tensor) -> tuple[int, int]:
+    """How many rows, and their width: as the kernels take them."""
     return x.numel() // x.shape[-1], x.shape[-1]
 
 
@@ -123,7 +124,7 @@ class _RMSNorm(HandWritten):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        rows, width = _rows(x)
+        rows, width = rows_of(x)
         y, inverse = torch.empty_like(x), x.new_empty(rows)
         native.call("rms_norm_forward", x, weight, y, inverse, rows, width, eps)
         ctx.save_for_backward(x, weight, inverse)
@@ -138,14 +139,14 @@ class _RMSNorm(HandWritten):
         x, weight, inverse = ctx.saved_tensors
         residual = None if residual is None else residual.contiguous()
         dx, dweight = torch.empty_like(x), torch.empty_like(weight)
-        native.call("rms_norm_backward", x, weight, inverse, dy.contiguous(), residual, dx, dweight, *_rows(x))
+        native.call("rms_norm_backward", x, weight, inverse, dy.contiguous(), residual, dx, dweight, *rows_of(x))
         return dx, dweight, None
 
 
 class _Normalize(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        rows, width = _rows(x)
+        rows, width = rows_of(x)
         y, inverse = torch.empty_like(x), x.new_empty(rows)
         native.call("normalize_forward", x, y, inverse, rows, width, eps)
         ctx.save_for_backward(y, inverse)
@@ -157,7 +158,7 @@ class _Normalize(HandWritten):
     def backward(ctx: Any, dy: Tensor) -> Any:
         y, inverse = ctx.saved_tensors
         dx = torch.empty_like(y)
-        native.call("normalize_backward", y, inverse, dy.contiguous(), dx, *_rows(y), ctx.eps)
+        native.call("normalize_backward", y, inverse, dy.contiguous(), dx, *rows_of(y), ctx.eps)
         return dx, None
 
 
@@ -165,7 +166,7 @@ class _Dropout(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float, seed: int) -> Tensor:
         y = torch.empty_like(x)
-        native.call("dropout", x, y, *_rows(x), *dropout_arguments(probability, seed))
+        native.call("dropout", x, y, *rows_of(x), *dropout_arguments(probability, seed))
         ctx.probability, ctx.seed = probability, seed
         return y
 
@@ -173,7 +174,7 @@ class _Dropout(HandWritten):
     @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
         dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
-        native.call("dropout", dy.contiguous(), dx, *_rows(dy), *dropout_arguments(ctx.probability, ctx.seed))
+        native.call("dropout", dy.contiguous(), dx, *rows_of(dy), *dropout_arguments(ctx.probability, ctx.seed))
         return dx, None, None
 
 
@@ -181,7 +182,7 @@ class _SiluGate(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
         y = torch.empty_like(x)
-        native.call("silu_gate_forward", x, gate, y, *_rows(x))
+        native.call("silu_gate_forward", x, gate, y, *rows_of(x))
         ctx.save_for_backward(x, gate)
         return y
 
@@ -190,7 +191,7 @@ class _SiluGate(HandWritten):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, gate = ctx.saved_tensors
         dx, dgate = torch.empty_like(x), torch.empty_like(gate)
-        native.call("silu_gate_backward", x, gate, dy.contiguous(), dx, dgate, *_rows(x))
+        native.call("silu_gate_backward", x, gate, dy.contiguous(), dx, dgate, *rows_of(x))
         return dx, dgate
 
 
@@ -198,7 +199,9 @@ class _BiasGeluDropout(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
         y = torch.empty_like(x)
-        native.call("bias_gelu_dropout_forward", x, bias, y, *_rows(x), *dropout_arguments(dropout, seed), _bfloat16(x))
+        native.call(
+            "bias_gelu_dropout_forward", x, bias, y, *rows_of(x), *dropout_arguments(dropout, seed), _bfloat16(x)
+        )
         ctx.save_for_backward(x, bias)
         ctx.dropout, ctx.seed = dropout, seed
         return y
@@ -209,7 +212,7 @@ class _BiasGeluDropout(HandWritten):
         x, bias = ctx.saved_tensors
         dx, dbias = torch.empty_like(x), torch.empty_like(bias)
         arguments = (*dropout_arguments(ctx.dropout, ctx.seed), _bfloat16(x))
-        native.call("bias_gelu_dropout_backward", x, bias, dy.contiguous(), dx, dbias, *_rows(x), *arguments)
+        native.call("bias_gelu_dropout_backward", x, bias, dy.contiguous(), dx, dbias, *rows_of(x), *arguments)
         return dx, dbias, None, None
 
 
@@ -218,7 +221,7 @@ class _BiasDropoutAdd(HandWritten):
     def forward(ctx: Any, residual: Tensor, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
         y = torch.empty_like(residual)
         arguments = (*dropout_arguments(dropout, seed), _bfloat16(x))
-        native.call("bias_dropout_add_forward", residual, x, bias, y, *_rows(x), *arguments)
+        native.call("bias_dropout_add_forward", residual, x, bias, y, *rows_of(x), *arguments)
         ctx.dropout, ctx.seed, ctx.dtype = dropout, seed, x.dtype
         ctx.save_for_backward(bias)
         return y
@@ -230,5 +233,5 @@ class _BiasDropoutAdd(HandWritten):
         dy = dy.contiguous()
         dx, dbias = torch.empty_like(dy, dtype=ctx.dtype), torch.empty_like(bias)
         arguments = (*dropout_arguments(ctx.dropout, ctx.seed), _bfloat16(dx))
-        native.call("bias_dropout_add_backward", dy, dx, dbias, *_rows(dx), *arguments)
+        native.call("bias_dropout_add_backward", dy, dx, dbias, *rows_of(dx), *arguments)
         return dy, dx, dbias, None, None

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kmixer import native
+from kmixer.ops.fused import rows_of
 from kmixer.ops.gradients import HandWritten, first_order
 
 Function = Literal["tanh", "erf"]
@@ -74,7 +75,7 @@ class _PointwiseNorm(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, learned: Tensor, kind: int) -> tuple[Tensor, Tensor]:
         y = torch.empty_like(x)
-        native.call("pointwise_norm_forward", x, learned, y, x.numel() // x.shape[-1], x.shape[-1], kind)
+        native.call("pointwise_norm_forward", x, learned, y, *rows_of(x), kind)
         ctx.save_for_backward(x, learned)
         ctx.kind = kind
         ctx.set_materialize_grads(False)
@@ -88,6 +89,7 @@ class _PointwiseNorm(HandWritten):
         x, learned = ctx.saved_tensors
         residual = None if residual is None else residual.contiguous()
         dx, dlearned = torch.empty_like(x), torch.empty_like(learned)
-        sizes = x.numel() // x.shape[-1], x.shape[-1]
-        native.call("pointwise_norm_backward", x, learned, dy.contiguous(), residual, dx, dlearned, *sizes, ctx.kind)
+        native.call(
+            "pointwise_norm_backward", x, learned, dy.contiguous(), residual, dx, dlearned, *rows_of(x), ctx.kind
+        )
         return dx, dlearned, None
