@@ -16,7 +16,7 @@ from kmixer import native
 from kmixer.errors import InputError
 from kmixer.generation.decoder import Decoder, EagerDecoder, open_decoder
 from kmixer.generation.prepared import PreparedDecoder, can_prepare, why_not_prepared
-from kmixer.models import ModelConfig
+from kmixer.models import ModelConfig, TransformerConfig
 from kmixer.state import State, join, map_tensors, rows
 from kmixer.state import tensors as tensors_of
 from tests.changed_parts import change
@@ -63,6 +63,43 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "dyt, rms at the end, factorised": {"embedding_width": 10, "norm": {"kind": "dyt", "final": "rms"}},
 }
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "softmax": {"heads": 2},
+    "softmax, short and long, no rotation": {"heads": 1, "windows": "SL", "window": 5, "rotary": False},
+    "softmax with normed keys, a soft cap": {
+        "windows": "S",
+        "window": 65,
+        "softmax": {"query_key_norm": True},
+        "head": {"kind": "untied", "soft_cap": 3.0},
+    },
+    "softmax, keys that are queries, values that are inputs": {
+        "softmax": {"tie_query_key": True, "value_projection": False},
+        "windows": "S",
+        "window": 3,
+        "window_inclusive": True,
+    },
+    "nanochat": {"blocks": "nanochat", "value_embeddings": True, "windows": "SL", "window": 7, "layers": 3},
+    "nanochat with fast weights, dyt": {
+        "blocks": "nanochat",
+        "norm": {"kind": "dyt", "alpha": 0.8},
+        "embedding_scale": 2.0,
+        "fast_weights": {"chunk": 5, "rate": 0.1, "layers": "every"},
+    },
+    "gaussian": {"mixers": "gaussian"},
+    "gaussian, short": {"mixers": "gaussian", "windows": "S", "window": 4, "gaussian": {"value_source": "pre_rope"}},
+    "gaussian without itself": {"mixers": "gaussian", "gaussian": {"exclude_self": True}, "rotary": False},
+    "k2 in blocks, gated": {"mixers": "k2", "k2": {"rank": 3, "output_gate": True}},
+    "all of them, copies, gelu head": {
+        "mixers": ["gaussian", "k2", "softmax"],
+        "layers": 3,
+        "copy_memory": {"memory": 8, "match_length": "both", "pointer": True},
+        "head": {"kind": "gelu", "multiplier": 2},
+        "embedding_width": 10,
+        "norm": {"final": "dyt"},
+    },
+    "softmax with fast weights": {"fast_weights": {"chunk": 4, "rate": 0.1, "target": "hidden"}},
+}
+MODELS |= {name: {"kind": "transformer", "heads": 5, **values} for name, values in TRANSFORMERS.items()}
 compiled = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
 
 
@@ -72,7 +109,11 @@ def tensors(state: State) -> list[Tensor]:
 
 def make_model(values: dict[str, Any], width: int = 20) -> kmixer.LanguageModel:
     torch.manual_seed(0)
-    config = ModelConfig.parse({"width": width, "layers": 2, "rank": 3, **values}, source="test")
+    config: ModelConfig | TransformerConfig
+    if values.get("kind") == "transformer":
+        config = TransformerConfig.parse({"width": width, "layers": 2, **values}, source="test")
+    else:
+        config = ModelConfig.parse({"width": width, "layers": 2, "rank": 3, **values}, source="test")
     model = kmixer.LanguageModel(config, VOCABULARY).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 or "pointer" in name or name.endswith((".shift", "norm.bias")):
@@ -170,11 +211,20 @@ def test_what_cannot_be_prepared_runs_as_it_is() -> None:
 
 
 def parts_of(kind: str) -> list[str]:
-    containers = (nn.ModuleList, nn.ParameterList)
+    containers = (nn.ModuleList, nn.ModuleDict, nn.ParameterList)
     return [n for n, part in make_model(MODELS[kind]).named_modules() if n and not isinstance(part, containers)]
 
 
-CHANGED = ("no kernel, factorised", "refined", "gated", "gelu head", "copies, factorised, gated", "fast weights")
+CHANGED = (
+    "no kernel, factorised",
+    "refined",
+    "gated",
+    "gelu head",
+    "copies, factorised, gated",
+    "fast weights",
+    "nanochat",
+    "all of them, copies, gelu head",
+)
 PARTS = [(kind, part) for kind in CHANGED for part in parts_of(kind)]
 PARTS += [("copies, refined, gelu head", part) for part in ("pointer", "copy_memory", "copy_memory.from_table")]
 

@@ -9,6 +9,7 @@ import math
 import torch
 
 from kmixer.errors import InputError
+from kmixer.generation.live import ALL_ROWS, Live
 from kmixer.generation.panels import PANEL, padded, panels, whole
 from kmixer.layers import FastWeights
 from kmixer.layers.fast_weights import FastState
@@ -26,7 +27,7 @@ class Adapting(ctypes.Structure):
     )
 
 
-class LiveWeights:
+class LiveWeights(Live):
     """The fast weights of a layer, and what their rows have read of an unfinished chunk.
 
     Args:
@@ -58,8 +59,7 @@ class LiveWeights:
         )
         self.where = ctypes.addressof(self.layer)
 
-    def allocate(self, rows: int, n: int) -> None:
-        """Room for so many rows that read n tokens at once; where they stand is not set."""
+    def allocate(self, rows: int, n: int, seen: int) -> None:
         layer, wide = self.layer, whole(self.layer.d)
         zeros = functools.partial(torch.zeros, dtype=torch.float32)
         layer.room = layer.chunk + n
@@ -71,29 +71,34 @@ class LiveWeights:
         for name in ("learned", "panels", "hidden", "targets", "positions"):
             setattr(layer, name, getattr(self, f"_{name}").data_ptr())
 
-    def state(self) -> FastState:
-        """Where the rows stand, as the layer has it; a snapshot."""
-        layer, begun = self.layer, (self._positions % self.layer.chunk).tolist()
+    def state(self, chosen: slice = ALL_ROWS) -> FastState:
+        layer, positions = self.layer, self._positions[chosen].clone()
+        begun = (positions % layer.chunk).tolist()
         most = max(begun, default=0)
         hidden = self._hidden.new_zeros(len(begun), most, layer.f)
         targets = self._targets.new_zeros(len(begun), most, layer.d)
+        of_hidden, of_targets = self._hidden[chosen], self._targets[chosen]
         for row, count in enumerate(begun):
-            hidden[row, most - count :] = self._hidden[row, :count]
-            targets[row, most - count :] = self._targets[row, :count, : layer.d]
-        learned = self._learned[..., : layer.d].clone(memory_format=torch.contiguous_format)
-        return FastState(learned, hidden, targets, self._positions.clone())
+            hidden[row, most - count :] = of_hidden[row, :count]
+            targets[row, most - count :] = of_targets[row, :count, : layer.d]
+        learned = self._learned[chosen][..., : layer.d].clone(memory_format=torch.contiguous_format)
+        return FastState(learned, hidden, targets, positions)
 
-    def stand_at(self, state: FastState) -> None:
-        """Stand where the state says, of as many rows; it is copied."""
-        layer = self.layer
-        self._learned[..., : layer.d] = state.weights
-        self._positions.copy_(state.position)
-        self._panels.copy_(self._weight.expand_as(self._panels))
-        self._panels[:, :, :-1] += self._learned.unflatten(-1, (-1, PANEL)).transpose(1, 2)
+    def stand_at(self, state: FastState, first: int = 0) -> None:
+        layer, count = self.layer, len(state.position)
+        mine = slice(first, first + count)
+        self._learned[mine, :, : layer.d] = state.weights
+        self._positions[mine] = state.position
+        self._panels[mine] = self._weight
+        self._panels[mine, :, :-1] += self._learned[mine].unflatten(-1, (-1, PANEL)).transpose(1, 2)
         kept = state.hidden.shape[1]
-        for row, count in enumerate(self._begun(state)):
-            self._hidden[row, :count] = state.hidden[row, kept - count :]
-            self._targets[row, :count, : layer.d] = state.targets[row, kept - count :]
+        for row, begun in enumerate(self._begun(state)):
+            self._hidden[first + row, :begun] = state.hidden[row, kept - begun :]
+            self._targets[first + row, :begun, : layer.d] = state.targets[row, kept - begun :]
+
+    def move(self, source: int, target: int) -> None:
+        for part in (self._learned, self._panels, self._hidden, self._targets, self._positions):
+            part[target] = part[source]
 
     def check(self, state: FastState) -> None:
         """Raises InputError for a state whose unfinished chunks are shorter than its positions say."""

@@ -1,14 +1,14 @@
 """A prepared decoding step: the whole model in one compiled call, its state updated in place.
 
-For float32 K-Stacks on a CPU whose base kernel streams and whose head is linear or gelu. `CausalLM` is
-the definition; the prepared step agrees with it to rounding.
+For float32 models on a CPU: K-Stacks whose base kernel streams, and transformers of softmax attention, Gaussian
+attention and K2. `CausalLM` is the definition; the prepared step agrees with it to rounding.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
 from typing import TypeVar, cast
 
 import torch
@@ -16,17 +16,18 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
+from kmixer.generation.live import ALL_ROWS, Live
+from kmixer.generation.live_cache import Attending
 from kmixer.generation.live_memory import LiveMemory
 from kmixer.generation.live_weights import Adapting
-from kmixer.generation.operations import WHOLE, Decoding, Operation, Operations
-from kmixer.generation.panels import whole
-from kmixer.layers import BaseKernel, BlockState, FastWeights, K2Mixer, K2State
-from kmixer.layers.fast_weights import FastState
+from kmixer.generation.model_operations import model_program
+from kmixer.generation.operations import Decoding, Operation
+from kmixer.generation.panels import Precision
+from kmixer.layers import BaseKernel, BlockState, FastWeights, K2Mixer
 from kmixer.models.causal_lm import CausalLM, RememberingState, check_tokens
-from kmixer.models.heads import GeluHead, LinearHead
-from kmixer.models.k_stack import KStack, KStackState
-from kmixer.models.known_parts import ADAPTING_K_STACK, unknown_part
-from kmixer.state import State, batch_of, check_state, map_tensors, tensors
+from kmixer.models.heads import GeluHead, LinearHead, UntiedHead
+from kmixer.models.known_parts import ADAPTING_K_STACK, TRANSFORMER, unknown_part
+from kmixer.state import State, batch_of, check_state
 from kmixer.trail import check_lengths
 
 # Threads cost more than they save below this many rows each.
@@ -50,12 +51,8 @@ def why_no_operations(model: CausalLM) -> str | None:
 
     An allow-list: every part is exactly of a type whose operations are known, and the rest of what it computes is too.
     """
-    stack, head = model.stack, model.head
-    if part := unknown_part(model, (LinearHead, GeluHead), ADAPTING_K_STACK):
+    if part := unknown_part(model, (LinearHead, UntiedHead, GeluHead), ADAPTING_K_STACK, TRANSFORMER):
         return f"{part} is none of the parts it knows"
-    assert isinstance(stack, KStack)
-    if isinstance(head, LinearHead) and head.soft_cap is not None:
-        return "head has a soft cap"
     for name, kernel in model.named_modules():
         if isinstance(kernel, BaseKernel) and kernel.kind not in ("toeplitz", "conv"):
             return f"{name} is a {kernel.kind} base kernel, which ends"
@@ -85,34 +82,35 @@ class PreparedDecoder:
     Args:
         model: a model for which `can_prepare` holds.
         state: where the sequences stand, as the model returned it; copied.
+        precision: of the matrices of linear maps, which are rounded; what is computed with them is float32. A step of
+            one row takes the time that reading them does, and less of it in 16 or 8 bits.
 
     Raises InputError for another model, and for a state that is not of this one.
     """
 
-    def __init__(self, model: CausalLM, state: State) -> None:
+    def __init__(self, model: CausalLM, state: State, *, precision: Precision = "float32") -> None:
         if problem := why_not_prepared(model):
             raise InputError(f"a prepared decoder cannot take this model: {problem}; use EagerDecoder")
         self.vocabulary_size = model.vocabulary_size
         self._initial = model.initial_state(0)
         self._copy_memory = None if model.copy_memory is None else model.copy_memory.memory
-        assert isinstance(model.stack, KStack)
-        blocks = [model.stack.first, *model.stack.blocks, model.stack.last]
-        # Of every block, whether its mixer and its feed-forward layer have a state.
-        self._blocks = [(isinstance(block.mixer, K2Mixer), block.fast_weights is not None) for block in blocks]
-        self._passes = model.stack.passes
-        self._operations = Operations(model)
-        self._program = (Operation * len(self._operations.list))(*self._operations.list)
+        program = model_program(model, precision)
+        self._live, self._matching, self._strides = program.live, program.matching, program.strides()
+        self._program = program.finish()
+        self._weights = program  # which keeps them in memory
         self._library = _declared()
         self._decoding = Decoding(
             operations=self._program,
             count=len(self._program),
-            logits=self._operations.logits,
+            logits=program.logits,
             vocabulary=self.vocabulary_size,
         )
         self._where = ctypes.addressof(self._decoding)
         self._memory: LiveMemory | None = None
         self._read: int | None = None  # tokens a row, since the sequences moved last
         self.rows = self._width = -1  # no room yet
+        self._room: float = 0  # positions
+        self._left: float = 0  # tokens until it is full
         self.restore(state)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -124,8 +122,12 @@ class PreparedDecoder:
             check_tokens(given[:, None], self.vocabulary_size)  # before they are counted
             if self._memory.count_step():
                 self._put_automata(self._memory)
+        if self._left < 1:
+            check_tokens(given[:, None], self.vocabulary_size)
+            self._make_room(self._width)
         if not self._library.decode_step(self._where, given.data_ptr(), self._threads):
             check_tokens(given[:, None], self.vocabulary_size)
+        self._left -= 1
         self._read = None
         return self._logits
 
@@ -148,9 +150,9 @@ class PreparedDecoder:
             check_tokens(tokens.cpu(), self.vocabulary_size)
             raise self._other_tokens(tokens)
         given = _plain(tokens)
-        if n > self._width:
+        if n > self._width or n > self._left:
             check_tokens(given, self.vocabulary_size)  # before what was read is lost
-            self._make_room(n)
+            self._make_room(max(n, self._width))
         if self._memory is not None and self._memory.make_room(n):
             self._put_automata(self._memory)
         logits = torch.empty(self.rows, n, self.vocabulary_size, dtype=torch.float32)
@@ -168,20 +170,13 @@ class PreparedDecoder:
         self._library.decode_commit(self._where, n, kept.data_ptr(), self._threads)
         if self._memory is not None:
             self._memory.count_kept(kept)
+        self._left -= max(lengths.tolist(), default=0)
         self._read = None
 
     def state(self) -> State:
         """Where the sequences stand; a snapshot, as the model takes it."""
-        mixed = iter(map_tensors(_copy, part) for part in self._parts)
-        learned = iter(self._operations.adapting)
-        stack = tuple(
-            tuple(
-                BlockState(next(mixed) if mixes else None, next(learned).state() if adapts else None)
-                for mixes, adapts in self._blocks
-            )
-            for _ in range(self._passes)
-        )
-        return cast("State", stack if self._memory is None else RememberingState(stack, self._memory.state()))
+        stack = self._stack_state()
+        return stack if self._memory is None else RememberingState(stack, self._memory.state())
 
     def restore(self, state: State) -> None:
         """Stand where the state says, of any number of rows; it is copied. Raises InputError for another model's."""
@@ -192,61 +187,52 @@ class PreparedDecoder:
             state, remembered = state
             check_tokens(remembered.tokens[..., 0], self.vocabulary_size)  # they choose rows of a table
             memory = LiveMemory(remembered, self._copy_memory)
-        blocks = [block for of_pass in cast("KStackState", state) for block in of_pass]
-        learned = [block.feed_forward for block in blocks if isinstance(block.feed_forward, FastState)]
-        for live, other in zip(self._operations.adapting, learned, strict=True):
-            live.check(other)
-        if rows != self.rows:
-            self._allocate(rows, 1)
-        self._stand_at([block.mixer for block in blocks], learned)
+        parts = list(parts_of(state))
+        for live, part in zip(self._live, parts, strict=True):
+            live.check(part)
+        self._stand_at(parts, rows, max(1, self._width) if rows == self.rows else 1)
         self._memory = memory
         self._read = None
         if memory is not None:
             self._put_automata(memory)
 
+    def _stack_state(self, chosen: slice = ALL_ROWS) -> State:
+        """Where the chosen rows stand, without a copy memory."""
+        initial = self._initial.stack if isinstance(self._initial, RememberingState) else self._initial
+        return _filled(initial, iter(self._live), chosen)
+
     @torch.inference_mode(False)  # what is made inside cannot be written to outside
-    def _allocate(self, rows: int, n: int) -> None:
-        """Room for so many rows of n tokens; where the sequences stand is not set."""
-        zeros = functools.partial(torch.zeros, dtype=torch.float32)
+    @torch.no_grad()
+    def _stand_at(self, parts: list[State], rows: int, n: int) -> None:
+        """Let so many rows stand where the states of the layers say, with room for n tokens at once."""
+        seen = max((live.seen(part) for live, part in zip(self._live, parts, strict=True)), default=0)
+        if (rows, n) != (self.rows, self._width) or seen + n > self._room:
+            self._allocate(rows, n, seen)
+        for live, part in zip(self._live, parts, strict=True):
+            live.stand_at(part)
+        self._left = self._room - seen
+
+    def _allocate(self, rows: int, n: int, seen: int) -> None:
+        """Room for so many rows that have seen so much and read n tokens at once; where they stand is not set."""
         self.rows, self._width, self._shape = rows, n, torch.Size([rows])
         self._threads = _threads(rows)
-        operations, program, decoding = self._operations, self._program, self._decoding
-        strides = operations.strides()
-        self._buffers = [zeros(rows * n, stride) for stride in strides]
-        self._logits = self._buffers[operations.logits][:rows]
-        self._parts: list[K2State] = []  # views of what the layers mix from, see `Operation` in native/decode_state.h
-        self._keys: list[Tensor] = []
-        for index in operations.mixing:
-            mix = program[index]
-            mixed = zeros(rows, mix.rank + max(0, mix.lags - 1) + n, whole(mix.inputs))
-            keys = zeros(rows * n, whole(mix.rank, WHOLE))
-            mix.state, mix.span, mix.keys = mixed.data_ptr(), mixed.stride(0), keys.data_ptr()
-            decay, base = mixed[..., : mix.inputs].split([mix.rank, mixed.shape[1] - mix.rank], dim=1)
-            self._parts.append(K2State(decay, base[:, : mix.lags - 1] if mix.lags else None))
-            self._keys.append(keys)
-        for live in operations.adapting:
-            live.allocate(rows, n)
+        decoding = self._decoding
+        self._buffers = [torch.zeros(rows * n, stride, dtype=torch.float32) for stride in self._strides]
+        self._logits = self._buffers[decoding.logits][:rows]
+        for live in self._live:
+            live.allocate(rows, n, seen)
+        self._room = min((live.room for live in self._live), default=math.inf)
         self._matches = torch.zeros(rows * n, 2, dtype=torch.int64)
-        for index in operations.matching:
-            program[index].matches = self._matches.data_ptr()
+        for index in self._matching:
+            self._program[index].matches = self._matches.data_ptr()
         decoding.buffers = native.addresses(self._buffers)
-        decoding.strides = (ctypes.c_int64 * len(strides))(*strides)
+        decoding.strides = (ctypes.c_int64 * len(self._strides))(*self._strides)
         decoding.tokens = (ctypes.c_int64 * (rows * n))()
         decoding.rows = rows
 
     def _make_room(self, n: int) -> None:
         """Room for n tokens a row, which stand where they stood."""
-        before, learned = self._parts, [live.state() for live in self._operations.adapting]
-        self._allocate(self.rows, n)
-        self._stand_at(before, learned)
-
-    @torch.no_grad()
-    def _stand_at(self, states: Sequence[State], learned: Sequence[FastState]) -> None:
-        """Copy the states of the layers, and of those with fast weights."""
-        for mine, other in zip(tensors(tuple(self._parts)), tensors(tuple(states)), strict=True):
-            mine.copy_(other)
-        for live, state in zip(self._operations.adapting, learned, strict=True):
-            live.stand_at(state)
+        self._stand_at([live.state() for live in self._live], self.rows, n)
 
     def _other_tokens(self, tokens: Tensor) -> InputError:
         return InputError(
@@ -255,7 +241,7 @@ class PreparedDecoder:
         )
 
     def _put_automata(self, memory: LiveMemory) -> None:
-        remember = self._program[self._operations.matching[0]]
+        remember = self._program[self._matching[0]]
         remember.automata, remember.words = memory.automata.data_ptr(), memory.words
 
 
@@ -275,8 +261,20 @@ def _plain(numbers: Tensor) -> Tensor:
     return numbers if numbers.is_cpu and numbers.is_contiguous() else numbers.cpu().contiguous()
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
+def parts_of(state: State) -> Iterator[State]:
+    """What the layers of a stack carry, in their order."""
+    if isinstance(state, BlockState):
+        yield from (part for part in state if part is not None)
+    elif isinstance(state, tuple):
+        for part in state:
+            yield from parts_of(part)
+
+
+def _filled(like: State, live: Iterator[Live], chosen: slice) -> State:
+    """The state of a stack, of what its layers carry: a tree like another."""
+    if isinstance(like, BlockState):
+        return BlockState(*(None if part is None else next(live).state(chosen) for part in like))
+    return tuple(_filled(part, live, chosen) for part in cast("tuple[State, ...]", like))
 
 
 def _declared() -> ctypes.CDLL:
@@ -286,6 +284,7 @@ def _declared() -> ctypes.CDLL:
     assert library.operation_size() == ctypes.sizeof(Operation)
     assert library.decoding_size() == ctypes.sizeof(Decoding)
     assert library.fast_weights_size() == ctypes.sizeof(Adapting)
+    assert library.decoding_attention_size() == ctypes.sizeof(Attending)
     number, address = ctypes.c_int64, ctypes.c_void_p
     library.decode_step.argtypes = [address, address, number]
     library.decode_read.argtypes = [address, address, number, address, number]

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from kmixer.errors import InputError
 from kmixer.generation.decoder import EagerDecoder
-from kmixer.generation.prepared import PreparedDecoder, why_not_prepared
-from kmixer.layers import FastWeights
+from kmixer.generation.prepared import PreparedDecoder, parts_of, why_not_prepared
+from kmixer.layers import GaussianAttention, SoftmaxAttention
 from kmixer.models.causal_lm import CausalLM, RememberingState, check_tokens
-from kmixer.state import State, check_state, map_tensors, tensors
+from kmixer.state import State, check_state
 
 # Products of fewer rows, and of groups of fewer that many are cut into (three and four of seven where registers hold
 # six), are sums in another order (native/few_rows.h).
@@ -82,30 +82,23 @@ class RowDecoder:
         if memory is not None:
             state, remembered = cast("RememberingState", state)
             memory.put(row, remembered)
-        for mine, other in zip(self._parts(), tensors(state), strict=True):
-            mine[row : row + 1].copy_(other)
+        for live, part in zip(self._decoder._live, parts_of(state), strict=True):
+            live.check(part)
+            live.stand_at(part, row)
 
     @torch.no_grad()
     def state(self, row: int) -> State:
         """Where a row stands; a snapshot of one row, as the model takes it."""
-        memory, initial = self._decoder._memory, self._initial
-        if memory is not None:
-            initial, _ = cast("RememberingState", initial)
-        parts = iter(self._parts())
-        stack = map_tensors(lambda _: next(parts)[row : row + 1].clone(memory_format=torch.contiguous_format), initial)
+        memory, stack = self._decoder._memory, self._decoder._stack_state(slice(row, row + 1))
         return stack if memory is None else RememberingState(stack, memory.row(row))
 
     @torch.no_grad()
     def move(self, source: int, target: int) -> None:
         """Let a row stand where another stands."""
-        for part in self._parts():
-            part[target].copy_(part[source])
+        for live in self._decoder._live:
+            live.move(source, target)
         if self._decoder._memory is not None:
             self._decoder._memory.move(source, target)
-
-    def _parts(self) -> list[Tensor]:
-        """What the layers carry, of all rows, in the order of the state's tensors."""
-        return list(tensors(tuple(self._decoder._parts)))
 
 
 class EagerRow:
@@ -134,6 +127,6 @@ def why_not_rows(model: CausalLM) -> str | None:
     """Why a model's sequences cannot be rows of one prepared step; None where they can."""
     if model.copy_memory is not None and model.copy_memory.memory is None:
         return "its copy memory grows with the text"
-    if any(isinstance(part, FastWeights) for part in model.modules()):
-        return "what its fast weights have learned is not moved from row to row yet"
+    if any(isinstance(part, SoftmaxAttention | GaussianAttention) and part.reach is None for part in model.modules()):
+        return "its attention keeps all that it has read"
     return why_not_prepared(model)

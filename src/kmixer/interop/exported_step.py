@@ -26,7 +26,7 @@ from kmixer.layers.norms import NORM_EPS
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.heads import AdaptiveHead, GeluHead, LinearHead, UntiedHead
 from kmixer.models.k_stack import KStack
-from kmixer.models.known_parts import unknown_part
+from kmixer.models.known_parts import K_STACK, unknown_part
 from kmixer.models.stack_config import NOTHING
 from kmixer.ops.fused import linear_dropout_add, rms_norm
 
@@ -61,7 +61,7 @@ class StepModule(nn.Module):
                 f"{model.config.limited_by} ends at position {limit}, so this model has no step to export; "
                 "use a model with a toeplitz or conv base kernel, or none: they stream"
             )
-        if part := unknown_part(model, (LinearHead, UntiedHead, GeluHead, AdaptiveHead)):
+        if part := unknown_part(model, (LinearHead, UntiedHead, GeluHead, AdaptiveHead), K_STACK):
             raise InputError(f"{part} is none of the parts that an export knows, so this model has no step to export")
         for name, kernel in model.named_modules():
             if isinstance(kernel, BaseKernel) and kernel.kind not in ("toeplitz", "conv"):

@@ -22,8 +22,9 @@ import torch
 
 from kmixer.errors import InputError
 from kmixer.generation import operations as op
-from kmixer.generation.operations import Operation, Operations
-from kmixer.generation.panels import PANEL, whole
+from kmixer.generation.model_operations import model_program
+from kmixer.generation.operations import Operation
+from kmixer.generation.panels import PANEL, RANK_MULTIPLE, whole
 from kmixer.generation.prepared import why_no_operations
 from kmixer.layers.copy_memory import BUCKETS
 from kmixer.models.causal_lm import CausalLM
@@ -40,6 +41,12 @@ KINDS = {
     op.COPY: "copy",
     op.POINT: "point",
     op.POINTWISE: "pointwise",
+}
+UNDESCRIBED = {
+    op.ADAPT: "fast weights",
+    op.ATTEND: "attention",
+    op.WEIGH: "blocks of kind nanochat",
+    op.CAP: "a soft cap on its logits",
 }
 ACTIVATIONS = {op.NONE: "none", op.GELU: "gelu", op.GATE: "gate"}
 FUNCTIONS = {number: function for function, number in POINTWISE_KINDS.items()}  # of pointwise operations
@@ -66,17 +73,19 @@ def operation_list(model: CausalLM, *, half: bool = False) -> OperationList:
     """
     if problem := why_no_operations(model):
         raise InputError(f"this model has no list of operations: {problem}")
-    operations = Operations(model)
+    program = model_program(model)
+    undescribed = next((UNDESCRIBED[one.kind] for one in program.list if one.kind in UNDESCRIBED), None)
+    if undescribed is not None:
+        raise InputError(f"this model has {undescribed}, which a list of operations does not describe")
+    program.finish()
     listed, arrays = [], bytearray()
-    for one in operations.list:
-        if one.kind not in KINDS:
-            raise InputError("this model has fast weights, which a list of operations does not describe")
+    for one in program.list:
         described: dict[str, Any] = {
             "kind": KINDS[one.kind],
             **{name: getattr(one, name) for name in ("input", "output", "inputs", "outputs", "residual")},
             **{name: getattr(one, name) for name in ("rank", "lags", "queries", "eps")},
             "activation": (FUNCTIONS if one.kind == op.POINTWISE else ACTIVATIONS)[one.activation],
-            "wide_rank": whole(one.rank, op.WHOLE),
+            "wide_rank": whole(one.rank, RANK_MULTIPLE),
             "arrays": {},
         }
         for name, count in _counts(one, model.vocabulary_size).items():
@@ -91,8 +100,8 @@ def operation_list(model: CausalLM, *, half: bool = False) -> OperationList:
         {
             "vocabulary": model.vocabulary_size,
             "memory": None if model.copy_memory is None else model.copy_memory.memory,
-            "buffers": operations.widths,
-            "logits": operations.logits,
+            "buffers": program.widths,
+            "logits": program.logits,
             "operations": listed,
         },
         bytes(arrays),
@@ -101,7 +110,7 @@ def operation_list(model: CausalLM, *, half: bool = False) -> OperationList:
 
 def _counts(one: Operation, vocabulary: int) -> dict[str, int]:
     """How many numbers the arrays of an operation have, of those that are there."""
-    wide, rank = whole(one.inputs, PANEL), whole(one.rank, op.WHOLE)
+    wide, rank = whole(one.inputs, PANEL), whole(one.rank, RANK_MULTIPLE)
     buckets = one.rank + 1
     counts = {
         op.EMBED: {"weight": vocabulary * one.inputs},

@@ -48,9 +48,16 @@ def rotation(positions: Int[Tensor, "*rows t"], e: int, dtype: torch.dtype) -> R
         dtype: of what is rotated.
     """
     dtype = torch.promote_types(dtype, torch.float32)
-    exponent = torch.arange(e // 2, device=positions.device, dtype=dtype) / (e // 2)
-    angle = positions[..., None].to(dtype) * ROTARY_BASE**-exponent
+    angle = positions[..., None].to(dtype) * rotary_frequencies(e, dtype, positions.device)
     return Rotation(angle.cos(), angle.sin())
+
+
+def rotary_frequencies(
+    e: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Float[Tensor, " p"]:
+    """10000^(-2 i / e), i < e / 2: the angles of position 1."""
+    exponent = torch.arange(e // 2, device=device, dtype=dtype) / (e // 2)
+    return ROTARY_BASE**-exponent
 
 
 def rotate(x: Float[Tensor, "*batch t e"], angles: Rotation) -> Float[Tensor, "*batch t e"]:

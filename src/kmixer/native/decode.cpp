@@ -67,20 +67,30 @@ INLINE void gate(const float* gates, float* x, int64_t rows, int64_t stride) {
   }
 }
 
-INLINE void linear(const Operation& op, float* const* buffers, const int64_t* strides, int64_t first, int64_t rows,
-                   std::vector<float>& scratch) {
+INLINE void squared_relu(Rows<float> x, int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row) {
+    float* u = x.at(row);
+    for (int64_t j = 0; j < kPanel; ++j) u[j] = std::max(u[j], 0.0f) * std::max(u[j], 0.0f);
+  }
+}
+
+template <class Weight>
+void linear(const Operation& op, float* const* buffers, const int64_t* strides, int64_t first, int64_t rows,
+            std::vector<float>& scratch) {
   const auto buffer = [&](int64_t index) { return Rows<float>{buffers[index], strides[index]}.from(first, 0); };
   const Rows<float> out = buffer(op.out);
   scratch.resize(rows * kPanel);
   const Rows<float> aside = {scratch.data(), kPanel};
-  for (int64_t column = 0; column < op.outputs; column += kPanel) {
+  const char* panel = (const char*)op.weight;
+  for (int64_t column = 0; column < op.outputs; column += kPanel, panel += panel_bytes<Weight>(op.inputs)) {
     const int64_t columns = std::min(kPanel, op.outputs - column);
     const bool partly = column + kPanel > out.stride;  // rows of logits end with the vocabulary
     const Rows<float> to = partly || op.activation == kGate ? aside : out.from(0, column);
     Rows<const float> onto = {kNothing, 0};
     if (op.residual >= 0) onto = buffer(op.residual).from(0, column);
-    multiply_panel(buffer(op.in), op.weight + column * (op.inputs + 1), op.inputs, onto, to, rows);
+    multiply_panel(buffer(op.in), (const Weight*)panel, op.inputs, onto, to, rows);
     if (op.activation == kGelu) gelu(to, rows);
+    if (op.activation == kSquaredRelu) squared_relu(to, rows);
     if (op.activation == kGate) gate(to.data, out.data + column, rows, out.stride);
     for (int64_t row = 0; partly && row < rows; ++row)
       std::memcpy(out.at(row) + column, to.at(row), sizeof(float) * columns);
@@ -153,6 +163,16 @@ INLINE void apply(const Operation& op, const int64_t* tokens, Rows<const float> 
     case kPoint:
       for (int64_t row = first; row < first + rows; ++row) point(op, row, in.at(row), out.at(row));
       break;
+    case kWeigh:
+      change([&](int64_t, const float*) {
+        return [a = op.extra[0], b = op.extra[1]](Vector old, Vector x, int64_t) { return a * old + b * x; };
+      });
+      break;
+    case kCap:
+      for (int64_t row = first; row < first + rows; ++row)
+        for (int64_t j = 0; j < width; ++j)
+          out.at(row)[j] = op.extra[0] * Tanh::value(out.at(row)[j] / op.extra[0]);
+      break;
   }
 }
 
@@ -169,7 +189,16 @@ void run(const Decoding& decoding, const int64_t* tokens, int64_t begin, int64_t
     const auto out = [&](int64_t row) { return buffers[op.out] + row * strides[op.out]; };
     const auto queries = [&](int64_t row) { return buffers[op.queries] + row * strides[op.queries]; };
     if (op.kind == kLinear) {
-      linear(op, buffers, strides, begin * n, (end - begin) * n, scratch);
+      const auto multiply = op.precision == kInt8       ? linear<int8_t>
+                            : op.precision == kBFloat16 ? linear<BFloat16>
+                                                        : linear<float>;
+      multiply(op, buffers, strides, begin * n, (end - begin) * n, scratch);
+    } else if (op.kind == kAttend) {
+      for (int64_t row = begin; row < end; ++row) {
+        const auto buffer = [&](int64_t index) { return Rows<float>{buffers[index], strides[index]}.from(row * n, 0); };
+        read_attended(*op.attention, row, n, buffer(op.in), buffer, buffer(op.out), scratch);
+        if (!reading) ++op.attention->positions[row];
+      }
     } else if (op.kind == kMix) {
       for (int64_t row = begin; row < end; ++row)
         if (reading)
@@ -209,6 +238,7 @@ extern "C" {
 int64_t operation_size() { return sizeof(Operation); }
 int64_t decoding_size() { return sizeof(Decoding); }
 int64_t fast_weights_size() { return sizeof(FastWeights); }
+int64_t decoding_attention_size() { return sizeof(Attention); }
 
 // Runs the operations for one token a row; 0, and nothing where one of the tokens is none.
 int64_t decode_step(const Decoding* decoding, const int64_t* tokens, int64_t threads) {
@@ -238,6 +268,7 @@ void decode_commit(const Decoding* decoding, int64_t n, const int64_t* lengths, 
       for (int64_t row = begin; row < end; ++row) {
         const Operation& op = decoding->operations[index];
         if (op.kind == kMix) keep_mixed(op, row, n, lengths[row]);
+        if (op.kind == kAttend) op.attention->positions[row] += lengths[row];
         if (op.kind == kAdapt) keep_adapted(*op.fast, row, lengths[row], scratch);
         if (op.kind == kRemember) keep_remembered(op, row, decoding->tokens + row * n, lengths[row]);
       }

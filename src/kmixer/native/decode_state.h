@@ -3,14 +3,17 @@
 #pragma once
 
 #include "common.h"
+#include "decode_attention.h"
 #include "decode_fast_weights.h"
 #include "few_rows.h"
 #include "suffix_automaton.h"
 
 namespace {
 
-enum Kind : int64_t { kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine, kRemember, kCopy, kPoint, kAdapt, kPointwise };
-enum Activation : int64_t { kNone, kGelu, kGate };
+enum Kind : int64_t {
+  kEmbed, kLinear, kNorm, kMix, kReadOut, kRefine, kRemember, kCopy, kPoint, kAdapt, kPointwise, kAttend, kWeigh, kCap
+};
+enum Activation : int64_t { kNone, kGelu, kGate, kSquaredRelu };
 
 }  // namespace
 
@@ -22,14 +25,15 @@ enum Activation : int64_t { kNone, kGelu, kGate };
 // and the inputs of the tokens that are read. A chunk is then one product with all of them.
 struct Operation {
   int64_t kind, in, out, inputs, outputs;
-  int64_t activation, residual;  // kLinear: kGelu(in W + bias); kGate: out times SiLU(in W); kPointwise: kTanh, kErf;
-                                 // both: buffer to add, or -1
+  int64_t activation, residual;  // kLinear: kGelu(in W + bias), kSquaredRelu of it; kGate: out times SiLU(in W);
+                                 // kPointwise: kTanh, kErf; both: buffer to add, or -1
   const float* weight;           // kEmbed: table; kNorm, kReadOut: scale; kMix: decays (r,), zero beyond r; kRemember:
                                  // table, from "nothing" on; kCopy: gates (buckets,); kPoint: direction; kPointwise: gain
   const float* bias;             // kReadOut, kPointwise: bias; kMix: alpha (r,), zero beyond r; kRemember: vectors
                                  // (buckets, width) or null; kPoint: logits (buckets,)
   const float* extra;            // kReadOut: gain; kRefine: eta; kMix: filter (lags,) or null; kRemember: the least
-                                 // lengths of matches in the buckets but the first; kPointwise: alpha, shift
+                                 // lengths of matches in the buckets but the first; kPointwise: alpha, shift; kWeigh:
+                                 // a, b of a out + b in; kCap: the bound of logits
   float* state;                  // kMix: what it mixes from (rows, r + lags - 1 + n, width), `span` floats a row
   float* keys;                   // kMix, reading: of the tokens (rows, n, r)
   int64_t rank, lags, queries;   // kMix: `queries` is the buffer of queries and keys (2 r); kRemember: buckets less one
@@ -38,6 +42,8 @@ struct Operation {
   int64_t* matches;              // kRemember writes, kCopy and kPoint read: copied token or -1, and bucket (rows, 2)
   int64_t words;
   const FastWeights* fast;       // kAdapt: of what it reads and writes
+  Attention* attention;          // kAttend: the same
+  int64_t precision;             // kLinear: of its weights
   float eps, unused;
 };
 

@@ -1,0 +1,150 @@
+"""Keys and values of an attention layer while it is decoded: a ring of positions for every row and head."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from kmixer.errors import InputError
+from kmixer.generation.live import ALL_ROWS, Live
+from kmixer.generation.panels import whole
+from kmixer.layers import GaussianAttention, SoftmaxAttention
+from kmixer.layers.gaussian_attention import GaussianCache
+from kmixer.layers.norms import NORM_EPS
+from kmixer.layers.rotary import rotary_frequencies
+from kmixer.layers.softmax_attention import KeyValueCache
+
+BLOCK = 64  # positions that are read at once: kBlock in native/decode_attention.h
+LANES = 16  # heads are padded to whole vectors of any processor
+# Positions that a layer without a window has room for at first; when they are full, it has half as many more.
+FIRST_POSITIONS = 256
+Cache = KeyValueCache | GaussianCache
+
+
+class Attending(ctypes.Structure):
+    """`Attention` in native/decode_attention.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("frequencies", "scales", "keys", "values", "positions")),
+        *((name, ctypes.c_int64) for name in ("heads", "e", "wide", "room", "reach", "query", "key", "value")),
+        *((name, ctypes.c_int64) for name in ("source", "gates", "added")),
+        *((name, ctypes.c_int64) for name in ("gaussian", "normalise", "normalise_values", "exclude_self")),
+        ("eps", ctypes.c_float),
+        ("unused", ctypes.c_float),
+    )
+
+
+class LiveCache(Live):
+    """The keys and values that the rows of a layer may still look at.
+
+    Args:
+        layer: softmax attention without a convolution, or Gaussian attention; causal.
+        source: the buffer of values.
+        gates, added: buffers of the gates of value embeddings, and of these; -1 where there are none.
+    """
+
+    def __init__(
+        self, layer: SoftmaxAttention | GaussianAttention, source: int, *, gates: int = -1, added: int = -1
+    ) -> None:
+        self._softmax = isinstance(layer, SoftmaxAttention)
+        width = layer.heads * layer.head_width
+        if isinstance(layer, SoftmaxAttention):
+            query, key, value = (0 if part is None else part * width for part in layer.parts)
+            scales = torch.full((layer.heads,), 1 / math.sqrt(layer.head_width))
+            self._apart, normalise, normalise_values = True, layer.query_key_norm, False
+        else:
+            query = key = value = 0
+            scales = torch.exp(-2 * layer.log_sigma.detach())
+            self._apart, normalise, normalise_values = layer.keeps_values, layer.head_norm, layer.head_norm
+        self._scales = scales.contiguous()
+        self._frequencies = rotary_frequencies(layer.head_width) if layer.rotary else None
+        self.reach = layer.reach
+        self.layer = Attending(
+            frequencies=None if self._frequencies is None else self._frequencies.data_ptr(),
+            scales=self._scales.data_ptr(),
+            heads=layer.heads,
+            e=layer.head_width,
+            wide=whole(layer.head_width, LANES),
+            reach=layer.reach or 0,
+            query=query,
+            key=key,
+            value=value,
+            source=source,
+            gates=gates,
+            added=added,
+            gaussian=not self._softmax,
+            normalise=normalise,
+            normalise_values=normalise_values,
+            exclude_self=isinstance(layer, GaussianAttention) and layer.exclude_self,
+            eps=NORM_EPS,
+        )
+        self.where = ctypes.addressof(self.layer)
+
+    def seen(self, state: Cache) -> int:
+        return max(state.position.tolist(), default=0)
+
+    def check(self, state: Cache) -> None:
+        kept, needed = state.keys.shape[2], self._kept(self.seen(state))
+        if kept < needed or (state.values is not None and state.values.shape[2] != kept):
+            raise InputError(
+                f"state: got {kept} keys of an attention layer; allowed there: {needed} or more as the rows have read, "
+                "and as many values; give what this model returned"
+            )
+
+    def allocate(self, rows: int, n: int, seen: int) -> None:
+        layer = self.layer
+        needed = seen + seen // 2 + max(n, FIRST_POSITIONS) if self.reach is None else self.reach - 1 + n
+        layer.room = whole(needed, BLOCK)
+        self.room = layer.room if self.reach is None else math.inf
+        shape = (rows, layer.heads, layer.room, layer.wide)
+        self._keys = torch.zeros(shape)
+        self._values = torch.zeros(shape) if self._apart else self._keys
+        self._positions = torch.zeros(rows, dtype=torch.int64)
+        for name in ("keys", "values", "positions"):
+            setattr(layer, name, getattr(self, f"_{name}").data_ptr())
+
+    def state(self, chosen: slice = ALL_ROWS) -> Cache:
+        position = self._positions[chosen].clone()
+        keys = self._last(self._keys[chosen], position)
+        values = self._last(self._values[chosen], position) if self._apart else None
+        if self._softmax:
+            assert values is not None
+            return KeyValueCache(keys, values, position)
+        return GaussianCache(keys, values, position)
+
+    def stand_at(self, state: Cache, first: int = 0) -> None:
+        rings = [(self._keys, state.keys)]
+        if state.values is not None:
+            rings.append((self._values, state.values))
+        for index, position in enumerate(state.position.tolist()):
+            row, slots = first + index, self._slots(position)
+            self._positions[row] = position
+            for ring, kept in rings:
+                ring[row] = (
+                    0  # what other sequences left: a number that overflowed would spoil what it is weighed with 0
+                )
+                ring[row, :, slots, : self.layer.e] = kept[index, :, kept.shape[2] - len(slots) :]
+
+    def move(self, source: int, target: int) -> None:
+        for part in (self._keys, self._values, self._positions):
+            part[target] = part[source]
+
+    def _last(self, ring: Tensor, position: Tensor) -> Tensor:
+        """The last positions (b, h, s, e) of rows, padded where they have seen fewer."""
+        positions: list[int] = position.tolist()
+        most = self._kept(max(positions, default=0))
+        last = ring.new_zeros(len(ring), self.layer.heads, most, self.layer.e)
+        for row, seen in enumerate(positions):
+            slots = self._slots(seen)
+            last[row, :, most - len(slots) :] = ring[row, :, slots, : self.layer.e]
+        return last
+
+    def _slots(self, position: int) -> Tensor:
+        """Where the positions lie that a row at this one may still look at."""
+        return torch.arange(position - self._kept(position), position) % self.layer.room
+
+    def _kept(self, position: int) -> int:
+        return position if self.reach is None else min(position, self.reach - 1)
