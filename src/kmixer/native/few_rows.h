@@ -7,6 +7,10 @@
 // stands before the biases.
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "elementwise.h"
 
 namespace {
@@ -47,10 +51,16 @@ INLINE Vector load_weights(const BFloat16* x) {
   const Bits bits = __builtin_convertvector(*(const Halves*)x, Bits) << 16;
   return (Vector)bits;
 }
-INLINE Vector load_weights(const int8_t* x) {
+INLINE Vector load_weights(const int8_t* x) {  // of eight bits, GCC 12 would convert one after the other
+#if defined(__AVX512F__)
+  return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)x)));
+#elif defined(__AVX2__)
+  return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)x)));
+#else
   typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
   typedef int32_t Numbers __attribute__((vector_size(4 * kLanes)));
   return __builtin_convertvector(__builtin_convertvector(*(const Bytes*)x, Numbers), Vector);
+#endif
 }
 
 // What stands behind the weights of a panel, and the bytes of both.

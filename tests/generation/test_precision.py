@@ -1,0 +1,103 @@
+"""Matrices of 16 and 8 bits: a prepared step is that of the model whose matrices are rounded so."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from kmixer.generation.panels import PANEL, STEPS, Precision, panels, whole
+from kmixer.generation.prepared import PreparedDecoder
+from kmixer.layers import K2Mixer
+from kmixer.layers.linear import Linear
+from tests.generation.test_prepared import MODELS, compiled, make_model, make_tokens
+
+ROUNDED: tuple[Precision, ...] = ("bfloat16", "int8")
+# Without folded matrices, and with a head that is not the embedding's table, which is not rounded.
+UNFOLDED: dict[str, dict[str, Any]] = {
+    "k-stack": {"head": {"kind": "gelu", "multiplier": 3}, "output_gate": True},
+    "softmax": {"kind": "transformer", "heads": 2, "head": {"kind": "untied"}, "windows": "SL", "window": 4},
+    "nanochat, k2 and gaussian": {
+        "kind": "transformer",
+        "heads": 5,
+        "mixers": ["k2", "gaussian"],
+        "blocks": "nanochat",
+        "head": {"kind": "untied"},
+    },
+}
+
+
+def rounded(weight: Tensor, precision: Precision) -> Tensor:
+    """Weights (outputs, inputs) as the definition rounds them."""
+    if precision == "bfloat16":
+        return weight.bfloat16().float()
+    scale = weight.abs().amax(1, keepdim=True) / STEPS
+    return torch.where(scale > 0, (weight / scale).round() * scale, 0)
+
+
+@torch.no_grad()
+def round_matrices(model: nn.Module, precision: Precision) -> None:
+    for part in model.modules():
+        if isinstance(part, Linear):
+            part.weight.copy_(rounded(part.weight, precision))
+        if isinstance(part, K2Mixer):
+            for matrix in (part.query, part.key):
+                matrix.copy_(rounded(matrix.T, precision).T)
+
+
+@compiled
+@pytest.mark.parametrize("precision", ROUNDED)
+@pytest.mark.parametrize("kind", UNFOLDED)
+@torch.no_grad()
+def test_a_step_is_that_of_the_model_with_rounded_matrices(kind: str, precision: Precision) -> None:
+    model, exact = make_model(UNFOLDED[kind]), make_model(UNFOLDED[kind])
+    round_matrices(exact, precision)
+    tokens = make_tokens(3, 40)
+    expected, unrounded = exact.double()(tokens).logits, model(tokens).logits
+    assert expected is not None
+    assert unrounded is not None
+    decoder = PreparedDecoder(model, model.initial_state(3), precision=precision)
+    logits = torch.cat(
+        [decoder.advance(tokens[:, :25]), decoder.advance(tokens[:, 25:26]), decoder.read(tokens[:, 26:])], 1
+    )
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-3, atol=1e-3)
+    assert (logits - unrounded).abs().max() > 10 * (logits - expected).abs().max()
+
+
+@compiled
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("kind", ["copies, factorised, gated", "fast weights", "nanochat"])
+@torch.no_grad()
+def test_pieces_of_any_length_are_the_steps(kind: str, precision: Precision) -> None:
+    """Whatever is folded: groups of rows of all sizes, and one after the other."""
+    model, tokens = make_model(MODELS[kind]), make_tokens(2, 60)
+    steps = PreparedDecoder(model, model.initial_state(2), precision=precision)
+    expected = torch.stack([steps.step(tokens[:, t]).clone() for t in range(60)], 1)
+    pieces, decoder, start = [], PreparedDecoder(model, model.initial_state(2), precision=precision), 0
+    for n in (1, 2, 3, 4, 5, 7, 11, 14, 13):
+        pieces.append(decoder.read(tokens[:, start : start + n]))
+        decoder.commit(torch.full((2,), n))
+        start += n
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_panels_hold_every_weight_to_half_a_step(data: st.DataObject) -> None:
+    outputs, inputs = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 9))
+    weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
+    weight[data.draw(st.integers(0, outputs - 1))] = 0
+    packed = panels(weight, bias, "int8")
+    many = whole(outputs) // PANEL
+    assert packed.shape == (many, PANEL * (inputs + 8))
+    steps = packed[:, : PANEL * inputs].contiguous().view(torch.int8).view(many, inputs, PANEL)
+    scales, biases = packed[:, PANEL * inputs :].contiguous().view(torch.float32).view(many, 2, PANEL).unbind(1)
+    restored = (steps * scales[:, None]).transpose(0, 1).reshape(inputs, -1).T[:outputs]
+    half = weight.abs().amax(1, keepdim=True) / STEPS / 2
+    assert ((restored - weight).abs() <= 1.001 * half + 1e-12).all()
+    assert torch.equal(biases.flatten()[:outputs], bias)
+    assert packed.view(torch.int8)[:, : PANEL * inputs].abs().max() <= STEPS
