@@ -19,9 +19,9 @@ import torch
 
 from kmixer.bench.measure import time_in_turn
 from kmixer.generation.decoder import Decoder, EagerDecoder
-from kmixer.generation.panels import Precision
 from kmixer.generation.prepared import PreparedDecoder
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig
+from kmixer.models.causal_lm import DecodedIn
 from kmixer.runs.environment import environment
 
 VOCABULARY = 256
@@ -46,7 +46,7 @@ def measure(kind: str, width: int, context: int, rounds: int) -> list[dict[str, 
     model, steps = build(kind, width), SIZES[width][-1]
     with torch.inference_mode():
         state = model(torch.randint(VOCABULARY, (1, context))).state
-    decoders: dict[str, Decoder] = {name: PreparedDecoder(model, state, precision=name) for name in get_args(Precision)}
+    decoders: dict[str, Decoder] = {name: PreparedDecoder(model, state, precision=name) for name in get_args(DecodedIn)}
     decoders["eager"] = EagerDecoder(model, state)
     matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 2)
     memory, token = torch.zeros(matrices), torch.zeros(1, dtype=torch.int64)

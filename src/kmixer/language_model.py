@@ -12,13 +12,14 @@ from torch import Tensor
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError
 from kmixer.generation.named_drafts import AnyDraft
+from kmixer.generation.prepared import can_prepare
 from kmixer.generation.sampling import Sampling
 from kmixer.generation.speculation import Speculation
 from kmixer.generation.speculative import generate_drafted
 from kmixer.generation.streaming import encode_prompt, generate_tokens, text_of
 from kmixer.interop.huggingface.folder import read_folder
 from kmixer.measure.evaluating import evaluating
-from kmixer.models.causal_lm import CausalLM, LanguageModelConfig
+from kmixer.models.causal_lm import CausalLM, DecodedIn, LanguageModelConfig
 from kmixer.models.classifiers import ClassifierConfig
 from kmixer.models.model_folder import (
     WEIGHTS,
@@ -174,7 +175,7 @@ class LanguageModel(CausalLM):
             yield from items
 
 
-def load(path: str | Path, *, memory: int | None = None) -> LanguageModel:
+def load(path: str | Path, *, memory: int | None = None, weights: DecodedIn = "float32") -> LanguageModel:
     """Load a run folder, a model folder or a packaged model: weights, configuration, tokenizer, in evaluation mode.
 
     A folder of `kmixer export --format huggingface`, or that transformers has written, is taken as a model folder.
@@ -182,8 +183,10 @@ def load(path: str | Path, *, memory: int | None = None) -> LanguageModel:
     Args:
         path: the folder, or the name of a packaged model.
         memory: how many tokens its copy memory remembers, an even number; None is as it was trained.
+        weights: of the matrices of decoding steps: in 16 or 8 bits they are rounded, and a step reads less.
 
-    Raises InputError, one line, where the folder is not a model or is damaged, and for a memory that does not fit it.
+    Raises InputError, one line, where the folder is not a model or is damaged, for a memory that does not fit it, and
+    for rounded weights of a model that has no prepared step.
     """
     RunFolder(Path(path)).settle()
     folder = find_model_folder(path)
@@ -198,5 +201,6 @@ def load(path: str | Path, *, memory: int | None = None) -> LanguageModel:
         model = LanguageModel(settings, config.vocabulary_size, tokenizer)
     put_weights(model, tensors, str(folder / WEIGHTS))
     RunFolder(folder).check_files()
-    model.about, model.folder = about, folder
-    return model.eval()
+    model.about, model.folder, model.decoded_in = about, folder, weights
+    can_prepare(model.eval())
+    return model

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kmixer.generation.panels import PANEL, STEPS, Precision, panels, whole
+from kmixer.generation.panels import PANEL, STEPS, panels, whole
 from kmixer.generation.prepared import PreparedDecoder
 from kmixer.layers import K2Mixer
 from kmixer.layers.linear import Linear
+from kmixer.models.causal_lm import DecodedIn
 from tests.generation.test_prepared import MODELS, compiled, make_model, make_tokens
 
-ROUNDED: tuple[Precision, ...] = ("bfloat16", "int8")
+ROUNDED: tuple[DecodedIn, ...] = ("bfloat16", "int8")
 # Without folded matrices, and with a head that is not the embedding's table, which is not rounded.
 UNFOLDED: dict[str, dict[str, Any]] = {
     "k-stack": {"head": {"kind": "gelu", "multiplier": 3}, "output_gate": True},
@@ -31,7 +32,7 @@ UNFOLDED: dict[str, dict[str, Any]] = {
 }
 
 
-def rounded(weight: Tensor, precision: Precision) -> Tensor:
+def rounded(weight: Tensor, precision: DecodedIn) -> Tensor:
     """Weights (outputs, inputs) as the definition rounds them."""
     if precision == "bfloat16":
         return weight.bfloat16().float()
@@ -40,7 +41,7 @@ def rounded(weight: Tensor, precision: Precision) -> Tensor:
 
 
 @torch.no_grad()
-def round_matrices(model: nn.Module, precision: Precision) -> None:
+def round_matrices(model: nn.Module, precision: DecodedIn) -> None:
     for part in model.modules():
         if isinstance(part, Linear):
             part.weight.copy_(rounded(part.weight, precision))
@@ -53,7 +54,7 @@ def round_matrices(model: nn.Module, precision: Precision) -> None:
 @pytest.mark.parametrize("precision", ROUNDED)
 @pytest.mark.parametrize("kind", UNFOLDED)
 @torch.no_grad()
-def test_a_step_is_that_of_the_model_with_rounded_matrices(kind: str, precision: Precision) -> None:
+def test_a_step_is_that_of_the_model_with_rounded_matrices(kind: str, precision: DecodedIn) -> None:
     model, exact = make_model(UNFOLDED[kind]), make_model(UNFOLDED[kind])
     round_matrices(exact, precision)
     tokens = make_tokens(3, 40)
@@ -69,10 +70,10 @@ def test_a_step_is_that_of_the_model_with_rounded_matrices(kind: str, precision:
 
 
 @compiled
-@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("precision", get_args(DecodedIn))
 @pytest.mark.parametrize("kind", ["copies, factorised, gated", "fast weights", "nanochat"])
 @torch.no_grad()
-def test_pieces_of_any_length_are_the_steps(kind: str, precision: Precision) -> None:
+def test_pieces_of_any_length_are_the_steps(kind: str, precision: DecodedIn) -> None:
     """Whatever is folded: groups of rows of all sizes, and one after the other."""
     model, tokens = make_model(MODELS[kind]), make_tokens(2, 60)
     steps = PreparedDecoder(model, model.initial_state(2), precision=precision)

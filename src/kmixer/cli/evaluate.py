@@ -10,13 +10,14 @@ from typing import Annotated, Literal
 import typer
 
 from kmixer.cli.adaptation import Adaptation, named_stretches
-from kmixer.cli.options import DataDir, Json, RunOrPackaged
+from kmixer.cli.options import DataDir, Json, RunOrPackaged, Weights
 from kmixer.cli.tasks import Tasks, evaluate_on_tasks
 from kmixer.data.documents import held_out_documents
 from kmixer.errors import InputError
+from kmixer.generation.decoded_losses import decoded_losses
 from kmixer.language_model import LanguageModel, load
 from kmixer.measure.documents import DocumentsEvaluation, evaluate_documents
-from kmixer.measure.evaluation import Evaluation
+from kmixer.measure.evaluation import Evaluation, Reader
 from kmixer.measure.evaluation import evaluate as measure
 from kmixer.measure.fast_weights import Moves
 from kmixer.measure.texts import check_one_text, held_out, read_tokens, window_for
@@ -47,6 +48,7 @@ def evaluate(
     reset_every: Annotated[
         int | None, typer.Option(metavar="TOKENS", help="Fast weights begin anew after so many tokens.")
     ] = None,
+    weights: Weights = "float32",
     documents: Annotated[
         bool, typer.Option("--documents", help="Every document of the validation part alone, from a fresh state.")
     ] = False,
@@ -74,6 +76,8 @@ def evaluate(
         raise InputError(f"--window: got {window}; allowed: 1 or more")
     if window is not None and protocol == "stream":
         raise InputError("--window goes with --protocol windows; a stream has none")
+    if weights != "float32" and (protocol != "stream" or documents or tasks is not None):
+        raise InputError(f"--weights {weights} is of decoding, token after token: add --protocol stream, of one text")
     check_one_text(text, corpus)
     if documents and (text is not None or window is not None):
         raise InputError("--documents takes those of the run's own text, each as a whole: leave --text, --window")
@@ -90,7 +94,7 @@ def evaluate(
     if include is not None or limit is not None or prefix != "\n" or unknown != "error":
         raise InputError("--include, --limit, --prefix and --unknown go with --tasks; add it, or leave them out")
     if text is not None:
-        model = load(run, memory=memory)
+        model = load(run, memory=memory, weights=weights)
         with adaptation.applied(model) as moves:
             result = _of_text(RunFolder(run), model, text, protocol, window, moves)
         _report(text if text != "-" else "standard input", model, result, adaptation, moves, as_json)
@@ -107,7 +111,7 @@ def evaluate(
             )
         _evaluate_classifier(run, corpus, as_json, data_dir)
         return
-    model = load(run, memory=memory)
+    model = load(run, memory=memory, weights=weights)
     assert model.tokenizer is not None
     if documents:
         recipe, _ = held_out(folder, model.tokenizer, corpus, data_dir)
@@ -117,7 +121,7 @@ def evaluate(
         return
     recipe, split = held_out(folder, model.tokenizer, corpus, data_dir)
     with adaptation.applied(model) as moves:
-        result = measure(model, split, protocol, window or recipe.evaluation_window, moves)
+        result = measure(model, split, protocol, window or recipe.evaluation_window, moves, _reader(model))
     _report(f"{recipe.data.corpus}, validation part", model, result, adaptation, moves, as_json)
 
 
@@ -126,7 +130,12 @@ def _of_text(
 ) -> Evaluation:
     assert model.tokenizer is not None
     split = read_tokens(source, model.tokenizer)
-    return measure(model, split, protocol, window or window_for(run, model, split), moves)
+    return measure(model, split, protocol, window or window_for(run, model, split), moves, _reader(model))
+
+
+def _reader(model: LanguageModel) -> Reader | None:
+    """What reads a stream: a decoder where its matrices are rounded, else the model itself."""
+    return None if model.decoded_in == "float32" else decoded_losses
 
 
 def _report(
@@ -136,9 +145,12 @@ def _report(
     if as_json:
         along = {"moves": moves.to_json()} if moves is not None and moves.places else {}
         memory = {} if copying is None else {"memory": copying.memory}
-        print(json.dumps(result.to_json() | memory | adaptation.to_json(model) | along))
+        rounded = {} if model.decoded_in == "float32" else {"weights": model.decoded_in}
+        print(json.dumps(result.to_json() | memory | rounded | adaptation.to_json(model) | along))
         return
     assert model.tokenizer is not None
+    if model.decoded_in != "float32":
+        what += f", decoded with matrices in {model.decoded_in}"
     where = f"windows of {result.window}, state reset" if result.window else "one stream, state carried"
     if copying is not None:
         where += f", copy memory of {'all' if copying.memory is None else f'{copying.memory:,}'} tokens"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from kmixer.cli.drafting import drafts_of, speculation_of, statistics_of
-from kmixer.cli.options import Accept, Bound, DataDir, Delta, Draft, ExactGamma, Mix, RunOrPackaged
+from kmixer.cli.options import Accept, Bound, DataDir, Delta, Draft, ExactGamma, Mix, RunOrPackaged, Weights
 from kmixer.data.reading import lines_of, text_source
 from kmixer.errors import InputError
 from kmixer.generation.conversation import Conversation
@@ -44,6 +44,7 @@ def generate(
     bound: Bound = None,
     mix: Mix = None,
     exact_gamma: ExactGamma = False,
+    weights: Weights = "float32",
     stats: Annotated[bool, typer.Option("--stats", help="Say on standard error what came of the draft.")] = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -61,7 +62,7 @@ def generate(
         )
     if draft is not None and interactive:
         raise InputError("--draft goes with --prompt and --prompt-file; leave it out for --interactive")
-    model = load(run)
+    model = load(run, weights=weights)
     assert model.tokenizer is not None
     if interactive:
         conversation = Conversation(model, model.tokenizer, sampling, max_new_tokens, seed, stop or ())

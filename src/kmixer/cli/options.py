@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kmixer.generation.speculation import RULES
+from kmixer.models.causal_lm import DecodedIn
 
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the corpora; default: the user's cache folder, kmixer below it.")
@@ -35,6 +36,9 @@ Mix = Annotated[float | None, typer.Option(help="Of interp: the part of the draf
 ExactGamma = Annotated[bool, typer.Option("--exact-gamma", help="Of cactus: solve for gamma.")]
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
 RunOrPackaged = Annotated[Path, typer.Argument(help="A run folder, or a packaged model: shakespeare-small-copy.")]
+Weights = Annotated[
+    DecodedIn, typer.Option(help="Of matrices, as they are decoded with: fewer bits are rounded, and read faster.")
+]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")]
 Threads = Annotated[int, typer.Option(help="Threads of this process.")]
 Repeats = Annotated[int, typer.Option(help="Timed calls, after the first.")]

@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from kmixer.cli.options import RunOrPackaged
+from kmixer.cli.options import RunOrPackaged, Weights
 from kmixer.errors import InputError, shown
 from kmixer.files import read_text
 from kmixer.language_model import load
@@ -30,6 +30,7 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"File that holds the key; or the variable {KEY}.")
     ] = None,
+    weights: Weights = "float32",
     rows: Annotated[int, typer.Option(min=1, max=1024, help="Answers that are written at once.")] = 64,
     waiting: Annotated[int, typer.Option(min=0, help="Requests in line beyond them.")] = 256,
     prefix_memory: Annotated[str, typer.Option(metavar="SIZE", help="For states of prompts that were read.")] = "64MiB",
@@ -55,7 +56,7 @@ def serve(
         from kmixer.serve.running import run_service
     except ImportError as error:
         raise InputError(f"{error.name} is missing, which kmixer serve needs: pip install 'kmixer[serve]'") from None
-    model = load(run)
+    model = load(run, weights=weights)
     assert model.tokenizer is not None and model.folder is not None
     torch.set_num_threads(1)
     limits = Limits(rows=rows, waiting=waiting, max_tokens=max_tokens, max_prompt_tokens=max_prompt_tokens, **in_bytes)

@@ -11,19 +11,18 @@ from kmixer.errors import InputError
 from kmixer.generation import layer_operations as layers
 from kmixer.generation.layer_operations import Place
 from kmixer.generation.operations import CAP, EMBED, GELU, POINT, REFINE, REMEMBER, WEIGH, Program
-from kmixer.generation.panels import Precision
 from kmixer.layers import K2, FastWeights
 from kmixer.layers.block import Block
 from kmixer.layers.copy_memory import BUCKET_STARTS, CopyMemory
 from kmixer.layers.pointer import Pointer
-from kmixer.models.causal_lm import CausalLM
+from kmixer.models.causal_lm import CausalLM, DecodedIn
 from kmixer.models.heads import GeluHead, LinearHead, UntiedHead
 from kmixer.models.k_stack import KStack
 from kmixer.models.transformer import Transformer
 
 
 @torch.no_grad()
-def model_program(model: CausalLM, precision: Precision = "float32") -> Program:
+def model_program(model: CausalLM, precision: DecodedIn = "float32") -> Program:
     """The program of one step of a model, from tokens to logits.
 
     Args:

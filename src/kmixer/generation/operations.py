@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.generation.live import Live
-from kmixer.generation.panels import PRECISIONS, Precision, padded, panels, whole
+from kmixer.generation.panels import PRECISIONS, padded, panels, whole
 from kmixer.layers.norms import NORM_EPS, Derf, DyT, UnweightedRMSNorm
+from kmixer.models.causal_lm import DecodedIn
 from kmixer.ops.pointwise_norm import KINDS, Pointwise
 
 LINE = 16
@@ -60,8 +61,8 @@ class Program:
         precision: of the matrices of linear maps.
     """
 
-    def __init__(self, precision: Precision = "float32") -> None:
-        self.precision: Precision = precision
+    def __init__(self, precision: DecodedIn = "float32") -> None:
+        self.precision: DecodedIn = precision
         self.list: list[Operation] = []
         self.widths: list[int] = []  # of the buffers
         self.live: list[Live] = []  # what layers carry, in the order of their states

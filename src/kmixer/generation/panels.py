@@ -6,16 +6,15 @@ output the last one.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kmixer.models.causal_lm import DecodedIn
+
 PANEL = 32  # columns: kPanel in native/few_rows.h
 RANK_MULTIPLE = 16  # queries and keys of K2 come in as many: wide_rank in native/decode_state.h
-Precision = Literal["float32", "bfloat16", "int8"]
-PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}  # Precision in native/few_rows.h
+PRECISIONS: dict[DecodedIn, int] = {"float32": 0, "bfloat16": 1, "int8": 2}  # Precision in native/few_rows.h
 STEPS = 127
 
 
@@ -29,7 +28,7 @@ def padded(tensor: Tensor, width: int) -> Tensor:
     return F.pad(tensor, (0, width - tensor.shape[-1]))
 
 
-def panels(weight: Tensor, bias: Tensor | None, precision: Precision = "float32") -> Tensor:
+def panels(weight: Tensor, bias: Tensor | None, precision: DecodedIn = "float32") -> Tensor:
     """Weights (outputs, inputs) as panels: float32 (panels, inputs + 1, PANEL), the biases last.
 
     In less precision bytes (panels, n): the weights, in 8 bits the scales, and the biases, both float32.

@@ -22,9 +22,8 @@ from kmixer.generation.live_memory import LiveMemory
 from kmixer.generation.live_weights import Adapting
 from kmixer.generation.model_operations import model_program
 from kmixer.generation.operations import Decoding, Operation
-from kmixer.generation.panels import Precision
 from kmixer.layers import BaseKernel, BlockState, FastWeights, K2Mixer
-from kmixer.models.causal_lm import CausalLM, RememberingState, check_tokens
+from kmixer.models.causal_lm import CausalLM, DecodedIn, RememberingState, check_tokens
 from kmixer.models.heads import GeluHead, LinearHead, UntiedHead
 from kmixer.models.known_parts import ADAPTING_K_STACK, TRANSFORMER, unknown_part
 from kmixer.state import State, batch_of, check_state
@@ -69,8 +68,14 @@ def why_no_operations(model: CausalLM) -> str | None:
 
 
 def can_prepare(model: CausalLM) -> bool:
-    """Whether a prepared decoder exists for this model on this machine."""
-    return why_not_prepared(model) is None
+    """Whether a prepared decoder exists for this model on this machine.
+
+    Raises InputError where it does not, and rounded matrices are asked for, which nothing else has.
+    """
+    problem = why_not_prepared(model)
+    if problem and model.decoded_in != "float32":
+        raise InputError(f"weights: got {model.decoded_in}; this model is decoded in float32 alone: {problem}")
+    return problem is None
 
 
 class PreparedDecoder:
@@ -83,18 +88,18 @@ class PreparedDecoder:
         model: a model for which `can_prepare` holds.
         state: where the sequences stand, as the model returned it; copied.
         precision: of the matrices of linear maps, which are rounded; what is computed with them is float32. A step of
-            one row takes the time that reading them does, and less of it in 16 or 8 bits.
+            one row takes the time that reading them does, and less of it in 16 or 8 bits. `model.decoded_in` when None.
 
     Raises InputError for another model, and for a state that is not of this one.
     """
 
-    def __init__(self, model: CausalLM, state: State, *, precision: Precision = "float32") -> None:
+    def __init__(self, model: CausalLM, state: State, *, precision: DecodedIn | None = None) -> None:
         if problem := why_not_prepared(model):
             raise InputError(f"a prepared decoder cannot take this model: {problem}; use EagerDecoder")
         self.vocabulary_size = model.vocabulary_size
         self._initial = model.initial_state(0)
         self._copy_memory = None if model.copy_memory is None else model.copy_memory.memory
-        program = model_program(model, precision)
+        program = model_program(model, precision or model.decoded_in)
         self._live, self._matching, self._strides = program.live, program.matching, program.strides()
         self._program = program.finish()
         self._weights = program  # which keeps them in memory

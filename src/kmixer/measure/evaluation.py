@@ -25,6 +25,8 @@ TOKENS_PER_BATCH = 16384
 STREAM_CHUNK = 4096
 # Is told how many tokens of a stream were read, and the state after them.
 Seen = Callable[[int, State], None]
+# Gives the losses (1, t) of a stream of tokens, in pieces.
+Reader = Callable[[CausalLM, Tensor], Iterator[Tensor]]
 LARGEST_EXPONENT = 700.0  # whose exponential is a float64
 
 
@@ -53,20 +55,29 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: CausalLM, split: TokenSplit, protocol: Protocol, window: int, seen: Seen | None = None
+    model: CausalLM,
+    split: TokenSplit,
+    protocol: Protocol,
+    window: int,
+    seen: Seen | None = None,
+    reader: Reader | None = None,
 ) -> Evaluation:
     """Mean cross-entropy of a model, in its own precision and with dropout off.
 
     "windows": windows of `window` tokens that do not overlap, state reset at each, every position
     counted, tail dropped. "stream": all tokens in one sequence, state carried.
     Bits a character and a byte, and perplexity per word, use the counts of the whole split. `seen` is told of a stream
-    how many tokens were read, and the state after them, every STREAM_CHUNK tokens.
+    how many tokens were read, and the state after them, every STREAM_CHUNK tokens, where the model reads it itself and
+    not a `reader`.
 
     Raises:
         InputError: text shorter than a window, or a stream asked of a model that has none.
     """
     windows = protocol == "windows"
-    losses = _window_losses(model, split.tokens, window) if windows else stream_losses(model, split.tokens, seen=seen)
+    if windows:
+        losses = _window_losses(model, split.tokens, window)
+    else:
+        losses = reader(model, split.tokens) if reader else stream_losses(model, split.tokens, seen=seen)
     tenths = torch.zeros(10, dtype=torch.float64)
     with evaluating(model):
         sums: Tensor | float = 0.0  # by position, of windows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +34,10 @@ LanguageModelConfig = Annotated[
 ]
 
 
+# Of the matrices of a decoding step: float32, or rounded to 16 or 8 bits; see kmixer.generation.prepared.
+DecodedIn = Literal["float32", "bfloat16", "int8"]
+
+
 class Output(NamedTuple):
     """What a model returns: logits (b, t, v), or losses (b, t) in nats where targets were given."""
 
@@ -61,6 +65,8 @@ class CausalLM(nn.Module):
         config: the model's configuration, whose kind says which stack: `KStack` or `Transformer`.
         vocabulary_size: v.
     """
+
+    decoded_in: DecodedIn = "float32"
 
     def __init__(self, config: LanguageModelConfig, vocabulary_size: int) -> None:
         super().__init__()
