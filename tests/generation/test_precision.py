@@ -102,3 +102,22 @@ def test_panels_hold_every_weight_to_half_a_step(data: st.DataObject) -> None:
     assert ((restored - weight).abs() <= 1.001 * half + 1e-12).all()
     assert torch.equal(biases.flatten()[:outputs], bias)
     assert packed.view(torch.int8)[:, : PANEL * inputs].abs().max() <= STEPS
+
+
+@compiled
+@pytest.mark.parametrize("precision", get_args(DecodedIn))
+@torch.no_grad()
+def test_threads_that_share_the_outputs_of_large_matrices_change_no_bit(precision: DecodedIn) -> None:
+    model, tokens = (
+        make_model({"head": {"kind": "gelu", "multiplier": 5}, "output_gate": True}, width=240),
+        make_tokens(2, 12),
+    )
+    before, answers = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            decoder = PreparedDecoder(model, model.initial_state(2), precision=precision)
+            answers.append(torch.cat([decoder.step(tokens[:, 0])[:, None].clone(), decoder.read(tokens[:, 1:])], 1))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*answers)

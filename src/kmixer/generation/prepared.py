@@ -130,7 +130,7 @@ class PreparedDecoder:
         if self._left < 1:
             check_tokens(given[:, None], self.vocabulary_size)
             self._make_room(self._width)
-        if not self._library.decode_step(self._where, given.data_ptr(), self._threads):
+        if not self._library.decode_step(self._where, given.data_ptr(), *self._threads):
             check_tokens(given[:, None], self.vocabulary_size)
         self._left -= 1
         self._read = None
@@ -162,7 +162,7 @@ class PreparedDecoder:
             self._put_automata(self._memory)
         logits = torch.empty(self.rows, n, self.vocabulary_size, dtype=torch.float32)
         threads = self._threads if self.rows == 1 else _threads(self.rows * n)
-        if not self._library.decode_read(self._where, given.data_ptr(), n, logits.data_ptr(), threads):
+        if not self._library.decode_read(self._where, given.data_ptr(), n, logits.data_ptr(), *threads):
             check_tokens(given, self.vocabulary_size)
         self._read = n
         return logits
@@ -172,7 +172,7 @@ class PreparedDecoder:
         n = check_read(self._read)
         check_lengths(lengths, self.rows, n)
         kept = _plain(lengths)
-        self._library.decode_commit(self._where, n, kept.data_ptr(), self._threads)
+        self._library.decode_commit(self._where, n, kept.data_ptr(), self._threads[0])
         if self._memory is not None:
             self._memory.count_kept(kept)
         self._left -= max(lengths.tolist(), default=0)
@@ -257,8 +257,11 @@ def check_read(read: Read | None) -> Read:
     return read
 
 
-def _threads(rows: int) -> int:
-    return max(1, min(torch.get_num_threads(), rows // ROWS_PER_THREAD))
+def _threads(rows: int) -> tuple[int, int]:
+    """Threads that share rows, and threads that share the outputs of large matrices: one of these is 1."""
+    all_of_them = torch.get_num_threads()
+    sharing_rows = max(1, min(all_of_them, rows // ROWS_PER_THREAD))
+    return sharing_rows, all_of_them if sharing_rows == 1 else 1
 
 
 def _plain(numbers: Tensor) -> Tensor:
@@ -291,8 +294,8 @@ def _declared() -> ctypes.CDLL:
     assert library.fast_weights_size() == ctypes.sizeof(Adapting)
     assert library.decoding_attention_size() == ctypes.sizeof(Attending)
     number, address = ctypes.c_int64, ctypes.c_void_p
-    library.decode_step.argtypes = [address, address, number]
-    library.decode_read.argtypes = [address, address, number, address, number]
+    library.decode_step.argtypes = [address, address, number, number]
+    library.decode_read.argtypes = [address, address, number, address, number, number]
     library.decode_commit.argtypes = [address, number, address, number]
     library.decode_step.restype = library.decode_read.restype = number
     return library

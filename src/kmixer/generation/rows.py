@@ -70,7 +70,7 @@ class RowDecoder:
         decoder._decoding.rows = stepped
         if decoder._memory is not None:
             decoder._memory.count_step()
-        if not decoder._library.decode_step(decoder._where, self._tokens.data_ptr(), 1):
+        if not decoder._library.decode_step(decoder._where, self._tokens.data_ptr(), 1, 1):
             check_tokens(tokens[:, None], decoder.vocabulary_size)
         return decoder._logits[:n]
 

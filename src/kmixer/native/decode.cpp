@@ -1,8 +1,8 @@
 // One decoding step of a whole model, without Python between its layers.
 //
 // A model is prepared as a list of operations on rows of floats. Rows are sequences, which do not
-// depend on each other: each thread runs the whole list for its share of them. Tokens that are read together are rows
-// of their own in all operations but those that have a state.
+// depend on each other: each thread runs the whole list for its share of them. Of few rows the outputs of a large matrix
+// are shared instead. Tokens that are read together are rows of their own in all operations but those that have a state.
 
 #include "decode_state.h"
 #include "norms.h"
@@ -20,7 +20,8 @@ struct Decoding {
 
 namespace {
 
-constexpr int kReadsAhead = 4;  // of the automata of several rows
+constexpr int kReadsAhead = 4;                  // of the automata of several rows
+constexpr int64_t kWorthSharing = int64_t(1) << 18;  // bytes of a matrix
 
 INLINE float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
 
@@ -76,25 +77,29 @@ INLINE void squared_relu(Rows<float> x, int64_t rows) {
 
 template <class Weight>
 void linear(const Operation& op, float* const* buffers, const int64_t* strides, int64_t first, int64_t rows,
-            std::vector<float>& scratch) {
+            int64_t threads) {
   const auto buffer = [&](int64_t index) { return Rows<float>{buffers[index], strides[index]}.from(first, 0); };
   const Rows<float> out = buffer(op.out);
-  scratch.resize(rows * kPanel);
-  const Rows<float> aside = {scratch.data(), kPanel};
-  const char* panel = (const char*)op.weight;
-  for (int64_t column = 0; column < op.outputs; column += kPanel, panel += panel_bytes<Weight>(op.inputs)) {
-    const int64_t columns = std::min(kPanel, op.outputs - column);
-    const bool partly = column + kPanel > out.stride;  // rows of logits end with the vocabulary
-    const Rows<float> to = partly || op.activation == kGate ? aside : out.from(0, column);
-    Rows<const float> onto = {kNothing, 0};
-    if (op.residual >= 0) onto = buffer(op.residual).from(0, column);
-    multiply_panel(buffer(op.in), (const Weight*)panel, op.inputs, onto, to, rows);
-    if (op.activation == kGelu) gelu(to, rows);
-    if (op.activation == kSquaredRelu) squared_relu(to, rows);
-    if (op.activation == kGate) gate(to.data, out.data + column, rows, out.stride);
-    for (int64_t row = 0; partly && row < rows; ++row)
-      std::memcpy(out.at(row) + column, to.at(row), sizeof(float) * columns);
-  }
+  const int64_t panels = panels_of(op.outputs), bytes = panel_bytes<Weight>(op.inputs);
+  parallel(panels, panels * bytes < kWorthSharing ? 1 : threads, [&](int64_t begin, int64_t end, int64_t) {
+    thread_local std::vector<float> scratch;
+    scratch.resize(rows * kPanel);
+    const Rows<float> aside = {scratch.data(), kPanel};
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t column = panel * kPanel, columns = std::min(kPanel, op.outputs - column);
+      const bool partly = column + kPanel > out.stride;  // rows of logits end with the vocabulary
+      const Rows<float> to = partly || op.activation == kGate ? aside : out.from(0, column);
+      Rows<const float> onto = {kNothing, 0};
+      if (op.residual >= 0) onto = buffer(op.residual).from(0, column);
+      const auto weights = (const Weight*)((const char*)op.weight + panel * bytes);
+      multiply_panel(buffer(op.in), weights, op.inputs, onto, to, rows);
+      if (op.activation == kGelu) gelu(to, rows);
+      if (op.activation == kSquaredRelu) squared_relu(to, rows);
+      if (op.activation == kGate) gate(to.data, out.data + column, rows, out.stride);
+      for (int64_t row = 0; partly && row < rows; ++row)
+        std::memcpy(out.at(row) + column, to.at(row), sizeof(float) * columns);
+    }
+  });
 }
 
 // to = gain f(alpha from + shift) + bias, plus `residual` where there is one; all may be the same row.
@@ -176,9 +181,10 @@ INLINE void apply(const Operation& op, const int64_t* tokens, Rows<const float> 
   }
 }
 
-// Rows begin to end, n tokens of each; with `reading`, what has a state stays as it is, and otherwise n is 1.
+// Rows begin to end, n tokens of each; with `reading`, what has a state stays as it is, and otherwise n is 1. `threads`
+// share the outputs of large matrices.
 template <bool reading>
-void run(const Decoding& decoding, const int64_t* tokens, int64_t begin, int64_t end, int64_t n) {
+void run(const Decoding& decoding, const int64_t* tokens, int64_t begin, int64_t end, int64_t n, int64_t threads) {
   if (begin == end || n == 0) return;
   float* const* buffers = decoding.buffers;
   const int64_t* strides = decoding.strides;
@@ -192,7 +198,7 @@ void run(const Decoding& decoding, const int64_t* tokens, int64_t begin, int64_t
       const auto multiply = op.precision == kInt8       ? linear<int8_t>
                             : op.precision == kBFloat16 ? linear<BFloat16>
                                                         : linear<float>;
-      multiply(op, buffers, strides, begin * n, (end - begin) * n, scratch);
+      multiply(op, buffers, strides, begin * n, (end - begin) * n, threads);
     } else if (op.kind == kAttend) {
       for (int64_t row = begin; row < end; ++row) {
         const auto buffer = [&](int64_t index) { return Rows<float>{buffers[index], strides[index]}.from(row * n, 0); };
@@ -240,21 +246,23 @@ int64_t decoding_size() { return sizeof(Decoding); }
 int64_t fast_weights_size() { return sizeof(FastWeights); }
 int64_t decoding_attention_size() { return sizeof(Attention); }
 
-// Runs the operations for one token a row; 0, and nothing where one of the tokens is none.
-int64_t decode_step(const Decoding* decoding, const int64_t* tokens, int64_t threads) {
+// Runs the operations for one token a row; 0, and nothing where one of the tokens is none. `threads` share the rows, or
+// `sharing` threads the outputs.
+int64_t decode_step(const Decoding* decoding, const int64_t* tokens, int64_t threads, int64_t sharing) {
   if (!take(*decoding, tokens, decoding->rows)) return 0;
   parallel(decoding->rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    run<false>(*decoding, decoding->tokens, begin, end, 1);
+    run<false>(*decoding, decoding->tokens, begin, end, 1, sharing);
   });
   return 1;
 }
 
 // The same for n tokens a row (rows, n) and logits (rows, n, v), while every state stays as it is.
-int64_t decode_read(const Decoding* decoding, const int64_t* tokens, int64_t n, float* logits, int64_t threads) {
+int64_t decode_read(const Decoding* decoding, const int64_t* tokens, int64_t n, float* logits, int64_t threads,
+                    int64_t sharing) {
   if (!take(*decoding, tokens, decoding->rows * n)) return 0;
   std::swap(decoding->buffers[decoding->logits], logits);
   parallel(decoding->rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    run<true>(*decoding, decoding->tokens, begin, end, n);
+    run<true>(*decoding, decoding->tokens, begin, end, n, sharing);
   });
   std::swap(decoding->buffers[decoding->logits], logits);
   return 1;
