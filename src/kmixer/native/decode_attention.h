@@ -46,13 +46,21 @@ INLINE void to_unit_rms(float* x, int64_t e, float eps) {
   for (int64_t i = 0; i < e; ++i) x[i] *= scale;
 }
 
-// scores[i] = scale q . k_i, or -scale |q - k_i|^2 / 2, for i from first to last, both multiples of four.
+// Asks for what lies in four rows from a column on, a line of memory of each.
+INLINE void ask(const float* rows, int64_t wide, int64_t j) {
+  if (j % 16 != 0) return;
+  for (int k = 0; k < 4; ++k) __builtin_prefetch(rows + k * wide + j);
+}
+
+// scores[i] = scale q . k_i, or -scale |q - k_i|^2 / 2, for i from first to last, both multiples of four. Asks for the
+// values of these on the way.
 template <bool gaussian>
-INLINE void score(const float* query, const float* keys, int64_t wide, float scale, int64_t first, int64_t last,
-                  float* scores) {
+INLINE void score(const float* query, const float* keys, const float* values, int64_t wide, float scale, int64_t first,
+                  int64_t last, float* scores) {
   for (int64_t i = first; i < last; i += 4) {
     Vector sum[4] = {};
     for (int64_t j = 0; j < wide; j += kLanes) {
+      ask(values + i * wide, wide, j);
       const Vector q = load(query + j);
       for (int k = 0; k < 4; ++k) {
         const Vector key = load(keys + (i + k) * wide + j);
@@ -65,17 +73,19 @@ INLINE void score(const float* query, const float* keys, int64_t wide, float sca
   for (int64_t i = first; i < last; ++i) scores[i] *= factor;
 }
 
-// total = share total + sum_i weights_i values_i, i from first to last, both multiples of four.
-INLINE void gather(const float* weights, const float* values, int64_t wide, float share, int64_t first, int64_t last,
-                   float* total) {
-  for (int64_t j = 0; j < wide; j += kLanes) {
-    Vector sum = share * load(total + j), other = {};
-    for (int64_t i = first; i < last; i += 4) {
-      const float* from = values + i * wide + j;
-      sum += weights[i] * load(from) + weights[i + 1] * load(from + wide);
-      other += weights[i + 2] * load(from + 2 * wide) + weights[i + 3] * load(from + 3 * wide);
+// total = share total + sum_i weights_i values_i, i from first to last, both multiples of four. Asks for the next keys on
+// the way.
+INLINE void gather(const float* weights, const float* values, const float* next, int64_t wide, float share,
+                   int64_t first, int64_t last, float* total) {
+  for (int64_t j = 0; j < wide; j += kLanes) store(share * load(total + j), total + j);
+  for (int64_t i = first; i < last; i += 4) {
+    const float* from = values + i * wide;
+    for (int64_t j = 0; j < wide; j += kLanes, from += kLanes) {
+      ask(next + i * wide, wide, j);
+      const Vector some = weights[i] * load(from) + weights[i + 1] * load(from + wide);
+      const Vector others = weights[i + 2] * load(from + 2 * wide) + weights[i + 3] * load(from + 3 * wide);
+      store(load(total + j) + (some + others), total + j);
     }
-    store(sum + other, total + j);
   }
 }
 
@@ -85,7 +95,7 @@ INLINE void attend_block(const float* query, const float* keys, const float* val
                          int64_t begin, int64_t end, Softmax* softmax, float* total) {
   float scores[kBlock];
   const int64_t first = begin / 4 * 4, last = (end + 3) / 4 * 4;
-  score<gaussian>(query, keys, wide, scale, first, last, scores);
+  score<gaussian>(query, keys, values, wide, scale, first, last, scores);
   const float highest = std::max(softmax->highest, highest_of(scores + begin, end - begin));
   const float share = exp_negative(softmax->highest - highest);
   for (int64_t i = first; i < last; ++i) scores[i] = exp_negative(scores[i] - highest);
@@ -93,7 +103,7 @@ INLINE void attend_block(const float* query, const float* keys, const float* val
   for (int64_t i = end; i < last; ++i) scores[i] = 0;
   float sum = 0;
   for (int64_t i = first; i < last; ++i) sum += scores[i];
-  gather(scores, values, wide, share, first, last, total);
+  gather(scores, values, keys + kBlock * wide, wide, share, first, last, total);
   softmax->highest = highest;
   softmax->sum = softmax->sum * share + sum;
 }
