@@ -29,7 +29,7 @@ class Codebook(NamedTuple):
 
     def encode(self, scaled: Tensor) -> Tensor:
         """The code of the nearest centre, int64."""
-        return torch.bucketize(scaled, (self.centres[1:] + self.centres[:-1]) / 2)
+        return torch.bucketize(scaled.contiguous(), (self.centres[1:] + self.centres[:-1]) / 2)
 
 
 def uniform_codebook(values: Tensor, codes: int) -> Codebook:
