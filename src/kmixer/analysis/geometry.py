@@ -1,4 +1,4 @@
-"""What `kmixer lab geometry` measures: how far perturbed inputs move representations, of runs and in the ablation of heads."""
+"""What `kmixer lab geometry` measures: how far perturbed inputs move representations, of runs and by head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kmixer.analysis.lab_inputs import Asked, OfText, windows
 from kmixer.analysis.lab_models import initialisations
 from kmixer.data.token_files import Dataset
 from kmixer.errors import InputError
-from kmixer.experiments.geometry import Arms, Pool, Setting, pooled, run_ablation
+from kmixer.experiments.geometry import HEADS, Arms, Pool, Setting, pooled, run_ablation
 from kmixer.experiments.statistics import paired_difference
 from kmixer.language_model import load
 from kmixer.measure.evaluating import eagerly
@@ -62,9 +62,9 @@ def geometry_of_heads(arms: Arms, setting: Setting, told: Told) -> dict[str, Any
     def report(arm: HeadArm) -> None:
         nonlocal done
         done += 1
-        left = (time.monotonic() - began) / done * (arms.count - done)
+        left = (time.monotonic() - began) / done * (arms.number - done)
         told(
-            f"{done}/{arms.count}: {arm.system}, {arm.mixer}, {arm.head}, {arm.codes} codes, seed {arm.seed}: "
+            f"{done}/{arms.number}: {arm.system}, {arm.mixer}, {arm.head}, {arm.codes} codes, seed {arm.seed}: "
             f"next value off by {arm.next_value:.4f}; {_minutes(left)} left"
         )
 
@@ -91,29 +91,51 @@ def middle(rates: Sequence[float]) -> int:
 
 
 def compare_heads(arms: list[HeadArm], rate: int) -> list[dict[str, Any]]:
-    """The two heads of every encoder at one rate of noise: ratios by seed, and the difference of D paired by seed."""
+    """Of every encoder, at one of the rates of noise, what training and the head make of D, paired by seed.
+
+    "from_untrained": D less that before training, by head; "heads": that of cross-entropy less that of squared error,
+    and both ratios by seed; None where only one was trained.
+    """
     compared = []
     for names in dict.fromkeys((arm.system, arm.mixer, arm.codes) for arm in arms):
         group = [arm for arm in arms if (arm.system, arm.mixer, arm.codes) == names]
-        first, second = ({arm.seed: arm for arm in group if arm.head == head} for head in ("ce", "mse"))
-        difference = paired_difference(
-            *({s: arm.trained.distance[rate] for s, arm in by.items()} for by in (first, second))
-        )
-        if difference is None:
-            continue
-        pairs = [(first[seed].trained, second[seed].trained) for seed in sorted(first)]
+        by_head = {head: {arm.seed: arm for arm in group if arm.head == head} for head in HEADS}
         compared.append(
             {
                 "system": names[0],
                 "mixer": names[1],
                 "codes": names[2],
-                "ratios": [_ratio(a.distance[rate], b.distance[rate]) for a, b in pairs],
-                "shared_ratios": [_ratio(a.shared[rate], b.shared[rate]) for a, b in pairs],
-                "difference": difference.mean,
-                "interval": difference.interval,
+                "from_untrained": {
+                    head: _difference(
+                        _distances(its, rate), {seed: arm.untrained.distance[rate] for seed, arm in its.items()}
+                    )
+                    for head, its in by_head.items()
+                    if its
+                },
+                "heads": _against(by_head["ce"], by_head["mse"], rate),
             }
         )
     return compared
+
+
+def _distances(arms: dict[int, HeadArm], rate: int) -> dict[int, float]:
+    return {seed: arm.trained.distance[rate] for seed, arm in arms.items()}
+
+
+def _difference(values: dict[int, float], baseline: dict[int, float]) -> dict[str, Any] | None:
+    difference = paired_difference(values, baseline)
+    return None if difference is None else {"difference": difference.mean, "interval": difference.interval}
+
+
+def _against(first: dict[int, HeadArm], second: dict[int, HeadArm], rate: int) -> dict[str, Any] | None:
+    """Two heads of one encoder, seed by seed."""
+    pairs = [(first[seed].trained, second[seed].trained) for seed in sorted(first.keys() & second.keys())]
+    difference = _difference(_distances(first, rate), _distances(second, rate))
+    return difference and {
+        **difference,
+        "ratios": [_ratio(a.distance[rate], b.distance[rate]) for a, b in pairs],
+        "shared_ratios": [_ratio(a.shared[rate], b.shared[rate]) for a, b in pairs],
+    }
 
 
 def _ratio(first: float, second: float) -> float | None:
@@ -133,8 +155,8 @@ def geometry_of_runs(
     number = min(_number_of_windows(subject, asked, width) for subject in subjects)
     if number < INPUTS_OF_A_CHANNEL * width:
         told(
-            f"warning: {number:,} windows for a width of {width}: with fewer than {INPUTS_OF_A_CHANNEL} for a channel D "
-            "of unrelated inputs is well below 1; read it beside its null only"
+            f"warning: {number:,} windows for a width of {width}: with fewer than {INPUTS_OF_A_CHANNEL} for a channel "
+            "D of unrelated inputs is well below 1: read it beside its null only"
         )
     for subject in subjects:
         blocks = len(blocks_of(subject.model))
@@ -244,8 +266,8 @@ def _number_of_windows(subject: _Subject, asked: Perturbing, width: int) -> int:
         )
     if number <= width:
         raise InputError(
-            f"--windows: got {number} for a width of {width}; any vectors can be turned into any others where there are "
-            f"no more than channels: give {INPUTS_OF_A_CHANNEL * width}, or a longer text"
+            f"--windows: got {number} for a width of {width}; any vectors can be turned into any others where there "
+            f"are no more than channels: give {INPUTS_OF_A_CHANNEL * width}, or a longer text"
         )
     return number
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 NONE = "none found"
 MEANING = """\
 D: how far the perturbation moves the representations, 0 not at all, up to a rotation, a shift and a scale; null: of
-shuffled pairs. D_{k}: the same on the {k} first directions, each of variance 1, so that a representation of few directions
-is compared with one of many. It is stability under a perturbation, and no distance from the system or the text."""
+shuffled pairs. D_{k}: the same on the {k} first directions, each of variance 1, so that a representation of few
+directions is compared with one of many. It is stability under a perturbation, and no distance from system or text."""
 OF_HEADS = """\
-Means over seeds, with deviations. R^2 is of the state from what the head reads at its position, on other sequences, by a
-linear map and by the mean of the 10 nearest vectors; of unrelated vectors it is 0 or below."""
+Means over seeds, with deviations. R^2 is of the state from what the head reads at its position, on other sequences, by
+a linear map and by the mean of the 10 nearest vectors; of unrelated vectors it is 0 or below."""
 
 
 def print_runs(measured: dict[str, Any]) -> None:
@@ -48,71 +47,75 @@ def print_runs(measured: dict[str, Any]) -> None:
 
 def print_heads(measured: dict[str, Any]) -> None:
     """A table for every encoder: its heads beside what it was before training."""
-    arms, rates = measured["arms"], measured["rates"]
-    for system, mixer, codes in dict.fromkeys((arm["system"], arm["mixer"], arm["codes"]) for arm in arms):
-        group = [arm for arm in arms if (arm["system"], arm["mixer"], arm["codes"]) == (system, mixer, codes)]
-        heads = {
-            head: [arm for arm in group if arm["head"] == head] for head in dict.fromkeys(a["head"] for a in group)
-        }
-        changed = ", ".join(f"{part:.1%}" for part in group[0]["changed"])
-        kind = "learned codes" if measured["learned"] else "equal bins"
-        print(
-            f"\n{system}, {mixer}, {codes} {kind}, {len(next(iter(heads.values())))} seeds; noise changes {changed} of them"
-        )
-        columns = [f"D {100 * rate:g} %" for rate in rates]
-        print(
-            " " * 10
-            + "".join(f"{name:>15}" for name in columns)
-            + f"{'null':>7}{'D_' + str(measured['directions']):>8}{'null':>7}{'CKA':>8}{'band':>7}{'rank':>7}{'next value':>16}"
-        )
-        _print_moves("untrained", next(iter(heads.values())), "untrained", None, len(rates) // 2)
-        for head, its in heads.items():
-            _print_moves(head, its, "trained", [arm["next_value"] for arm in its], len(rates) // 2)
-        print(
-            f"next value by repeating the last {group[0]['repeating']:.4f}, error of the codes {group[0]['coding']:.4f}"
-        )
-        for compared in measured["comparisons"]:
-            if (compared["system"], compared["mixer"], compared["codes"]) == (system, mixer, codes):
-                print(_verdict(compared, measured))
+    for compared in measured["comparisons"]:
+        names = [compared[key] for key in ("system", "mixer", "codes")]
+        group = [arm for arm in measured["arms"] if [arm[key] for key in ("system", "mixer", "codes")] == names]
+        heads = {head: [arm for arm in group if arm["head"] == head] for head in compared["from_untrained"]}
+        _print_encoder(names, heads, measured)
+        _print_verdicts(compared, measured)
         _print_decoded(heads)
     print(f"\n{MEANING.format(k=measured['directions'])}\n{OF_HEADS}")
 
 
-def _print_moves(name: str, arms: list[dict[str, Any]], which: str, errors: list[float] | None, middle: int) -> None:
-    def over(value: Callable[[dict[str, Any]], float]) -> list[float]:
-        return [value(arm[which]) for arm in arms]
+def _print_encoder(names: list[Any], heads: dict[str, list[dict[str, Any]]], measured: dict[str, Any]) -> None:
+    rates, begun = measured["rates"], next(iter(heads.values()))
+    changed = ", ".join(f"{part:.1%}" for part in begun[0]["changed"])
+    kind = "learned codes" if measured["learned"] else "equal bins"
+    system, mixer, codes = names
+    print(f"\n{system}, {mixer}, {codes} {kind}, {len(begun)} seeds; noise changes {changed} of the codes")
+    columns = "".join(f"{f'D {100 * rate:g} %':>15}" for rate in rates)
+    shared = f"D_{measured['directions']}"
+    print(f"{'':>10}{columns}{'null':>7}{shared:>8}{'null':>7}{'CKA':>8}{'band':>7}{'rank':>7}{'next value':>16}")
+    middle = len(rates) // 2
+    _print_moves("untrained", begun, "untrained", None, middle)
+    for head, its in heads.items():
+        _print_moves(head, its, "trained", [arm["next_value"] for arm in its], middle)
+    print(f"next value by repeating the last {begun[0]['repeating']:.4f}, error of the codes {begun[0]['coding']:.4f}")
 
-    count = len(arms[0][which]["distance"])
+
+def _print_moves(name: str, arms: list[dict[str, Any]], which: str, errors: list[float] | None, middle: int) -> None:
+    """One line: D at every rate of noise, the rest at the middle one."""
+
+    def over(key: str, rate: int) -> list[float]:
+        return [arm[which][key][rate] for arm in arms]
+
     line = f"{name:>10}"
-    for i in range(count):
-        values = over(lambda moves, i=i: moves["distance"][i])
-        null, band = (
-            statistics.fmean(over(lambda moves, key=key, i=i: moves[key][i])) for key in ("null", "null_band")
+    for rate in range(len(arms[0][which]["distance"])):
+        values = over("distance", rate)
+        near = statistics.fmean(values) >= statistics.fmean(over("null", rate)) - statistics.fmean(
+            over("null_band", rate)
         )
-        near = statistics.fmean(values) >= null - band
         line += f"{NONE if near else _with_deviation(values, 3):>15}"
     for key, size in (("null", 7), ("shared", 8), ("shared_null", 7), ("cka", 8), ("cka_band", 7)):
-        line += f"{statistics.fmean(over(lambda moves, key=key: moves[key][middle])):>{size}.3f}"
-    line += f"{statistics.fmean(over(lambda moves: moves['rank'])):>7.2f}"
+        line += f"{statistics.fmean(over(key, middle)):>{size}.3f}"
+    line += f"{statistics.fmean(arm[which]['rank'] for arm in arms):>7.2f}"
     print(line + (f"{_with_deviation(errors, 4):>16}" if errors else ""))
 
 
-def _verdict(compared: dict[str, Any], measured: dict[str, Any]) -> str:
-    """What the heads differ by, or that they don't beyond what seeds do."""
+def _print_verdicts(compared: dict[str, Any], measured: dict[str, Any]) -> None:
+    """What training and the head change, or that it is no more than what seeds do."""
     rates = measured["rates"]
-    at = f"{100 * rates[len(rates) // 2]:g} %"
+    at = f"at {100 * rates[len(rates) // 2]:g} %"
+    training = ", ".join(f"{head} {_said(value)}" for head, value in compared["from_untrained"].items())
+    print(f"D {at} less that of the untrained encoder: {training}")
+    if (heads := compared["heads"]) is None:
+        return
     ratios, shared = (
-        " ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in compared[key])
+        " ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in heads[key])
         for key in ("ratios", "shared_ratios")
     )
+    print(
+        f"ce over mse {at}, by seed: D {ratios}, D_{measured['directions']} {shared}; D of ce less mse: {_said(heads)}"
+    )
+
+
+def _said(compared: dict[str, Any]) -> str:
+    """A difference with its interval, where that does not hold 0."""
     interval = compared["interval"]
     if interval is None:
-        said = "one seed, so no more can be said"
-    elif interval[0] <= 0 <= interval[1]:
-        said = f"difference: {NONE} (95 % interval {interval[0]:+.3f} to {interval[1]:+.3f})"
-    else:
-        said = f"difference {compared['difference']:+.3f} (95 % interval {interval[0]:+.3f} to {interval[1]:+.3f})"
-    return f"ce over mse at {at}, by seed: D {ratios}, D_{measured['directions']} {shared}; {said}"
+        return f"{compared['difference']:+.3f} (one seed)"
+    around = f"({interval[0]:+.3f} to {interval[1]:+.3f})"
+    return f"{NONE} {around}" if interval[0] <= 0 <= interval[1] else f"{compared['difference']:+.3f} {around}"
 
 
 def _print_decoded(heads: dict[str, list[dict[str, Any]]]) -> None:

@@ -9,6 +9,7 @@ Source: Raju 2026 (arXiv 2604.04155), at a larger size and with one seed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -121,11 +122,9 @@ class Arms(NamedTuple):
     seeds: list[int]
 
     @property
-    def count(self) -> int:
-        count = 1
-        for names in self:
-            count *= len(names)
-        return count
+    def number(self) -> int:
+        """How many encoders are trained."""
+        return math.prod(len(names) for names in self)
 
 
 def build_arm(mixer: str, head: str, codes: int, seed: int, setting: Setting) -> tuple[Encoder, Head]:

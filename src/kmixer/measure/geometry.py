@@ -1,10 +1,10 @@
-"""What perturbing an input does to its representation: distances between two sets of N vectors, and what they are by chance.
+"""What perturbing inputs does to their representations: distances between two sets of vectors, and those by chance.
 
 X, Y (N, d) centred and of Frobenius norm 1:
 
-    D     = min over rotations Q of |X Q - Y|_F / sqrt 2 = sqrt(1 - |X^T Y|_*)      Procrustes; |.|_* sums singular values
-    CKA   = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))                                linear, by the unbiased HSIC
-    rank  = (sum s^2)^2 / sum s^4 of the singular values of X                       participation ratio
+    D     = min over rotations Q of |X Q - Y|_F / sqrt 2 = sqrt(1 - |X^T Y|_*)     Procrustes, with the nuclear norm
+    CKA   = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))                               linear, by the unbiased HSIC
+    rank  = (sum s^2)^2 / sum s^4 of the singular values of X                      participation ratio
     D_k   = D of both on the first k principal directions of X, each divided by its deviation in X
 
 D is 0 for what a rotation, a shift and a scale make alike, and 1 of zeros. It says how far a perturbation moves a

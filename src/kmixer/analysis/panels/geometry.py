@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kmixer.analysis.panels.drawing import HEIGHT, begin_figure
+from kmixer.analysis.panels.drawing import HEIGHT, begin_figure, label_of
 from kmixer.analysis.panels.lab import panel_of, title_of
 from kmixer.measure.geometry import BAND
 from kmixer.runs.lab_geometry import GeometryRecord
@@ -21,7 +23,7 @@ def draw_geometry(record: GeometryRecord) -> Figure:
         color, offset = f"C{index}", 0.12 * (index - (len(record.curves) - 1) / 2)
         moves, x = curve.trained, places + offset
         error = BAND * np.array(curve.distance_error)
-        left.errorbar(x, moves.distance, error, fmt="o", markersize=4, color=color, label=curve.name)
+        left.errorbar(x, moves.distance, error, fmt="o", markersize=4, color=color, label=label_of(curve.name))
         right.plot(x, moves.shared, "o", markersize=4, color=color)
         _draw_references(left, x, [one.distance for one in curve.untrained], moves.null, color, named=index == 0)
         _draw_references(right, x, [one.shared for one in curve.untrained], moves.shared_null, color, named=False)
@@ -35,7 +37,7 @@ def draw_geometry(record: GeometryRecord) -> Figure:
 
 def _draw_references(
     axes: Axes,
-    x: np.ndarray[tuple[int], np.dtype[np.float64]],
+    x: np.ndarray[Any, Any],
     untrained: list[list[float]],
     null: list[float],
     color: str,

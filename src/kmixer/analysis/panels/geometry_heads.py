@@ -1,4 +1,4 @@
-"""Figure of the ablation of heads: D by arm, D against rank, and D against the number of codes where there are several."""
+"""Figure of the ablation of heads: D by arm, against rank, and where there are several, by the number of codes."""
 
 from __future__ import annotations
 
