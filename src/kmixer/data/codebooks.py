@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Lloyd's steps end where no centre moves, or here.
 MOST_STEPS = 100
+# Of the density that k-means begins with.
+BINS = 1024
 # Deviation of noise, as a part of the range.
 NOISE = 0.1
 
@@ -38,11 +41,16 @@ def uniform_codebook(values: Tensor, codes: int) -> Codebook:
 
 
 def learned_codebook(values: Tensor, codes: int) -> Codebook:
-    """Centres by Lloyd's k-means from the quantiles of these values: in one dimension, and without chance."""
+    """Centres by Lloyd's k-means of these values: in one dimension, and without chance.
+
+    It begins where many codes would end: as dense as the cube root of the values' density (Panter and Dite 1951).
+    """
     begun = uniform_codebook(values, codes)
     rising = begun.scaled(values.double().flatten()).sort().values
+    density = torch.histc(rising, BINS, 0, 1).pow(1 / 3).cumsum(0)
+    shares = torch.cat([density.new_zeros(1), density / density[-1]])
+    centres = torch.from_numpy(np.interp(begun.centres, shares, np.linspace(0, 1, BINS + 1)))
     sums = torch.cat([rising.new_zeros(1), rising.cumsum(0)])
-    centres = rising[(begun.centres * len(rising)).long()]
     for _ in range(MOST_STEPS):
         inner = torch.searchsorted(rising, (centres[1:] + centres[:-1]) / 2)
         ends = torch.cat([inner.new_zeros(1), inner, inner.new_tensor([len(rising)])])
