@@ -23,10 +23,8 @@ def print_runs(measured: dict[str, Any]) -> None:
         trained, untrained = curve["trained"], curve["untrained"]
         independent = number * width / (number + width)
         before = statistics.fmean(one["rank"] for one in untrained)
-        print(
-            f"\n{curve['name']}: {number:,} windows, width {width}; rank {trained['rank']:.1f}, untrained {before:.1f},"
-        )
-        print(f"{independent:.1f} of unrelated directions")
+        ranks = f"rank {trained['rank']:.1f}, untrained {before:.1f}, of unrelated directions {independent:.1f}"
+        print(f"\n{curve['name']}: {number:,} windows, width {width}; {ranks}")
         print(
             f"{'perturbed':>10}{'changed':>9}{'D':>12}{'error':>8}{'null':>7}{'untrained':>11}{'difference':>12}"
             f"{f'D_{k}':>8}{'null':>7}{'untrained':>11}{'CKA':>12}{'band':>7}"
@@ -62,7 +60,8 @@ def _print_encoder(names: list[Any], heads: dict[str, list[dict[str, Any]]], mea
     changed = ", ".join(f"{part:.1%}" for part in begun[0]["changed"])
     kind = "learned codes" if measured["learned"] else "equal bins"
     system, mixer, codes = names
-    print(f"\n{system}, {mixer}, {codes} {kind}, {len(begun)} seeds; noise changes {changed} of the codes")
+    seeds = f"{len(begun)} seeds" if len(begun) > 1 else "1 seed"
+    print(f"\n{system}, {mixer}, {codes} {kind}, {seeds}; noise changes {changed} of the codes")
     columns = "".join(f"{f'D {100 * rate:g} %':>15}" for rate in rates)
     shared = f"D_{measured['directions']}"
     print(f"{'':>10}{columns}{'null':>7}{shared:>8}{'null':>7}{'CKA':>8}{'band':>7}{'rank':>7}{'next value':>16}")

@@ -15,7 +15,7 @@ NAMES = {"ce": "cross-entropy (ce)", "mse": "squared error (mse)"}
 COLORS = {"ce": "C0", "mse": "C1"}
 MARKERS = "osD^vP"
 COLUMN = 4.2  # inches
-D_MARKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+D_MARKS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 RANK_MARKS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -25,7 +25,7 @@ def draw_heads(record: AblationRecord) -> Figure:
     sweep = len({arm.codes for arm in record.arms}) > 1
     title = (
         f"Noise at {100 * record.rates[rate]:g} % of the positions, {record.positions} positions, "
-        f"{len({arm.seed for arm in record.arms})} seeds"
+        f"seeds {', '.join(str(seed) for seed in sorted({arm.seed for arm in record.arms}))}"
     )
     y = "D (logarithmic)"
     figure, (by_arm, by_rank, *rest) = begin_figure(title, "", y, columns=2 + sweep)
