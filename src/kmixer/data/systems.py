@@ -79,11 +79,11 @@ def _lorenz(count: int, length: int, generator: torch.Generator) -> Series:
 
 def _runge_kutta(state: Tensor, step: float) -> Tensor:
     """One step of the fourth order, of states (3, n)."""
-    k1 = _lorenz_slope(state)
-    k2 = _lorenz_slope(state + 0.5 * step * k1)
-    k3 = _lorenz_slope(state + 0.5 * step * k2)
-    k4 = _lorenz_slope(state + step * k3)
-    return state + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    first = _lorenz_slope(state)
+    second = _lorenz_slope(state + 0.5 * step * first)
+    third = _lorenz_slope(state + 0.5 * step * second)
+    fourth = _lorenz_slope(state + step * third)
+    return state + step / 6 * (first + 2 * second + 2 * third + fourth)
 
 
 def _lorenz_slope(state: Tensor) -> Tensor:
