@@ -111,9 +111,9 @@ def test_heads_are_compared_by_seed(measured: list[HeadArm]) -> None:
     (compared,) = compare_heads(measured, 1)
     ce, mse = ([arm for arm in measured if arm.head == head] for head in HEADS)
     ratios = [a.trained.distance[1] / b.trained.distance[1] for a, b in zip(ce, mse, strict=True)]
-    assert compared["heads"]["ratios"] == pytest.approx(ratios)
-    low, high = compared["heads"]["interval"]
-    assert low <= compared["heads"]["difference"] <= high
+    assert compared["heads"]["distance"]["ratios"] == pytest.approx(ratios)
+    low, high = compared["heads"]["shared"]["interval"]
+    assert low <= compared["heads"]["shared"]["difference"] <= high
     before = sum(arm.trained.distance[1] - arm.untrained.distance[1] for arm in ce) / 2
     assert compared["from_untrained"]["ce"]["difference"] == pytest.approx(before)
     (alone,) = compare_heads(ce, 1)

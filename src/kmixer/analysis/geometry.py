@@ -20,7 +20,7 @@ from kmixer.experiments.geometry import HEADS, Arms, Pool, Setting, pooled, run_
 from kmixer.experiments.statistics import paired_difference
 from kmixer.language_model import load
 from kmixer.measure.evaluating import eagerly
-from kmixer.measure.geometry import DIRECTIONS, INPUTS_OF_A_CHANNEL, distance_error, measure_moves
+from kmixer.measure.geometry import DIRECTIONS, INPUTS_OF_A_CHANNEL, chance_distance, distance_error, measure_moves
 from kmixer.measure.locality import inputs_of
 from kmixer.measure.signal import blocks_of, stream_of
 from kmixer.measure.texts import own_text
@@ -93,8 +93,8 @@ def middle(rates: Sequence[float]) -> int:
 def compare_heads(arms: list[HeadArm], rate: int) -> list[dict[str, Any]]:
     """Of every encoder, at one of the rates of noise, what training and the head make of D, paired by seed.
 
-    "from_untrained": D less that before training, by head; "heads": that of cross-entropy less that of squared error,
-    and both ratios by seed; None where only one was trained.
+    "from_untrained": D less that before training, by head; "heads": "distance", D of cross-entropy less that of squared
+    error, and ratios by seed, and "shared", the same of D_k; None where only one was trained.
     """
     compared = []
     for names in dict.fromkeys((arm.system, arm.mixer, arm.codes) for arm in arms):
@@ -107,7 +107,8 @@ def compare_heads(arms: list[HeadArm], rate: int) -> list[dict[str, Any]]:
                 "codes": names[2],
                 "from_untrained": {
                     head: _difference(
-                        _distances(its, rate), {seed: arm.untrained.distance[rate] for seed, arm in its.items()}
+                        _by_seed(its, "distance", rate),
+                        {seed: arm.untrained.distance[rate] for seed, arm in its.items()},
                     )
                     for head, its in by_head.items()
                     if its
@@ -118,8 +119,8 @@ def compare_heads(arms: list[HeadArm], rate: int) -> list[dict[str, Any]]:
     return compared
 
 
-def _distances(arms: dict[int, HeadArm], rate: int) -> dict[int, float]:
-    return {seed: arm.trained.distance[rate] for seed, arm in arms.items()}
+def _by_seed(arms: dict[int, HeadArm], measure: str, rate: int) -> dict[int, float]:
+    return {seed: getattr(arm.trained, measure)[rate] for seed, arm in arms.items()}
 
 
 def _difference(values: dict[int, float], baseline: dict[int, float]) -> dict[str, Any] | None:
@@ -128,18 +129,15 @@ def _difference(values: dict[int, float], baseline: dict[int, float]) -> dict[st
 
 
 def _against(first: dict[int, HeadArm], second: dict[int, HeadArm], rate: int) -> dict[str, Any] | None:
-    """Two heads of one encoder, seed by seed."""
-    pairs = [(first[seed].trained, second[seed].trained) for seed in sorted(first.keys() & second.keys())]
-    difference = _difference(_distances(first, rate), _distances(second, rate))
-    return difference and {
-        **difference,
-        "ratios": [_ratio(a.distance[rate], b.distance[rate]) for a, b in pairs],
-        "shared_ratios": [_ratio(a.shared[rate], b.shared[rate]) for a, b in pairs],
-    }
-
-
-def _ratio(first: float, second: float) -> float | None:
-    return first / second if second > 0 else None
+    """Two heads of one encoder, seed by seed, by D and by D_k."""
+    if not first.keys() & second.keys():
+        return None
+    compared: dict[str, Any] = {}
+    for measure in ("distance", "shared"):
+        values, others = _by_seed(first, measure, rate), _by_seed(second, measure, rate)
+        ratios = [values[seed] / others[seed] if others[seed] > 0 else None for seed in sorted(values)]
+        compared[measure] = {"ratios": ratios, **(_difference(values, others) or {})}
+    return compared
 
 
 def geometry_of_runs(
@@ -156,7 +154,7 @@ def geometry_of_runs(
     if number < INPUTS_OF_A_CHANNEL * width:
         told(
             f"warning: {number:,} windows for a width of {width}: with fewer than {INPUTS_OF_A_CHANNEL} for a channel "
-            "D of unrelated inputs is well below 1: read it beside its null only"
+            f"D of unrelated inputs is well below 1, about {chance_distance(number, width):.2f}: see its null"
         )
     for subject in subjects:
         blocks = len(blocks_of(subject.model))

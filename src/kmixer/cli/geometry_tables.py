@@ -99,13 +99,9 @@ def _print_verdicts(compared: dict[str, Any], measured: dict[str, Any]) -> None:
     print(f"D {at} less that of the untrained encoder: {training}")
     if (heads := compared["heads"]) is None:
         return
-    ratios, shared = (
-        " ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in heads[key])
-        for key in ("ratios", "shared_ratios")
-    )
-    print(
-        f"ce over mse {at}, by seed: D {ratios}, D_{measured['directions']} {shared}; D of ce less mse: {_said(heads)}"
-    )
+    for name, key in (("D", "distance"), (f"D_{measured['directions']}", "shared")):
+        ratios = " ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in heads[key]["ratios"])
+        print(f"{name} {at} of ce over mse, by seed: {ratios}; of ce less mse: {_said(heads[key])}")
 
 
 def _said(compared: dict[str, Any]) -> str:

@@ -28,8 +28,6 @@ INPUTS_OF_A_CHANNEL = 20
 DIRECTIONS, SHUFFLES, BLOCKS, BAND = 8, 8, 8, 2.0
 # Below this part of the vectors' own size, what is left by taking off the mean is rounding.
 ROUNDING = 1e-12
-# The unbiased HSIC divides by N - 3.
-LEAST_INPUTS = 4
 
 
 def procrustes_distance(x: Tensor, y: Tensor) -> float:
