@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,9 +18,10 @@ from kmixer.runs.lab_geometry import AblationRecord, GeometryRecord
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POOLS = ("mean", "last")
+Pooling = Literal["mean", "last"]
+# Of the ablation, where nothing else is asked for.
 SYSTEMS, MIXERS, HEADS, CODEBOOK = "oscillator,lorenz,sines", "softmax,k2", "ce,mse", "64"
-SEEDS, STEPS, LENGTH, WIDTH = 3, 300, 64, 32
+SEEDS = 3
 LEAST_CODES, MOST_CODES = 2, 4096
 
 
@@ -49,11 +50,11 @@ def geometry(
     seeds: Annotated[
         int | None, typer.Option(min=1, help=f"Of the ablation: seeds of every arm; default: {SEEDS}.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=0, help=f"Of the ablation: default: {STEPS}.")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Of the ablation: of training; default: 300.")] = None,
     length: Annotated[
-        int | None, typer.Option(min=16, help=f"Of the ablation: positions of a series; default: {LENGTH}.")
+        int | None, typer.Option(min=16, help="Of the ablation: positions of a series; default: 64.")
     ] = None,
-    width: Annotated[int | None, typer.Option(min=8, help=f"Of the ablation: default: {WIDTH}.")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="Of the ablation: of the encoders; default: 32.")] = None,
     noise: Annotated[
         str, typer.Option(metavar="0.01,0.05,0.1", help="Shares of the positions that are perturbed.")
     ] = "0.01,0.05,0.1",
@@ -84,7 +85,8 @@ def geometry(
     rates = tuple(numbers("--noise", noise, float))
     if max(rates) > 1:
         raise InputError(f"--noise: got {noise}; allowed: shares of the positions, above 0 and up to 1")
-    check_choice("--pool", pool, POOLS)
+    check_choice("--pool", pool, ("mean", "last"))
+    pooling: Pooling = "last" if pool == "last" else "mean"
     of_ablation = {
         "--systems": systems,
         "--mixers": mixers,
@@ -109,7 +111,7 @@ def geometry(
         raise InputError("geometry: give one run or two, or --ablation alone")
     _refuse(of_run if ablation else of_ablation, "a run; --ablation has none" if ablation else "--ablation")
     if ablation:
-        measured = _ablation(of_ablation, rates, pool, seed)
+        measured = _ablation(of_ablation, rates, pooling, seed)
         state = f"after {measured['steps']} steps"
         deliver(
             measured,
@@ -133,12 +135,12 @@ def geometry(
     asked = Perturbing(
         rates,
         reverse,
-        "mean" if pool == "mean" else "last",
+        pooling,
         layer,
         windows,
-        **({} if window is None else {"window": window}),
-        **({} if inits is None else {"initialisations": inits}),
-        seed=seed,
+        window or Perturbing.window,
+        inits or Perturbing.initialisations,
+        seed,
     )
     measured = geometry_of_runs(targets, asked, corpus, data_dir, tell)
     save_in = targets[0] if save else None
@@ -152,7 +154,7 @@ def _refuse(options: dict[str, Any], goes_with: str) -> None:
             raise InputError(f"{name} goes with {goes_with}; leave it out")
 
 
-def _ablation(asked: dict[str, Any], rates: tuple[float, ...], pool: str, seed: int) -> dict[str, Any]:
+def _ablation(asked: dict[str, Any], rates: tuple[float, ...], pool: Pooling, seed: int) -> dict[str, Any]:
     from kmixer.analysis.geometry import geometry_of_heads
     from kmixer.data.systems import SYSTEMS as KNOWN_SYSTEMS
     from kmixer.experiments.geometry import HEADS as KNOWN_HEADS
@@ -169,12 +171,12 @@ def _ablation(asked: dict[str, Any], rates: tuple[float, ...], pool: str, seed: 
         [seed + index for index in range(asked["--seeds"] or SEEDS)],
     )
     setting = Setting(
-        steps=STEPS if asked["--steps"] is None else asked["--steps"],
-        length=asked["--length"] or LENGTH,
-        width=asked["--width"] or WIDTH,
+        steps=Setting.steps if asked["--steps"] is None else asked["--steps"],
+        length=asked["--length"] or Setting.length,
+        width=asked["--width"] or Setting.width,
         learned=bool(asked["--learned"]),
         rates=rates,
-        pool="mean" if pool == "mean" else "last",
+        pool=pool,
     )
     return geometry_of_heads(arms, setting, tell)
 
