@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from matplotlib.axes import Axes
@@ -47,7 +48,8 @@ def draw_heads(record: AblationRecord) -> Figure:
     below = dict(zip(labels, handles, strict=True))
     for axes in (by_rank, *rest):
         below |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend([*below.values()], [*below], loc="outside lower center", ncols=4 + sweep, frameon=False, fontsize=8)
+    columns = math.ceil(len(below) / 2)
+    figure.legend([*below.values()], [*below], loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
