@@ -33,6 +33,7 @@ def draw_heads(record: AblationRecord) -> Figure:
     figure.set_size_inches(max(WIDTH, COLUMN * (2 + sweep)), HEIGHT + 0.7)
     encoders = list(dict.fromkeys((arm.system, arm.mixer) for arm in record.arms))
     _draw_by_arm(by_arm, record.arms, encoders, rate)
+    by_arm.set_title("by encoder and head" + ", all codebooks" * sweep, fontsize=9)
     _draw_by_rank(by_rank, record.arms, encoders, rate)
     for axes in rest:
         _draw_by_codes(axes, record.arms, encoders, rate)
@@ -73,7 +74,6 @@ def _draw_by_arm(axes: Axes, arms: list[HeadArm], encoders: list[tuple[str, str]
     axes.set_xticks(range(len(encoders)), ["\n".join(names) for names in encoders], fontsize=8)
     axes.grid(visible=False, axis="x")
     axes.set_xlim(-0.6, len(encoders) - 0.4)
-    axes.set_title("by encoder and head", fontsize=9)
 
 
 def _draw_by_rank(axes: Axes, arms: list[HeadArm], encoders: list[tuple[str, str]], rate: int) -> None:
