@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmixer.analysis.geometry import Perturbing, replaced_tokens
@@ -19,6 +19,7 @@ from kmixer.runs.lab_geometry import AblationRecord, GeometryRecord
 COUNTS = torch.tensor([0, 1, 3, 6])
 
 
+@settings(max_examples=25)
 @given(st.floats(0.001, 1.0), st.integers(0, 1000))
 def test_tokens_differ_in_the_share_that_the_frequencies_leave(rate: float, seed: int) -> None:
     clean = torch.ones(100, 40, dtype=torch.int64)
