@@ -40,7 +40,7 @@ def arm_of(tmp_path: Path) -> Any:
 
 def test_every_panel_has_its_own_name_and_a_caption() -> None:
     panels = [*OVERVIEWS, *PANELS]
-    assert len({panel.name for panel in panels}) == len(panels) == 23
+    assert len({panel.name for panel in panels}) == len(panels) == 24
     assert all(panel.caption.endswith(".") for panel in panels)
 
 

@@ -80,7 +80,20 @@ class OfTask:
         return self.chosen
 
 
-Source = Symmetric | OfTask
+class OfText:
+    """Windows of a text that has been opened already."""
+
+    enter = None
+    pixels = None
+
+    def __init__(self, chosen: Tensor, vocabulary: int) -> None:
+        self.chosen, self.vocabulary = chosen, vocabulary
+
+    def inputs(self, model: Model) -> Tensor:
+        return self.chosen
+
+
+Source = Symmetric | OfTask | OfText
 
 
 def symmetric(asked: Asked) -> Callable[[Tensor], Tensor]:

@@ -84,8 +84,12 @@ def deliver(
     figure: Path | None,
     save_in: Path | None,
     as_json: bool,
+    state: str | None = None,
 ) -> None:
-    """Draw a measurement, keep it in a run, and print it: as JSON, or after a line on what was measured by `show`."""
+    """Draw a measurement, keep it in a run, and print it: as JSON, or after a line on what was measured by `show`.
+
+    `state` says which weights were measured, where they are neither the best of a run nor fresh.
+    """
     if figure is not None:
         _save_figure(draw(kind.parse(measured, source=str(figure))), figure)
     if save_in is not None:
@@ -93,7 +97,7 @@ def deliver(
     if as_json:
         print(json.dumps(measured))
         return
-    state = "best weights" if measured["trained"] else "at initialisation"
+    state = state or ("best weights" if measured["trained"] else "at initialisation")
     print(f"{measured['name']}, {state}, sequences of {measured['positions']} positions")
     show(measured)
 
