@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import nn
 
 from kmixer.bench import length, models
 from kmixer.bench.length import SERIES, LengthSpeed, bench_length
 from kmixer.bench.measure import Timing
 from kmixer.bench.models import TrainingSpeed, bench_decode, bench_train, build
+from kmixer.bench.peers import SIZES, counted, present
+from kmixer.bench.peers import build as build_peer
 from kmixer.errors import InputError
 from kmixer.runs.recipe import LanguageRecipe, load_language_recipe
 
@@ -69,3 +72,10 @@ def test_a_series_ends_with_a_step_that_takes_too_long(recipe: LanguageRecipe, m
     ]
     assert isinstance(rows[0], LengthSpeed)
     assert "part_of_roof" not in rows[0].to_json()
+
+
+@pytest.mark.parametrize("name", ["0.17M", "87M"])
+def test_peers_are_of_our_size(name: str) -> None:
+    with torch.device("meta"):
+        sizes = {peer.name: counted(build_peer(peer, SIZES[name], 2048)) for peer in present()}
+    assert max(sizes.values()) < 1.2 * min(sizes.values())

@@ -140,3 +140,23 @@ def test_the_copy_memory_on_a_text(kmixer_command: Run, monkeypatch: pytest.Monk
     }  # fmt: skip
     assert rows["one token"]["vocabulary"] == 1 and rows["text, windows"]["rows"] == 2
     assert "x text" in kmixer_command(*options).out
+
+
+def test_models_of_other_libraries_take_turns_with_ours(kmixer_command: Run, tmp_path: Path) -> None:
+    plot = tmp_path / "peers.svg"
+    answer = kmixer_command(
+        *["bench", "peers", "--sizes", "0.17M", "--windows", "8", "--context", 8, "--rounds", 1, "--precision", "both"],
+        *["--without", "transformers Mamba-2", "--plot", plot, "--json"],
+    )
+    rows = json.loads(answer.out)["rows"]
+    works = [("train", "float32"), ("train", "bfloat16"), ("decode", "float32")]
+    assert list(dict.fromkeys((row["what"], row["precision"]) for row in rows)) == works
+    models = {row["model"] for row in rows}
+    assert {"kmixer K-Stack", "kmixer transformer", "torch LSTM", "torch GRU"} <= models
+    assert len(rows) == len(works) * len(models)
+    assert all(row["of_ours"] == 1 for row in rows if row["model"] == "kmixer K-Stack")
+    assert all(row["tokens_per_second"] > 0 for row in rows)
+    assert all((row["part_of_roof"] is None) == (row["what"] == "decode") for row in rows)
+    sizes = [row["parameters"] for row in rows]
+    assert max(sizes) < 1.2 * min(sizes)
+    assert "</svg>" in plot.read_text()

@@ -17,7 +17,7 @@ from kmixer.bench.measure import Roofs, roofs
 from kmixer.bench.mixer import Shape, add_peaks, bench_mixer
 from kmixer.bench.models import ModelName, Precision, bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
-from kmixer.cli import bench_speculation
+from kmixer.cli import bench_peers, bench_speculation
 from kmixer.cli.bench_report import print_report
 from kmixer.cli.options import DataDir, Json, RecipeName, Repeats, Settings, Threads
 from kmixer.data.corpora import find_corpus
@@ -204,6 +204,7 @@ def copy(
 
 
 app.command()(bench_speculation.speculate)
+app.command()(bench_peers.peers)
 
 
 def _start(threads: int) -> Roofs:
