@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, norms, overlap, signal
+from kmixer.analysis.panels import attention, copies, ecology, fast_weights, k2, levels, losses, norms, overlap, signal
 from kmixer.analysis.panels.drawing import ArmPanel, OverviewPanel, label_of
 from kmixer.experiments.arms import Arm
 
@@ -37,6 +37,7 @@ PANELS: tuple[ArmPanel, ...] = (
     losses.NORMS,
     signal.SIGNAL,
     overlap.OVERLAP,
+    ecology.ECOLOGY,
 )
 
 
