@@ -111,14 +111,17 @@ NAMED_BY = {
         "ops/attention/gaussian.py": "is computed as softmax attention",
         "layers/sinkhorn_attention.py": "is softmax attention with one half-step, which may be causal",
         "ops/attention/sinkhorn.py": "is softmax attention with one half-step",
-        "models/known_parts.py": "has the name of a part of torch's adaptive softmax",
+        "models/known_parts.py": "lists the parts of stacks that are read, one of torch's adaptive softmax among them",
         "experiments/denoise.py": "sets chosen layers side by side: a recipe",
+    },
+    "gaussian": {
+        "models/known_parts.py": "lists the parts of stacks that are read",
+        "generation/live_cache.py": "a field of what the compiled step takes",
     },
     "k2": {
         "models/k_stack.py": "the K-Stack is made of it",
         "generation/prepared.py": "steps of the K-Stack, compiled",
-        "generation/operations.py": "lists their operations",
-        "models/known_parts.py": "lists the parts of the K-Stack",
+        "models/known_parts.py": "lists the parts of stacks that are read",
         "interop/exported_step.py": "steps of the K-Stack, exported",
         "interop/koneko.py": "Koneko's files hold K-Stacks",
         "experiments/denoise.py": "sets chosen layers side by side: a recipe",
@@ -135,8 +138,15 @@ def own_files(mixer: str) -> set[str]:
     """
     layer = CARDS[mixer].layer.__module__.removeprefix("kmixer.").replace(".", "/")
     operators = {path for path in PATHS.values() if path.startswith("ops/") and Path(path).stem.startswith(mixer)}
-    lists = {"models/mixers/registry.py", "layers/__init__.py", "ops/__init__.py", "ops/attention/__init__.py"}
-    return {f"{layer}.py", f"models/mixers/{mixer}.py", f"bench/operators/{mixer}.py", *operators, *lists}
+    lists = {
+        "models/mixers/registry.py",
+        "generation/mixers/registry.py",
+        "layers/__init__.py",
+        "ops/__init__.py",
+        "ops/attention/__init__.py",
+    }
+    apart = ("models/mixers", "generation/mixers", "bench/operators")
+    return {f"{layer}.py", *(f"{folder}/{mixer}.py" for folder in apart), *operators, *lists}
 
 
 def identifiers(tree: ast.AST) -> Iterator[str]:

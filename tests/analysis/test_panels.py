@@ -10,10 +10,11 @@ import pytest
 from matplotlib.axes import Axes
 
 from kmixer.analysis.figures import OVERVIEWS, PANELS, all_figures
-from kmixer.analysis.panels import attention, copies, fast_weights, k2, levels, losses, norms, signal
+from kmixer.analysis.panels import attention, copies, ecology, fast_weights, k2, levels, losses, norms, signal
+from kmixer.analysis.panels.rescue import draw_rescue
 from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm
-from kmixer.runs.lab import save_measurement
+from kmixer.runs.lab import RescueRecord, save_measurement
 from tests.experiments.records import evaluation, make_record, results_of
 
 
@@ -40,7 +41,7 @@ def arm_of(tmp_path: Path) -> Any:
 
 def test_every_panel_has_its_own_name_and_a_caption() -> None:
     panels = [*OVERVIEWS, *PANELS]
-    assert len({panel.name for panel in panels}) == len(panels) == 24
+    assert len({panel.name for panel in panels}) == len(panels) == 25
     assert all(panel.caption.endswith(".") for panel in panels)
 
 
@@ -287,6 +288,51 @@ def test_growth_of_gradients_stands_in_both_coordinates(tmp_path: Path) -> None:
     assert [text.get_text() for text in power.get_legend().get_texts()] == ["trained", "theory"]
     assert figure.get_suptitle() == "Growth of gradients, arm trained, 8 positions"
     figure.savefig(tmp_path / "signal.svg")
+
+
+def test_sources_are_a_map_and_a_tree_of_merges(tmp_path: Path) -> None:
+    run = make_record(tmp_path / "run", [evaluation(0, 4.0)])
+    arm = Arm("arm", [run])
+    assert not ecology.ECOLOGY.applies(arm)
+    steps = [(0.0, [[0], [1], [2]], False), (0.1, [[0, 2], [1]], True), (0.4, [[0, 1, 2]], False)]
+    whole = {
+        "sources": ["a", "$b$", "c"],
+        "context": "suffix:2",
+        "js": [[0.0, 0.3, 0.1], [0.3, 0.0, 0.3], [0.1, 0.3, 0.0]],
+        "null": [{"mean": 0.05, "largest": 0.06}] * 3,
+        "pairs": [{"first": a, "second": b, "js": 0.3, "differs": b != 2} for a, b in ((0, 1), (0, 2), (1, 2))],
+        "path": [{"beta": beta, "cells": cells, "noise": noise} for beta, cells, noise in steps],
+        "exact": True,
+    }
+    model = {"js": whole["js"], "null": whole["null"], "pairs": [{"first": 0, "second": 1, "says": "merged"}]}
+    save_measurement(run, "ecology", {"name": "x", "recipe_sha256": run.identity(), **whole, "model": model})
+    assert ecology.ECOLOGY.applies(arm)
+    figure = ecology.ECOLOGY.draw(arm)
+    of_texts, of_model, tree = figure.axes
+    assert images(of_texts)[0][0] == [0.05, 0.3, 0.1]
+    assert {text.get_text() for text in of_model.texts} == {".0500", ".3000\nmerged", ".3000", ".1000"}
+    assert [text.get_text() for text in tree.get_yticklabels()] == ["a", "c", r"\$b\$"]
+    joins = [line for line in tree.lines if len({*np.asarray(line.get_xdata()).tolist()}) == 1]
+    assert [np.asarray(line.get_xdata())[0] for line in joins] == [0.1, 0.4]
+    assert [line.get_color() for line in joins] == ["0.55", "C0"]
+    assert [np.asarray(line.get_ydata()).tolist() for line in joins] == [[0.0, 1.0], [0.5, 2.0]]
+    figure.savefig(tmp_path / "ecology.svg")
+
+
+def test_the_rescue_has_bands_over_seeds_and_lines_of_counters() -> None:
+    one = {
+        "name": "chunks",
+        "characters": 30,
+        "alphas": [0.0, 1.0],
+        "curves": [{"mixer": "one", "shares": [{"discrimination": [-0.1, 0.1]}, {"discrimination": [0.3, 0.5]}]}],
+        "counters": [{"context": 3, "shares": [{"discrimination": 0.0}, {"discrimination": 0.6}]}],
+    }
+    record = RescueRecord.parse({"name": "one", "evaluations": [one, one]}, source="test")
+    left, _ = draw_rescue(record).axes
+    assert curves(left)[1:] == [[0.0, 0.6], pytest.approx([0.0, 0.4])]
+    band = np.asarray(left.collections[0].get_paths()[0].vertices)[:, 1]
+    assert sorted({*band.tolist()}) == [-0.1, 0.1, 0.3, 0.5]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["counter, 3 characters", "one"]
 
 
 def test_norms_are_drawn_by_name(arm_of: Any) -> None:

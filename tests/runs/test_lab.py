@@ -11,7 +11,15 @@ import pytest
 from kmixer.errors import InputError
 from kmixer.runs.archive import pack
 from kmixer.runs.check import check_run
-from kmixer.runs.lab import SignalRecord, identity_of, lab_file, read_measurement, save_measurement
+from kmixer.runs.lab import (
+    EcologyRecord,
+    RescueRecord,
+    SignalRecord,
+    identity_of,
+    lab_file,
+    read_measurement,
+    save_measurement,
+)
 from kmixer.runs.recipe import parse_recipe
 from kmixer.runs.run_folder import RECIPE, RunFolder
 from kmixer.training.loop import train
@@ -85,6 +93,57 @@ def test_records_without_weights_are_known_by_their_recipe(run: RunFolder) -> No
     lab_file(run, "signal").write_text(json.dumps(measured_of_other()))
     with pytest.raises(InputError, match="of another run"):
         read_measurement(run, SignalRecord)
+
+
+STEPS = [{"beta": 0.0, "cells": [[0], [1]], "noise": False}, {"beta": 0.1, "cells": [[0, 1]], "noise": False}]
+ECOLOGY: dict[str, Any] = {
+    "name": "run",
+    "sources": ["a", "b"],
+    "context": "none",
+    "js": [[0.0, 0.1], [0.1, 0.0]],
+    "null": [{"mean": 0.01, "largest": 0.02}] * 2,
+    "pairs": [{"first": 0, "second": 1, "js": 0.1, "differs": True}],
+    "path": STEPS,
+    "exact": True,
+}
+OF_MODEL = {"js": ECOLOGY["js"], "null": ECOLOGY["null"], "pairs": [{"first": 0, "second": 1, "says": "merged"}]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"sources": ["a", "b", "c"]}, "another size than sources"),
+        ({"sources": ["a"]}, "sources: got 1"),
+        ({"js": [[0.0, 0.1], [0.1]]}, "another size than sources"),
+        ({"null": []}, "another size than sources"),
+        ({"model": {**OF_MODEL, "js": [[0.0]]}}, "another size than sources"),
+        ({"model": {**OF_MODEL, "null": []}}, "another size than sources"),
+        ({"path": []}, "path"),
+        ({"path": [{"beta": 0.0, "cells": [[0]], "noise": False}]}, "do not hold every source once"),
+        ({"path": [{"beta": 0.0, "cells": [[0, 1], [1]], "noise": False}]}, "do not hold every source once"),
+        ({"pairs": [{"first": 0, "second": 2, "js": 0.1, "differs": True}]}, "a source that is not there"),
+        ({"js": [[0.0, 1e9], [0.1, 0.0]]}, "js"),
+    ],
+)
+def test_an_ecology_fits_together(changed: dict[str, Any], why: str) -> None:
+    assert EcologyRecord.parse({**ECOLOGY, "model": OF_MODEL}, source="test").model is not None
+    with pytest.raises(InputError, match=why):
+        EcologyRecord.parse({**ECOLOGY, **changed}, source="test")
+
+
+def test_a_rescue_has_every_share() -> None:
+    shares = [{"discrimination": [0.1, 0.2]}]
+    whole = {
+        "name": "chunks",
+        "characters": 30,
+        "alphas": [1.0],
+        "curves": [{"mixer": "one", "shares": shares}],
+        "counters": [{"context": 1, "shares": [{"discrimination": 0.1}]}],
+    }
+    assert RescueRecord.parse({"name": "one", "evaluations": [whole]}, source="test").evaluations[0].alphas == [1.0]
+    for wrong in ({"alphas": [0.0, 1.0]}, {"alphas": [2.0]}, {"curves": []}):
+        with pytest.raises(InputError, match=r"alphas|curves"):
+            RescueRecord.parse({"name": "one", "evaluations": [{**whole, **wrong}]}, source="test")
 
 
 def measured_of_other() -> dict[str, Any]:

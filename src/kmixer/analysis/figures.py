@@ -6,7 +6,19 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from kmixer.analysis.panels import attention, copies, fast_weights, geometry, k2, levels, losses, norms, overlap, signal
+from kmixer.analysis.panels import (
+    attention,
+    copies,
+    ecology,
+    fast_weights,
+    geometry,
+    k2,
+    levels,
+    losses,
+    norms,
+    overlap,
+    signal,
+)
 from kmixer.analysis.panels.drawing import ArmPanel, OverviewPanel, label_of
 from kmixer.experiments.arms import Arm
 
@@ -38,6 +50,7 @@ PANELS: tuple[ArmPanel, ...] = (
     signal.SIGNAL,
     overlap.OVERLAP,
     geometry.GEOMETRY,
+    ecology.ECOLOGY,
 )
 
 

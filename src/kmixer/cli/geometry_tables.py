@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from kmixer.cli.lab_options import headline
+
 NONE = "none found"
 MEANING = """\
 D: how far the perturbation moves the representations, 0 not at all, up to a rotation, a shift and a scale; null: of
@@ -18,6 +20,7 @@ a linear map and by the mean of the 10 nearest vectors; of unrelated vectors it 
 def print_runs(measured: dict[str, Any]) -> None:
     """A line for every perturbation of a run."""
     k = measured["directions"]
+    print(headline(measured))
     for curve in measured["curves"]:
         width, number = curve["width"], measured["windows"]
         trained, untrained = curve["trained"], curve["untrained"]
@@ -45,6 +48,7 @@ def print_runs(measured: dict[str, Any]) -> None:
 
 def print_heads(measured: dict[str, Any]) -> None:
     """A table for every encoder: its heads beside what it was before training."""
+    print(headline(measured, f"after {measured['steps']} steps"))
     for compared in measured["comparisons"]:
         names = [compared[key] for key in ("system", "mixer", "codes")]
         group = [arm for arm in measured["arms"] if [arm[key] for key in ("system", "mixer", "codes")] == names]

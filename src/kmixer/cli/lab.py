@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from kmixer.cli.lab_ecology import ecology
 from kmixer.cli.lab_geometry import geometry
 from kmixer.cli.lab_overlap import overlap
 from kmixer.cli.lab_signal import signal
 
 app = typer.Typer(help="What a model's layers do to what passes them.", no_args_is_help=True)
 
-for command in (signal, overlap, geometry):
+for command in (signal, overlap, geometry, ecology):
     app.command()(command)

@@ -112,17 +112,7 @@ def geometry(
     _refuse(of_run if ablation else of_ablation, "a run; --ablation has none" if ablation else "--ablation")
     if ablation:
         measured = _ablation(of_ablation, rates, pooling, seed)
-        state = f"after {measured['steps']} steps"
-        deliver(
-            measured,
-            AblationRecord,
-            _draw_heads,
-            print_heads,
-            figure=figure,
-            save_in=None,
-            as_json=as_json,
-            state=state,
-        )
+        deliver(measured, AblationRecord, _draw_heads, print_heads, figure=figure, save_in=None, as_json=as_json)
         return
     assert runs is not None
     targets = [Path(run) for run in runs]

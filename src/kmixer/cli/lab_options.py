@@ -13,7 +13,7 @@ import typer
 
 from kmixer.errors import InputError, shown
 from kmixer.files import atomic_write
-from kmixer.runs.lab import LabRecord, save_measurement
+from kmixer.runs.lab import LabResult, save_measurement
 from kmixer.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ FigureFile = Annotated[Path | None, typer.Option("--figure", help="Draw it into 
 MovedCorpus = Annotated[str | None, typer.Option("--corpus", help="Where a run's own data is now, if it was moved.")]
 
 Value = TypeVar("Value", int, float)
-Record = TypeVar("Record", bound=LabRecord)
+Record = TypeVar("Record", bound=LabResult)
 
 
 def is_recipe(target: str) -> bool:
@@ -84,12 +84,8 @@ def deliver(
     figure: Path | None,
     save_in: Path | None,
     as_json: bool,
-    state: str | None = None,
 ) -> None:
-    """Draw a measurement, keep it in a run, and print it: as JSON, or after a line on what was measured by `show`.
-
-    `state` says which weights were measured, where they are neither the best of a run nor fresh.
-    """
+    """Draw a measurement, keep it in a run, and print it: as JSON, or by `show`."""
     if figure is not None:
         _save_figure(draw(kind.parse(measured, source=str(figure))), figure)
     if save_in is not None:
@@ -97,9 +93,13 @@ def deliver(
     if as_json:
         print(json.dumps(measured))
         return
-    state = state or ("best weights" if measured["trained"] else "at initialisation")
-    print(f"{measured['name']}, {state}, sequences of {measured['positions']} positions")
     show(measured)
+
+
+def headline(measured: dict[str, Any], state: str | None = None) -> str:
+    """A line on what was measured of a model's layers; `state` where its weights are neither a run's best nor fresh."""
+    state = state or ("best weights" if measured["trained"] else "at initialisation")
+    return f"{measured['name']}, {state}, sequences of {measured['positions']} positions"
 
 
 def _save_figure(drawn: Figure, figure: Path) -> None:

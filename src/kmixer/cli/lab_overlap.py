@@ -16,6 +16,7 @@ from kmixer.cli.lab_options import (
     check_recipe,
     check_run,
     deliver,
+    headline,
     is_recipe,
     numbers,
 )
@@ -89,6 +90,7 @@ def _draw(record: OverlapRecord) -> Figure:
 
 
 def _print(measured: dict[str, Any]) -> None:
+    print(headline(measured))
     for curve in measured["curves"]:
         print(f"\n{curve['name']}")
         groups, theory = curve["groups"], curve["theory"]

@@ -17,6 +17,7 @@ from kmixer.cli.lab_options import (
     check_recipe,
     check_run,
     deliver,
+    headline,
     is_recipe,
     numbers,
     tell,
@@ -105,6 +106,7 @@ def _number_of_inputs(text: str) -> int | None:
 
 
 def _print(measured: dict[str, Any]) -> None:
+    print(headline(measured))
     for curve in measured["curves"]:
         _print_curve(curve)
     print(MEANING)

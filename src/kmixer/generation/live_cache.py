@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,17 +13,22 @@ from torch import Tensor
 from kmixer.errors import InputError
 from kmixer.generation.live import ALL_ROWS, Live
 from kmixer.generation.panels import whole
-from kmixer.layers import GaussianAttention, SoftmaxAttention
-from kmixer.layers.gaussian_attention import GaussianCache
 from kmixer.layers.norms import NORM_EPS
 from kmixer.layers.rotary import rotary_frequencies
-from kmixer.layers.softmax_attention import KeyValueCache
+from kmixer.state import State
 
 BLOCK = 64  # positions that are read at once: kBlock in native/decode_attention.h
 LANES = 16  # heads are padded to whole vectors of any processor
 # Positions that a layer without a window has room for at first; when they are full, it has half as many more.
 FIRST_POSITIONS = 256
-Cache = KeyValueCache | GaussianCache
+
+
+class Cache(Protocol):
+    """The state of an attention layer."""
+
+    keys: Tensor
+    values: Tensor | None
+    position: Tensor
 
 
 class Attending(ctypes.Structure):
@@ -41,45 +48,39 @@ class LiveCache(Live):
     """The keys and values that the rows of a layer may still look at.
 
     Args:
-        layer: softmax attention without a convolution, or Gaussian attention; causal.
-        source: the buffer of values.
-        gates, added: buffers of the gates of value embeddings, and of these; -1 where there are none.
+        make: the state of (keys, values, positions); values are None where they are the keys.
+        heads, head_width: h and e.
+        scales: (h,), of products of queries and keys, or 1 / sigma^2.
+        reach: positions that are seen, the own included; None is all.
+        rotary: turn queries and keys by their positions.
+        apart: whether values are other vectors than the keys.
+        options: the other fields of `Attending`.
     """
 
     def __init__(
-        self, layer: SoftmaxAttention | GaussianAttention, source: int, *, gates: int = -1, added: int = -1
+        self,
+        make: Callable[[Tensor, Tensor | None, Tensor], State],
+        heads: int,
+        head_width: int,
+        scales: Tensor,
+        reach: int | None,
+        *,
+        rotary: bool,
+        apart: bool,
+        **options: int,
     ) -> None:
-        self._softmax = isinstance(layer, SoftmaxAttention)
-        width = layer.heads * layer.head_width
-        if isinstance(layer, SoftmaxAttention):
-            query, key, value = (0 if part is None else part * width for part in layer.parts)
-            scales = torch.full((layer.heads,), 1 / math.sqrt(layer.head_width))
-            self._apart, normalise, normalise_values = True, layer.query_key_norm, False
-        else:
-            query = key = value = 0
-            scales = torch.exp(-2 * layer.log_sigma.detach())
-            self._apart, normalise, normalise_values = layer.keeps_values, layer.head_norm, layer.head_norm
+        self._make, self._apart, self.reach = make, apart, reach
         self._scales = scales.contiguous()
-        self._frequencies = rotary_frequencies(layer.head_width) if layer.rotary else None
-        self.reach = layer.reach
+        self._frequencies = rotary_frequencies(head_width) if rotary else None
         self.layer = Attending(
             frequencies=None if self._frequencies is None else self._frequencies.data_ptr(),
             scales=self._scales.data_ptr(),
-            heads=layer.heads,
-            e=layer.head_width,
-            wide=whole(layer.head_width, LANES),
-            reach=layer.reach or 0,
-            query=query,
-            key=key,
-            value=value,
-            source=source,
-            gates=gates,
-            added=added,
-            gaussian=not self._softmax,
-            normalise=normalise,
-            normalise_values=normalise_values,
-            exclude_self=isinstance(layer, GaussianAttention) and layer.exclude_self,
+            heads=heads,
+            e=head_width,
+            wide=whole(head_width, LANES),
+            reach=reach or 0,
             eps=NORM_EPS,
+            **{"gates": -1, "added": -1, **options},
         )
         self.where = ctypes.addressof(self.layer)
 
@@ -106,14 +107,10 @@ class LiveCache(Live):
         for name in ("keys", "values", "positions"):
             setattr(layer, name, getattr(self, f"_{name}").data_ptr())
 
-    def state(self, chosen: slice = ALL_ROWS) -> Cache:
+    def state(self, chosen: slice = ALL_ROWS) -> State:
         position = self._positions[chosen].clone()
-        keys = self._last(self._keys[chosen], position)
         values = self._last(self._values[chosen], position) if self._apart else None
-        if self._softmax:
-            assert values is not None
-            return KeyValueCache(keys, values, position)
-        return GaussianCache(keys, values, position)
+        return self._make(self._last(self._keys[chosen], position), values, position)
 
     def stand_at(self, state: Cache, first: int = 0) -> None:
         rings = [(self._keys, state.keys)]

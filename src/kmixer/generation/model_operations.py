@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from kmixer.errors import InputError
 from kmixer.generation import layer_operations as layers
-from kmixer.generation.layer_operations import Place
-from kmixer.generation.operations import CAP, EMBED, GELU, POINT, REFINE, REMEMBER, WEIGH, Program
-from kmixer.layers import K2, FastWeights
+from kmixer.generation.operations import CAP, EMBED, GELU, POINT, REFINE, REMEMBER, WEIGH, Place, Program
+from kmixer.layers import FastWeights
 from kmixer.layers.block import Block
 from kmixer.layers.copy_memory import BUCKET_STARTS, CopyMemory
 from kmixer.layers.pointer import Pointer
@@ -60,7 +59,7 @@ def _k_stack(program: Program, stack: KStack, hidden: int, place: Place, copies:
     for _ in range(stack.passes):
         layers.k1(program, stack.first, hidden, target, place)
         for index, block in enumerate(stack.blocks):
-            layers.block(program, cast("K2", block), target, place._replace(gates=copies.get(index)))
+            layers.block(program, cast("Block", block), target, place._replace(gates=copies.get(index)))
         layers.k1(program, stack.last, target, target, place)
         layers.k0(program, stack.read_out, target)
         if stack.refined:

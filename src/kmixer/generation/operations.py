@@ -7,7 +7,7 @@ projections behind them, gates and decays with their sigmoids.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from kmixer.errors import InputError
 from kmixer.generation.live import Live
 from kmixer.generation.panels import PRECISIONS, padded, panels, whole
+from kmixer.layers import BaseKernel
+from kmixer.layers.linear import Linear
 from kmixer.layers.norms import NORM_EPS, Derf, DyT, UnweightedRMSNorm
 from kmixer.models.causal_lm import DecodedIn
 from kmixer.ops.pointwise_norm import KINDS, Pointwise
@@ -52,6 +54,28 @@ class Decoding(ctypes.Structure):
         ("tokens", ctypes.POINTER(ctypes.c_int64)),
         *((name, ctypes.c_int64) for name in ("rows", "logits", "vocabulary")),
     )
+
+
+class Place(NamedTuple):
+    """What a stack hands to the layers that it calls.
+
+    Buffers are -1 where there is nothing: `source` of what fast weights learn from, `vector` of what the rows copy,
+    which goes through the `gates` of this layer. `table` (v, d) is that of value embeddings.
+    """
+
+    width: int
+    source: int = -1
+    vector: int = -1
+    gates: Tensor | None = None
+    shared_kernel: BaseKernel | None = None
+    table: Tensor | None = None
+
+
+class Mixed(NamedTuple):
+    """What follows what was mixed: a gate on it, of the normed input, and the last matrix."""
+
+    out: Linear
+    gate: Linear | None = None
 
 
 class Program:

@@ -18,7 +18,6 @@ from torch import Tensor
 from kmixer.errors import InputError
 from kmixer.generation.decoder import EagerDecoder
 from kmixer.generation.prepared import PreparedDecoder, parts_of, why_not_prepared
-from kmixer.layers import GaussianAttention, SoftmaxAttention
 from kmixer.models.causal_lm import CausalLM, RememberingState, check_tokens
 from kmixer.state import State, check_state
 
@@ -127,6 +126,6 @@ def why_not_rows(model: CausalLM) -> str | None:
     """Why a model's sequences cannot be rows of one prepared step; None where they can."""
     if model.copy_memory is not None and model.copy_memory.memory is None:
         return "its copy memory grows with the text"
-    if any(isinstance(part, SoftmaxAttention | GaussianAttention) and part.reach is None for part in model.modules()):
+    if model.config.state_grows:
         return "its attention keeps all that it has read"
     return why_not_prepared(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -36,6 +38,17 @@ def transformer_like(config: ModelConfig, vocabulary_size: int) -> TransformerCo
 
     with torch.device("meta"):
         target = size_of(CausalLM(config, vocabulary_size))
+    return closest_hidden(with_hidden, vocabulary_size, target)
+
+
+def closest_hidden(
+    with_hidden: Callable[[int], TransformerConfig], vocabulary_size: int, target: int
+) -> TransformerConfig:
+    """The transformer with the number of parameters closest to `target`.
+
+    Its hidden width is a multiple of 8, 8 at least; parameters are a straight line over it.
+    """
+    with torch.device("meta"):
         smallest, second = (
             size_of(CausalLM(with_hidden(steps * HIDDEN_MULTIPLE), vocabulary_size)) for steps in (1, 2)
         )

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from kmixer.analysis.panels.drawing import ArmPanel, label_of
 from kmixer.experiments.arms import Arm
-from kmixer.runs.lab import LabRecord, read_measurement
+from kmixer.runs.lab import LabRecord, LabResult, read_measurement
 
-Record = TypeVar("Record", bound=LabRecord)
+Record = TypeVar("Record", bound=LabResult)
 
 
 def title_of(what: str, record: LabRecord) -> str:

@@ -1,4 +1,4 @@
-"""The mixing of a K2 layer while it is decoded: S and the last inputs of the filter, one after the other in memory."""
+"""K2 in a prepared decoding step: S and the last inputs of the filter, one after the other in memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,39 @@ from typing import Any, cast
 import torch
 
 from kmixer.generation.live import ALL_ROWS, Live
-from kmixer.generation.panels import RANK_MULTIPLE, whole
-from kmixer.layers import K2State
+from kmixer.generation.operations import MIX, Mixed, Place, Program
+from kmixer.generation.panels import RANK_MULTIPLE, padded, whole
+from kmixer.layers import K2Mixer, K2State
+from kmixer.layers.norms import NORM_EPS
 from kmixer.state import map_tensors, tensors
+
+
+def k2_operations(program: Program, mixer: K2Mixer, normed: int, mixed: int, place: Place) -> Mixed:
+    """Queries and keys as one product, and the step of the recurrence and the filter."""
+    rank = mixer.query.shape[1]
+    wide = whole(rank, RANK_MULTIPLE)
+    queries = program.scratch("queries", 2 * wide)
+    both = torch.cat([padded(mixer.query, wide), padded(mixer.key, wide)], dim=1)
+    program.linear(normed, queries, both.T)
+    kernel, base = mixer._kernel(place.shared_kernel), None
+    if kernel is not None:
+        assert mixer.gate_logit is not None
+        base = torch.sigmoid(mixer.gate_logit) * kernel.weights[0]
+    program.live.append(LiveMix(len(program.list)))
+    program.add(
+        MIX,
+        normed,
+        mixed,
+        inputs=mixer.query.shape[0],
+        weight=padded(mixer.decay(), wide),
+        bias=padded(mixer.alpha().expand(rank), wide),
+        extra=base,
+        rank=rank,
+        lags=0 if base is None else len(base),
+        queries=queries,
+        eps=NORM_EPS,
+    )
+    return Mixed(mixer.projection, mixer.output_gate)
 
 
 class LiveMix(Live):
