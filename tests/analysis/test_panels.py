@@ -14,7 +14,8 @@ from kmixer.analysis.panels import attention, copies, ecology, fast_weights, k2,
 from kmixer.analysis.panels.rescue import draw_rescue
 from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm
-from kmixer.runs.lab import RescueRecord, save_measurement
+from kmixer.runs.lab import save_measurement
+from kmixer.runs.lab_ecology import RescueRecord
 from tests.experiments.records import evaluation, make_record, results_of
 
 

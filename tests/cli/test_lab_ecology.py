@@ -14,7 +14,8 @@ from kmixer.analysis.figures import all_figures
 from kmixer.data.brackets import library_text
 from kmixer.experiments import rescue
 from kmixer.experiments.arms import arms_of
-from kmixer.runs.lab import EcologyRecord, lab_file, read_measurement
+from kmixer.runs.lab import lab_file, read_measurement
+from kmixer.runs.lab_ecology import EcologyRecord
 from kmixer.runs.recipe import load_recipe
 from kmixer.runs.run_folder import RunFolder
 from kmixer.training.loop import train

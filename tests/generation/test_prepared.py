@@ -95,7 +95,8 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         "copy_memory": {"memory": 8, "match_length": "both", "pointer": True},
         "head": {"kind": "gelu", "multiplier": 2},
         "embedding_width": 10,
-        "norm": {"final": "dyt"},
+        "norm": {"final": "dyt"},  # neither this nor the next swallows the scale of what comes before it
+        "gaussian": {"head_norm": False},
     },
     "softmax with fast weights": {"fast_weights": {"chunk": 4, "rate": 0.1, "target": "hidden"}},
 }

@@ -11,15 +11,8 @@ import pytest
 from kmixer.errors import InputError
 from kmixer.runs.archive import pack
 from kmixer.runs.check import check_run
-from kmixer.runs.lab import (
-    EcologyRecord,
-    RescueRecord,
-    SignalRecord,
-    identity_of,
-    lab_file,
-    read_measurement,
-    save_measurement,
-)
+from kmixer.runs.lab import SignalRecord, identity_of, lab_file, read_measurement, save_measurement
+from kmixer.runs.lab_ecology import EcologyRecord, RescueRecord
 from kmixer.runs.recipe import parse_recipe
 from kmixer.runs.run_folder import RECIPE, RunFolder
 from kmixer.training.loop import train

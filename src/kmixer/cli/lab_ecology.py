@@ -12,7 +12,7 @@ from kmixer.cli.lab_options import FigureFile, check_figure, check_run, deliver,
 from kmixer.cli.lab_rescue import check_rescue, rescue
 from kmixer.cli.options import DataDir, Json
 from kmixer.errors import InputError
-from kmixer.runs.lab import EcologyRecord
+from kmixer.runs.lab_ecology import EcologyRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kmixer.cli.lab_options import deliver, tell
 from kmixer.errors import InputError, check_choice, shown
-from kmixer.runs.lab import RescueRecord
+from kmixer.runs.lab_ecology import RescueRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

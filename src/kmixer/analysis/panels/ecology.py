@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kmixer.analysis.panels.drawing import begin_figure, label_of
 from kmixer.analysis.panels.lab import panel_of
-from kmixer.runs.lab import EcologyOfModel, EcologyRecord, EcologyStep
+from kmixer.runs.lab_ecology import EcologyOfModel, EcologyRecord, EcologyStep
 
 # Characters of a source's name, and sources whose numbers are written into the map.
 NAME, WRITTEN = 18, 6

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kmixer.analysis.panels.drawing import begin_figure
-from kmixer.runs.lab import RescueRecord
+from kmixer.runs.lab_ecology import RescueRecord
 
 STYLES = (":", "--", "-.", (0, (5, 1)))  # of counters, the shortest first
 WHAT = {"chunks": "chunks as they stand", "separated": "separated brackets"}
