@@ -155,8 +155,11 @@ def test_models_of_other_libraries_take_turns_with_ours(kmixer_command: Run, tmp
     assert {"kmixer K-Stack", "kmixer transformer", "torch LSTM", "torch GRU"} <= models
     assert len(rows) == len(works) * len(models)
     assert all(row["of_ours"] == 1 for row in rows if row["model"] == "kmixer K-Stack")
-    assert all(row["tokens_per_second"] > 0 for row in rows)
-    assert all((row["part_of_roof"] is None) == (row["what"] == "decode") for row in rows)
+    refused = [row for row in rows if "refused" in row]
+    assert all(row["precision"] == "bfloat16" and row["model"].startswith("torch") for row in refused)
+    measured = [row for row in rows if row not in refused]
+    assert all(row["tokens_per_second"] > 0 for row in measured)
+    assert all((row["part_of_roof"] is None) == (row["what"] == "decode") for row in measured)
     sizes = [row["parameters"] for row in rows]
     assert max(sizes) < 1.2 * min(sizes)
     assert "</svg>" in plot.read_text()

@@ -44,6 +44,8 @@ SIZES = {
     "87M": Size(768, 27, 16, 12),
 }
 OURS = "kmixer K-Stack"
+# What transformers calls what is carried on, the newest name first.
+CACHES = ("cache", "past_key_values", "cache_params")
 
 
 class Recurrent(nn.Module):
@@ -67,14 +69,12 @@ class Peer:
         name: the library, and the model.
         build: a model of a size with so many layers that sees so many positions.
         fitted: it has as many layers as come nearest to our number of parameters, not ours.
-        cache: what its output has for the next call, where it is one of transformers.
         needs: a library that is not always there.
     """
 
     name: str
     build: Callable[[Size, int, int], nn.Module]
     fitted: bool = True
-    cache: str | None = None
     needs: str | None = None
 
 
@@ -116,8 +116,8 @@ PEERS = (
     Peer("kmixer transformer", _transformer),
     Peer("torch LSTM", _lstm),
     Peer("torch GRU", _gru),
-    Peer("transformers GPT-2", _gpt2, cache="past_key_values", needs="transformers"),
-    Peer("transformers Mamba-2", _mamba2, cache="cache_params", needs="transformers"),
+    Peer("transformers GPT-2", _gpt2, needs="transformers"),
+    Peer("transformers Mamba-2", _mamba2, needs="transformers"),
 )
 
 
@@ -143,14 +143,14 @@ def counted(model: nn.Module) -> int:
     return sum(tensor.numel() for name, tensor in model.named_parameters() if not name.endswith("wpe.weight"))
 
 
-def training_step(peer: Peer, model: nn.Module, tokens: Tensor, precision: Precision) -> Callable[[], object]:
+def training_step(model: nn.Module, tokens: Tensor, precision: Precision) -> Callable[[], object]:
     """A call that makes one step on a batch (b, window + 1): forward, backward, clipping, AdamW."""
     optimizer = AdamW(model.parameters(), lr=1e-3, fused=True)
     model.train()
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = _loss(peer, model, tokens[:, :-1], tokens[:, 1:])
+            loss = _loss(model, tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -159,21 +159,21 @@ def training_step(peer: Peer, model: nn.Module, tokens: Tensor, precision: Preci
     return step
 
 
-def _loss(peer: Peer, model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
+def _loss(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy, by each library's own way."""
     if isinstance(model, CausalLM):
         losses = model(tokens, targets=targets).losses
         assert losses is not None
         return losses.mean()
     output = model(tokens)
-    logits = output[0] if peer.cache is None else output.logits
+    logits = output[0] if isinstance(model, Recurrent) else output.logits
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def decoding_step(peer: Peer, model: nn.Module, prompt: Tensor) -> Callable[[], object]:
+def decoding_step(model: nn.Module, prompt: Tensor) -> Callable[[], object]:
     """A call that decodes DECODED tokens greedily, after a prompt (b, t) and after those of the calls before it."""
     model.eval()
-    step = _steps(peer, model, prompt)
+    step = _steps(model, prompt)
     token = prompt[:, -1]
 
     @torch.inference_mode()
@@ -186,11 +186,11 @@ def decoding_step(peer: Peer, model: nn.Module, prompt: Tensor) -> Callable[[], 
 
 
 @torch.inference_mode()
-def _steps(peer: Peer, model: nn.Module, prompt: Tensor) -> Callable[[Tensor], Tensor]:
+def _steps(model: nn.Module, prompt: Tensor) -> Callable[[Tensor], Tensor]:
     """Logits (b, v) after one token (b,) more, by each library's own way."""
     if isinstance(model, CausalLM):
         return open_decoder(model, model(prompt).state).step
-    if peer.cache is None:
+    if isinstance(model, Recurrent):
         carried = model(prompt)[1]
 
         def recurrent(token: Tensor) -> Tensor:
@@ -199,11 +199,12 @@ def _steps(peer: Peer, model: nn.Module, prompt: Tensor) -> Callable[[Tensor], T
             return logits[:, -1]  # type: ignore[no-any-return]
 
         return recurrent
-    kept = {peer.cache: getattr(model(prompt, use_cache=True), peer.cache)}
+    output = model(prompt, use_cache=True)
+    key = next(name for name in CACHES if name in output)
 
     def cached(token: Tensor) -> Tensor:
-        output = model(token[:, None], use_cache=True, **kept)
-        kept[str(peer.cache)] = getattr(output, str(peer.cache))
+        nonlocal output
+        output = model(token[:, None], use_cache=True, **{key: output[key]})
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
     return cached
@@ -218,7 +219,9 @@ def bench_peers(
     roofs: Roofs,
     without: tuple[str, ...] = (),
 ) -> Iterator[dict[str, Any]]:
-    """A row for every size, kind of work and model: tokens a second, and how often ours takes its time.
+    """A row for every size, kind of work and model: tokens a second, and this over that of ours.
+
+    Where torch cannot train a model so, the row has no figures, and why under `refused`.
 
     Args:
         names: of `SIZES`.
@@ -230,22 +233,37 @@ def bench_peers(
         without: names of peers to leave out.
     """
     peers = [peer for peer in present() if peer.name not in without]
-    for name in names:
-        size = SIZES[name]
+    for size_name in names:
+        size = SIZES[size_name]
         positions = max([*windows, context + DECODED * (rounds + 1)])
         models = {peer.name: build(peer, size, positions) for peer in peers}
-        row = functools.partial(_rows, name, models)
+        row = functools.partial(_rows, size_name, models)
         for window in windows:
             tokens = torch.randint(VOCABULARY, (max(1, TOKENS_PER_STEP // window), window + 1))
             for precision in precisions:
-                steps = {peer.name: training_step(peer, models[peer.name], tokens, precision) for peer in peers}
+                steps = {peer.name: training_step(models[peer.name], tokens, precision) for peer in peers}
+                refused = {name: why for name, step in steps.items() if (why := _why_not(step)) is not None}
+                steps = {name: step for name, step in steps.items() if name not in refused}
                 timed = time_in_turn(steps, rounds)
                 of = {"what": "train", "window": window, "precision": precision}
                 yield from row(timed, tokens.shape[0] * window, of, roofs.matmul(precision))
+                for name, why in refused.items():
+                    nothing = dict.fromkeys(("tokens_per_second", "of_ours", "part_of_roof"))
+                    about = {"size": size_name, "model": name, "parameters": counted(models[name]), "refused": why}
+                    yield {**of, **about, **nothing}
         prompt = torch.randint(VOCABULARY, (1, context))
-        calls = {peer.name: decoding_step(peer, models[peer.name], prompt) for peer in peers}
+        calls = {peer.name: decoding_step(models[peer.name], prompt) for peer in peers}
         of = {"what": "decode", "window": context, "precision": "float32"}
         yield from row(time_in_turn(calls, rounds), DECODED, of, None)
+
+
+def _why_not(step: Callable[[], object]) -> str | None:
+    """What torch says where it cannot make a step at all, as an LSTM in bfloat16 on a processor without it."""
+    try:
+        step()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _rows(
@@ -273,6 +291,7 @@ def plot_peers(rows: list[dict[str, Any]], path: Path) -> None:
     """Tokens a second over ours against parameters, a panel for each kind of work; SVG or PNG by the path's ending."""
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if row["of_ours"] is not None]
     works = list(dict.fromkeys((row["what"], row["window"], row["precision"]) for row in rows))
     figure = Figure(figsize=(3.4 * len(works) + 1.6, 3.6), layout="constrained")
     panels = figure.subplots(1, len(works), sharey=True, squeeze=False)[0]
@@ -283,7 +302,8 @@ def plot_peers(rows: list[dict[str, Any]], path: Path) -> None:
                 row for row in rows if (row["what"], row["window"], row["precision"]) == (what, window, precision)
             ]
             points = [(row["parameters"], row["of_ours"]) for row in of_work if row["model"] == name]
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+            x, y = zip(*points, strict=True) if points else ((), ())
+            axes.plot(x, y, marker="o", markersize=4, label=name)
         title = "training, windows of" if what == "train" else "decoding after"
         axes.set_title(f"{title} {window:,}, {precision}", loc="left", fontsize=9)
         axes.set_xscale("log")

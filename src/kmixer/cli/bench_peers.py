@@ -57,8 +57,9 @@ def peers(
     roof, rows = roofs(), []
     for row in bench_peers(names, lengths, precisions, context, rounds, roof, tuple(without or ())):
         rows.append(row)
-        done = f"{row['what']} {row['window']:,} {row['precision']}: {row['tokens_per_second']:,.0f} tokens/s"
-        print(f"{row['size']} {row['model']}, {done}", file=sys.stderr)
+        said = row.get("refused") or f"{row['tokens_per_second']:,.0f} tokens/s"
+        work = f"{row['what']} {row['window']:,} {row['precision']}"
+        print(f"{row['size']} {row['model']}, {work}: {said}", file=sys.stderr)
     if plot is not None:
         plot_peers(rows, plot)
     columns = {
