@@ -43,7 +43,10 @@ def test_logits_of_a_row_do_not_depend_on_how_many_there_are(kind: str) -> None:
         assert all(torch.equal(logits[:, row], expected[row]) for row in range(n)), n
 
 
-@pytest.mark.parametrize("kind", ["conv", "copies", "refined"])
+COMING = ["conv", "copies", "refined", "fast weights", "gaussian, short", "softmax with normed keys, a soft cap"]
+
+
+@pytest.mark.parametrize("kind", COMING)
 @settings(max_examples=15)
 @given(data=st.data())
 def test_rows_that_come_go_and_move_are_each_as_if_alone(kind: str, data: st.DataObject) -> None:
@@ -81,7 +84,7 @@ def test_rows_that_come_go_and_move_are_each_as_if_alone(kind: str, data: st.Dat
             assert equal(alone.state(0), decoder.state(rows.index(name)))
 
 
-@pytest.mark.parametrize("kind", ["conv", "copies"])
+@pytest.mark.parametrize("kind", ["conv", *COMING[1:]])
 @torch.no_grad()
 def test_a_state_put_back_goes_on_where_it_stood(kind: str) -> None:
     model, tokens = make_model(STREAMING[kind]), make_tokens(1, 40)
@@ -138,7 +141,7 @@ def test_a_prompt_in_pieces_is_the_model(kind: str, prepared: bool) -> None:
         torch.testing.assert_close(mine.double(), other.double(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["conv", "copies"])
+@pytest.mark.parametrize("kind", ["conv", *COMING[1:]])
 def test_a_prompt_read_from_the_end_of_a_piece_is_the_whole_bit_for_bit(kind: str) -> None:
     model, tokens = make_model(STREAMING[kind]), make_tokens(1, 3 * PIECE + 7)
     whole, after = read(model, tokens, model.initial_state(1), 0, prepared=True)
