@@ -85,9 +85,9 @@ def test_what_lies_within_the_null_is_not_told_apart() -> None:
     result = {"alphas": [0.0, 0.1, 1.0], "curves": curves, "counters": []}
     told = summarised(result)
     assert told["null"] == {"discrimination": 0.02, "right": [0.4, 0.7]}
-    assert [of_share["found"] for of_share in told["curves"][0]["shares"]] == [False, False, True]
+    assert [of_share["differs"] for of_share in told["curves"][0]["shares"]] == [False, False, True]
     assert told["differences"][0]["mixer"] == "two"
     assert told["differences"][0]["shares"][2]["mean"] == pytest.approx(-0.1)
     without = summarised({**result, "alphas": [0.05, 0.1, 1.0]})
     assert without["null"] is None
-    assert [of_share["found"] for of_share in without["curves"][0]["shares"]] == [True, True, True]
+    assert [of_share["differs"] for of_share in without["curves"][0]["shares"]] == [True, True, True]

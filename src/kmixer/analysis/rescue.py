@@ -55,7 +55,7 @@ def _found(share: dict[str, Any], null: dict[str, Any] | None) -> dict[str, Any]
     values = share["discrimination"]
     mean, error = sum(values) / len(values), max(share["error"])
     limit = max(INTERVAL * error, 0.0 if null is None else null["discrimination"])
-    return {**share, "mean": mean, "found": abs(mean) > limit}
+    return {**share, "mean": mean, "differs": abs(mean) > limit}
 
 
 def _pairs(other: dict[str, Any], first: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:

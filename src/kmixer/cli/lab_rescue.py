@@ -79,7 +79,7 @@ def _print_evaluation(evaluation: dict[str, Any]) -> None:
     print(_line("alpha", [f"{alpha:g}" for alpha in alphas]))
     for curve in curves:
         shares = curve["shares"]
-        means = [f"{share['mean']:.3f}" if share["found"] else "none found" for share in shares]
+        means = [f"{share['mean']:.3f}" if share["differs"] else "none found" for share in shares]
         print(_line(f"{curve['mixer']}, {curve['parameters']:,} parameters", means))
         print(_line("  over seeds", [_range(share["discrimination"]) for share in shares]))
         print(_line("  error over pairs", [f"{max(share['error']):.4f}" for share in shares]))
