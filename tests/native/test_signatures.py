@@ -19,6 +19,7 @@ APART = {
     "decode_commit",
     "decode_read",
     "decode_step",
+    "decoding_attention_size",
     "decoding_size",
     "fast_weights_size",
     "operation_size",
