@@ -85,6 +85,14 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def settings_of_the_process() -> Iterator[None]:
+    """What a command sets for its whole process ends with the test that called it."""
+    with threads_of_torch(torch.get_num_threads()):
+        yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or writes the user's cache folder."""
     cache = tmp_path_factory.getbasetemp() / "cache"

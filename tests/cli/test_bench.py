@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from kmixer.bench.copy import CopySizes
 from kmixer.bench.mixer import Shape, bench_mixer
 from kmixer.bench.operators import operator_of
 from kmixer.models.mixers.registry import CARDS
 from tests.cli.conftest import Run
-from tests.conftest import threads_of_torch
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    with threads_of_torch(torch.get_num_threads()):
-        yield
 
 
 def test_the_operator_by_backend(kmixer_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

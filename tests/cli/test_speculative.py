@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import kmixer
 from kmixer.generation import Speculation
 from tests.cli.conftest import Run
-from tests.conftest import threads_of_torch
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    with threads_of_torch(torch.get_num_threads()):
-        yield
 
 
 @pytest.fixture
