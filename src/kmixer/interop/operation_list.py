@@ -77,7 +77,6 @@ def operation_list(model: CausalLM, *, half: bool = False) -> OperationList:
     undescribed = next((UNDESCRIBED[one.kind] for one in program.list if one.kind in UNDESCRIBED), None)
     if undescribed is not None:
         raise InputError(f"this model has {undescribed}, which a list of operations does not describe")
-    program.finish()
     listed, arrays = [], bytearray()
     for one in program.list:
         described: dict[str, Any] = {
