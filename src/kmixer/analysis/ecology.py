@@ -179,28 +179,28 @@ def _measured(ecology: Ecology, names: list[str]) -> dict[str, Any]:
     cuts = partitions(w) if exact else np.array([[*merge.cells, *[0] * (w - len(merge.cells))] for merge in path])
     masks = np.unique(np.concatenate([singles(w), pairs.sum(1), cuts.ravel()]))
     masks = masks[masks > 0]
-    left_out = ecology.left_out(masks)
+    left_out, without_noise = ecology.left_out(masks), ecology.corrected()
+    alone = ecology.losses(singles(w)).sum()
 
     def error(cells: Sequence[int]) -> float:
         """Of the excess of cells."""
         columns = np.searchsorted(masks, [cell for cell in cells if cell])
-        alone = np.searchsorted(masks, [1 << state for cell in cells for state in states_in(cell)])
-        return float(standard_error(left_out[:, columns].sum(1) - left_out[:, alone].sum(1)))
+        states = np.searchsorted(masks, [1 << state for cell in cells for state in states_in(cell)])
+        return float(standard_error(left_out[:, columns].sum(1) - left_out[:, states].sum(1)))
 
     def of_cut(cells: Sequence[int]) -> dict[str, Any]:
         chosen = np.array([cell for cell in cells if cell])
-        alone = ecology.losses(singles(w)).sum()
         excess = ecology.losses(chosen).sum() - alone
         return {
             "cells": [list(states_in(cell)) for cell in chosen.tolist()],
             "excess": float(excess),
-            "corrected": float(ecology.corrected()(chosen).sum() - alone),
+            "corrected": float(without_noise(chosen).sum() - alone),
             "error": error(chosen.tolist()),
             "differs": bool(excess > ecology.largest_noise(chosen).sum()),
         }
 
     values = divergences(ecology.losses, prior, pairs)
-    corrected = divergences(ecology.corrected(), prior, pairs)
+    corrected = divergences(without_noise, prior, pairs)
     rows = [
         {
             "first": _index(first),
