@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator
 
 from kmixer.analysis.panels.drawing import HEIGHT, WIDTH, begin_figure
 from kmixer.runs.lab_geometry import AblationRecord, HeadArm
@@ -40,11 +42,7 @@ def draw_heads(record: AblationRecord) -> Figure:
     for axes in (by_arm, by_rank, *rest):
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        marks = [mark for mark in D_MARKS if low <= mark <= high]
-        axes.yaxis.set_major_locator(FixedLocator(marks))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_yticks(marks, [f"{mark:g}" for mark in marks])
+        _mark(axes.yaxis, [mark for mark in D_MARKS if low <= mark <= high])
     handles, labels = by_arm.get_legend_handles_labels()
     below = dict(zip(labels, handles, strict=True))
     for axes in (by_rank, *rest):
@@ -52,6 +50,13 @@ def draw_heads(record: AblationRecord) -> Figure:
     columns = math.ceil(len(below) / 2)
     figure.legend([*below.values()], [*below], loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
+
+
+def _mark(axis: Axis, marks: Sequence[float]) -> None:
+    """These numbers alone along an axis, as they are, on a logarithmic scale too."""
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_ticks(marks, [f"{mark:g}" for mark in marks])
 
 
 def _draw_by_arm(axes: Axes, arms: list[HeadArm], encoders: list[tuple[str, str]], rate: int) -> None:
@@ -86,11 +91,7 @@ def _draw_by_rank(axes: Axes, arms: list[HeadArm], encoders: list[tuple[str, str
         axes.plot([], [], MARKERS[index % len(MARKERS)], color="0.3", markersize=5, label=", ".join(names))
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    marks = [mark for mark in RANK_MARKS if low <= mark <= high]
-    axes.xaxis.set_major_locator(FixedLocator(marks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(marks, [str(mark) for mark in marks])
+    _mark(axes.xaxis, [mark for mark in RANK_MARKS if low <= mark <= high])
     axes.set(xlabel="rank (directions that carry the variance)", title="against rank: all trained encoders")
     axes.title.set_fontsize(9)
 
@@ -116,8 +117,6 @@ def _draw_by_codes(axes: Axes, arms: list[HeadArm], encoders: list[tuple[str, st
         axes.plot(codes, means(of_encoder, "untrained"), "-" + marker, color="0.6", markersize=4, linewidth=1.0)
         axes.plot(codes, means(of_encoder, "coding"), "--", color="0.3", linewidth=1.0, label="error of the codes")
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(codes, [str(number) for number in codes])
+    _mark(axes.xaxis, codes)
     axes.set(xlabel="codes", ylabel="D, error of the codes", title="against the number of codes (grey: untrained)")
     axes.title.set_fontsize(9)
