@@ -15,62 +15,23 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from kmixer.models import CausalLM, ModelConfig, TransformerConfig
+from kmixer.bench.peers import VOCABULARY, Peer, Size, build, present, training_step
+from kmixer.models import CausalLM
 from kmixer.runs.environment import environment
 
-VOCABULARY = 4096
-# Width, layers of the K-Stack and of the others, heads, tokens of a window, windows of a step.
+# The models, tokens of a window, and windows of a step.
 SIZES = {
-    "trial": (32, 1, 1, 2, 16, 2),
-    "25M": (512, 17, 8, 8, 2048, 32),
-    "350M": (1024, 64, 26, 16, 2048, 32),
+    "trial": (Size(32, 1, 16, 2), 16, 2),
+    "25M": (Size(512, 17, 16, 8), 2048, 32),
+    "350M": (Size(1024, 64, 16, 16), 2048, 32),
 }
+MODELS = ("kmixer K-Stack", "kmixer transformer", "transformers GPT-2")
 PRODUCT = 8192  # rows of the matrices whose product is the roof
-
-
-def build(kind: str, size: str) -> nn.Module:
-    width, of_stack, layers, heads, window, _ = SIZES[size]
-    torch.manual_seed(0)
-    if kind == "k-stack":
-        return CausalLM(ModelConfig(width=width, layers=of_stack, rank=16), VOCABULARY)
-    if kind == "transformer":
-        return CausalLM(TransformerConfig(width=width, layers=layers, heads=heads), VOCABULARY)
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    shape = {"n_positions": window, "n_embd": width, "n_layer": layers, "n_head": heads}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=None, **shape))
-
-
-def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
-    if isinstance(model, CausalLM):
-        losses = model(tokens[:, :-1], targets=tokens[:, 1:]).losses
-        assert losses is not None
-        return losses.mean()
-    logits: Tensor = model(tokens[:, :-1]).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-
-
-def training_step(model: nn.Module, tokens: Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    device = tokens.device.type
-
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16):
-            loss = loss_of(model, tokens)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def median_seconds(call: Callable[[], object], device: str, repeats: int) -> tuple[float, float]:
@@ -91,9 +52,9 @@ def flops_per_second(device: str) -> float:
     return 2 * rows**3 / median_seconds(lambda: a @ b, device, 10)[1]
 
 
-def measure(kind: str, size: str, device: str, repeats: int, flops: float, *, compiled: bool) -> dict[str, Any]:
-    *_, window, windows = SIZES[size]
-    model = build(kind, size).to(device)
+def measure(peer: Peer, size: str, device: str, repeats: int, flops: float, *, compiled: bool) -> dict[str, Any]:
+    shape, window, windows = SIZES[size]
+    model = build(peer, shape, window).to(device)
     if compiled and isinstance(model, CausalLM):
         model.compile_layers()
     elif compiled:
@@ -101,11 +62,11 @@ def measure(kind: str, size: str, device: str, repeats: int, flops: float, *, co
     tokens = torch.randint(VOCABULARY, (windows, window + 1), device=device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    first, seconds = median_seconds(training_step(model, tokens), device, repeats)
+    first, seconds = median_seconds(training_step(model, tokens, "bfloat16"), device, repeats)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rate = window * windows / seconds
     return {
-        "kind": kind,
+        "model": peer.name,
         "size": size,
         "compiled": compiled,
         "parameters": parameters,
@@ -124,17 +85,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    kinds = ["k-stack", "transformer", *(["gpt2"] if find_spec("transformers") else [])]
     flops = flops_per_second(given.device)
     print(f"{flops / 1e12:.2f} TFLOP/s of a bfloat16 product")
     rows = []
     for size in given.sizes:
-        for kind in kinds:
+        for peer in (peer for peer in present() if peer.name in MODELS):
             for compiled in (False, True):
-                row = measure(kind, size, given.device, given.repeats, flops, compiled=compiled)
+                row = measure(peer, size, given.device, given.repeats, flops, compiled=compiled)
                 rows.append(row)
                 print(
-                    f"{size:6} {kind:12} {'compiled' if compiled else 'eager':9}{row['parameters']:12,}"
+                    f"{size:6} {peer.name:20} {'compiled' if compiled else 'eager':9}{row['parameters']:12,}"
                     f"{row['tokens_per_second']:14,.0f} tokens/s {row['part_of_roof']:6.1%} of the roof",
                     flush=True,
                 )

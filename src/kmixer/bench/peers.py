@@ -149,7 +149,7 @@ def training_step(model: nn.Module, tokens: Tensor, precision: Precision) -> Cal
     model.train()
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = _loss(model, tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
