@@ -17,6 +17,7 @@ BUILDS = {"generic": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     BUILDS["avx2"] = "-mavx2 -mfma"
     BUILDS["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512"
+    BUILDS["avx512bf16"] = BUILDS["avx512"] + " -mavx512bf16"
 
 
 def sources(pattern: str) -> list[str]:

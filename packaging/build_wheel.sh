@@ -11,7 +11,7 @@ built=$(mktemp -d)
 trap 'rm -rf "$built"' EXIT
 "$python" -m build --wheel --outdir "$built"
 wheel=("$built"/kmixer-*-py3-none-*.whl)
-for build in generic $([ "$(uname -m)" = x86_64 ] && echo avx2 avx512); do
+for build in generic $([ "$(uname -m)" = x86_64 ] && echo avx2 avx512 avx512bf16); do
   "$python" -m zipfile -l "${wheel[0]}" | grep -q "kmixer/native/_kernels_$build.so" ||
     { echo "error: no _kernels_$build.so in the wheel: the compiler failed; see the output above"; exit 1; }
 done

@@ -191,12 +191,11 @@ def test_logits_of_a_read_stay_as_they_are() -> None:
     assert torch.equal(logits, kept)
 
 
-@pytest.fixture(params=library.BUILDS["AVX512"])
+@pytest.fixture(params=library.BUILDS)
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Decoders are made with this build of the kernels, where there is one and this machine runs it."""
-    usable = library.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",))
     file = library.built(request.param)
-    if native.kernels() is None or not file.exists() or request.param not in usable:
+    if native.kernels() is None or not file.exists() or request.param not in library.usable_builds():
         pytest.skip(f"this machine has no {request.param} kernels")
     kernels = ctypes.CDLL(str(file))
     monkeypatch.setattr(native, "kernels", lambda: kernels)

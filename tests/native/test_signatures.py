@@ -30,9 +30,9 @@ APART = {
 # The letters that a C++ argument may have.
 LETTERS = {
     "const float*": "fFr", "float*": "fF", "double*": "d", "const double*": "d", "const int64_t*": "i",
-    "const void*": "e", "void*": "e",
+    "const void*": "eE", "void*": "e",
     "int64_t*": "i", "int32_t*": "j",
-    "float* const*": "p", "int64_t": "n", "uint32_t": "u", "int32_t": "b", "float": "x", "const Attention*": "A",
+    "float* const*": "p", "int64_t": "n", "uint32_t": "u", "float": "x", "const Attention*": "A",
     "const AttentionGradients*": "G",
 }  # fmt: skip
 
@@ -53,9 +53,11 @@ def test_the_table_is_that_of_the_sources() -> None:
     assert set(sources) - APART == set(signatures.SIGNATURES)
     for name, letters in signatures.SIGNATURES.items():
         types = sources[name]
-        assert types[-1] == "int64_t"
+        assert types.pop() == "int64_t"
         kinds = letters.replace(" ", "")
-        assert len(types) - 1 == len(kinds), name
+        if "e" in kinds:
+            assert types.pop() == "int32_t"
+        assert len(types) == len(kinds), name
         for kind, type_ in zip(kinds, types, strict=False):
             assert kind in LETTERS[type_], (name, type_, kind)
 
@@ -86,6 +88,15 @@ def test_calls_that_do_not_fit_raise() -> None:
         gate(x, x, x, 3.0)
     with pytest.raises(TypeError, match="silu_gate_forward"):
         gate(x, x, x, x)
+
+
+def test_what_may_have_16_bits_has_them_in_all_arguments_of_a_call_or_in_none() -> None:
+    x, y = torch.ones(3, 4), torch.empty(3, 4, dtype=torch.bfloat16)
+    gate(x.bfloat16(), x.bfloat16(), y)
+    assert torch.equal(y, (x * x.sigmoid()).bfloat16())
+    for wrong in [(x.bfloat16(), x, y), (x, x, y), (x.bfloat16(), x.bfloat16(), x), (x.half(), x.half(), x.half())]:
+        with pytest.raises(TypeError, match=r"takes a contiguous tensor of torch\.(bfloat16|float32)"):
+            gate(*wrong)
 
 
 def test_structures_hold_checked_addresses() -> None:

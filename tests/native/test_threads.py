@@ -26,7 +26,7 @@ weight = (ctypes.c_float * width)(*range(width))
 def normed(threads):
     y, inverse = numbers(), (ctypes.c_float * rows)()
     sizes = ctypes.c_int64(rows), ctypes.c_int64(width)
-    library.rms_norm_forward(x, weight, y, inverse, *sizes, ctypes.c_float(1e-6), ctypes.c_int64(threads))
+    library.rms_norm_forward(x, weight, y, inverse, *sizes, ctypes.c_float(1e-6), 0, ctypes.c_int64(threads))
     return list(y)
 
 once = normed(1)

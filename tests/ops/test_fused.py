@@ -172,13 +172,15 @@ def test_dropout_follows_torchs_seed() -> None:
     assert not torch.equal(dropped_add(x, 0.5), dropped_add(x, 0.5))
 
 
-def test_bfloat16_inputs_are_rounded_once() -> None:
+def test_under_autocast_products_are_bfloat16() -> None:
     x, weight, bias = make((5, 16), (40, 16), (40,))
+    product = x.bfloat16() @ weight.bfloat16().T
     with torch.autocast("cpu", torch.bfloat16):
         y = linear_gelu_dropout(x, weight, bias, 0.0)
-        added = linear_dropout_add(torch.zeros(5, 40), x, weight, bias, 0.0)
-    product = x.bfloat16() @ weight.bfloat16().T
-    assert y.dtype == torch.bfloat16
-    assert added.dtype == torch.float32
+        narrow = linear_dropout_add(torch.zeros(5, 40).bfloat16(), x, weight, bias, 0.0)
+        wide = linear_dropout_add(torch.zeros(5, 40), x, weight, bias, 0.0)
+        defined = F.linear(x, weight, bias)
+    assert (y.dtype, narrow.dtype, wide.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
     torch.testing.assert_close(y.float(), F.gelu(product.float() + bias), rtol=2**-8, atol=1e-6)
-    torch.testing.assert_close(added, product.float() + bias, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(narrow.float(), product.float() + bias, rtol=2**-8, atol=1e-6)
+    assert torch.equal(wide, defined.float())

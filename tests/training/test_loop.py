@@ -170,6 +170,25 @@ def test_bfloat16_training_stays_close_to_float32(head: str, text_file: Path, tm
     assert load_tensors(tmp_path / "bfloat16" / "model.safetensors")[0]["embedding.weight"].dtype == torch.float32
 
 
+def test_a_run_in_bfloat16_says_once_where_float32_is_faster(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Listening(Reporter):
+        def warned(self, line: str) -> None:
+            said.append(line)
+
+    values = tiny_recipe_values(text_file)
+    for precision, times in (("bfloat16", 4.25), ("bfloat16", None), ("float32", 4.25)):
+        monkeypatch.setattr(loop, "slower_in_bfloat16", lambda device, times=times: times)
+        values["training"]["precision"] = precision
+        train(LanguageRecipe.parse(values, source="test"), tmp_path / f"{precision}-{times}", reporter=Listening())
+    assert [line.partition(" this")[0] for line in said] == [
+        "training.precision=bfloat16: matrix products in it take 4.2 times as long as in float32 on"
+    ]
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

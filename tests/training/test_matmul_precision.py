@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kmixer.training import matmul_precision
-from kmixer.training.matmul_precision import EXACT, fast_exact_matmuls
+from kmixer.training.matmul_precision import EXACT, fast_exact_matmuls, slower_in_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -49,3 +49,12 @@ def test_the_probe_finds_the_default_exact_and_restores_the_setting() -> None:
     assert matmul_precision._is_exact("highest")
     matmul_precision._is_exact("medium")
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_slow_products_of_bfloat16_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {torch.float32: 2.0, torch.bfloat16: 9.0}
+    monkeypatch.setattr(matmul_precision, "_seconds", lambda a, b: seconds[a.dtype])
+    assert slower_in_bfloat16(CPU) == 4.5
+    assert slower_in_bfloat16(torch.device("cuda")) is None
+    seconds[torch.bfloat16] = 1.0
+    assert slower_in_bfloat16(CPU) is None

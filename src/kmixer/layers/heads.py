@@ -79,7 +79,7 @@ def _move(
 def merge_heads(y: Float[Tensor, "b h t e"], added: Float[Tensor, "b t d"] | None = None) -> Float[Tensor, "b t d"]:
     """The slices side by side again, and what is `added` to them."""
     merged = y.transpose(1, 2).flatten(2)
-    return merged if added is None else merged + added
+    return merged if added is None else merged + added.to(merged.dtype)
 
 
 def check_takes_state(causal: bool, state: object) -> None:

@@ -260,7 +260,7 @@ class K2Mixer(nn.Module):
         if base is not None:
             y = y + base
         if added is not None:
-            y = y + added
+            y = y + added.to(y.dtype)
         if self.output_gate is not None:
             y = silu_gate(y, self.output_gate(x))
         return y, state
@@ -277,7 +277,8 @@ class K2Mixer(nn.Module):
         kernel = self._kernel(base_kernel)
         state = self.initial_state(len(x), base_kernel) if state is None and trail else state
         queries_keys = linear_map(x, torch.cat([self.query, self.key], dim=1).T).unflatten(-1, (2, self.rank))
-        q, k = normalize(queries_keys.to(x.dtype), NORM_EPS).unbind(-2)  # under autocast the product is bfloat16
+        # Under autocast the product is bfloat16; the recurrence is float32.
+        q, k = normalize(queries_keys.to(self.query.dtype), NORM_EPS).unbind(-2)
         y, decay_state = decayed_linear_attention(
             self.alpha() * q,
             k,

@@ -17,6 +17,7 @@ from kmixer.layers.block import BlockState
 from kmixer.layers.roles import LOGIT, Role
 from kmixer.models.mixers.k2 import BaseKernelConfig, DecayConfig, build_base_kernel, decay_options
 from kmixer.models.stack_config import NOTHING, StackConfig, adapting_to, added_to, has_fast_weights
+from kmixer.ops.precision import narrowed
 from kmixer.trail import asked_for
 
 # For every refinement pass, the state of every block, both K1 among them.
@@ -126,6 +127,7 @@ class KStack(nn.Module):
 
         `source` is what fast weights learn from, in all passes: h where it is None.
         """
+        h = narrowed(h)
         source = h if source is None else source
         if not self.refined:
             h, layers = self._pass(h, state[0] if state else None, added, source, trail=trail)
@@ -133,7 +135,8 @@ class KStack(nn.Module):
         states = []
         for step in range(self.passes):
             refined, layers = self._pass(h, state[step] if state else None, added, source, trail=trail)
-            h = h + self.eta() * (refined - h)
+            eta = self.eta()
+            h = narrowed(h + eta * (refined - h).to(eta.dtype))  # whose gradient is a sum over all of h
             states.append(layers)
         return h, tuple(states)
 

@@ -27,6 +27,7 @@ from kmixer.models.mixers.card import Place
 from kmixer.models.mixers.choice import MixersConfig, build_mixer, past_only
 from kmixer.models.norm_config import NormPlace
 from kmixer.models.stack_config import NOTHING, LayersConfig, StackConfig, adapting_to, added_to, has_fast_weights
+from kmixer.ops.precision import narrowed
 from kmixer.trail import asked_for
 
 # One state a block.
@@ -158,12 +159,14 @@ class Transformer(nn.Module):
         """
         if self.value_embeddings and tokens is None:
             raise InputError("tokens: missing; this stack has value embeddings, which need them")
-        x = first = self.input_norm(x)
+        x = first = self.input_norm(narrowed(x))
         source = x if source is None else self.input_norm(source)
         states = []
         for layer, block in enumerate(self.blocks):
             if self.stream_scale is not None and self.input_scale is not None:
-                x = self.stream_scale[layer] * x + self.input_scale[layer] * first
+                scale = self.stream_scale[layer]
+                # In the precision of the scales, whose gradients are sums over all of x.
+                x = narrowed(scale * x.to(scale.dtype) + self.input_scale[layer] * first.to(scale.dtype))
             key = str(layer)
             extra = (self.value_embeddings[key](tokens),) if key in self.value_embeddings else ()
             more = {**added_to(layer, added), **adapting_to(block, source), **asked_for(block, trail)}

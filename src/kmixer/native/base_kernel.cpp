@@ -26,8 +26,8 @@ INLINE void transpose(const float* x, float* to, int64_t t, int64_t d, int64_t t
 
 // What `lags` lags of a filter give one position: out += w_l dy_l, dw_l += <in, dy_l>, where dy_l are rows of `d` that
 // follow one another.
-template <int lags>
-INLINE void filter_lags(const float* in, const float* dy, const float* w, float* out, double* dw, int64_t d) {
+template <int lags, class T>
+INLINE void filter_lags(const T* in, const T* dy, const float* w, float* out, double* dw, int64_t d) {
   Vector dot[lags] = {};
   int64_t j = 0;
   for (; j + kLanes <= d; j += kLanes) {
@@ -44,10 +44,53 @@ INLINE void filter_lags(const float* in, const float* dy, const float* w, float*
   store_sums(dot, sums, false);
   for (; j < d; ++j)
     for (int l = 0; l < lags; ++l) {
-      out[j] += dy[l * d + j] * w[l];
-      sums[l] += in[j] * dy[l * d + j];
+      out[j] += widen(dy[l * d + j]) * w[l];
+      sums[l] += widen(in[j]) * widen(dy[l * d + j]);
     }
   for (int l = 0; l < lags; ++l) dw[l] += sums[l];
+}
+
+template <class T>
+void filter_forward(const T* x, const T* history, const float* w, T* y, int64_t b, int64_t t, int64_t d, int64_t lags,
+                    int64_t threads) {
+  parallel(b * t, threads, [=](int64_t begin, int64_t end, int64_t) {
+    TileOf<T> tile(d, d, d, 1);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t batch = row / t, i = row % t;
+      float* out = tile.place(y + row * d);
+      for (int64_t j = 0; j < d; ++j) out[j] = 0;
+      for (int64_t l = 0; l < lags; ++l) {
+        const T* in = i >= l ? x + (row - l) * d : history + ((batch + 1) * (lags - 1) + i - l) * d;
+        for (int64_t j = 0; j < d; ++j) out[j] += w[l] * widen(in[j]);
+      }
+      tile.give(y + row * d, 1);
+    }
+  });
+}
+
+template <class T>
+void filter_backward(const T* x, const T* history, const float* w, const T* dy, T* dx, T* dhistory, double* dw,
+                     int64_t b, int64_t t, int64_t d, int64_t lags, int64_t threads) {
+  const int64_t past = lags - 1;
+  parallel(b, threads, [=](int64_t begin, int64_t end, int64_t) {
+    TileOf<T> tile(d, d, d, 1);
+    for (int64_t batch = begin; batch < end; ++batch) {
+      const T* gradient = dy + batch * t * d;
+      std::fill(dw + batch * lags, dw + (batch + 1) * lags, 0.0);
+      for (int64_t i = -past; i < t; ++i) {
+        const T* in = i >= 0 ? x + (batch * t + i) * d : history + ((batch + 1) * past + i) * d;
+        T* to = i >= 0 ? dx + (batch * t + i) * d : dhistory + ((batch + 1) * past + i) * d;
+        float* out = tile.place(to);
+        std::fill(out, out + d, 0.0f);
+        const int64_t first = std::max<int64_t>(0, -i), count = std::min(lags, t - i) - first;
+        in_groups(count, [&](int64_t c, auto size) __attribute__((always_inline)) {
+          const int64_t l = first + c;
+          filter_lags<size>(in, gradient + (i + l) * d, w + l, out, dw + batch * lags + l, d);
+        });
+        tile.give(to, 1);
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -95,41 +138,22 @@ void dense_backward(const float* x, const float* K, const float* dy, float* dx, 
     for (int64_t j = 0; j < t; ++j) dK[i * stride + j] = j <= i ? total[i * t + j] : 0.0f;
 }
 
-// Causal filter y_t = sum_l w_l x_{t-l}; x (b, t, d), history (b, lags - 1, d) are the inputs before x.
-void filter_forward(const float* x, const float* history, const float* w, float* y, int64_t b, int64_t t, int64_t d,
-                    int64_t lags, int64_t threads) {
-  parallel(b * t, threads, [=](int64_t begin, int64_t end, int64_t) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t batch = row / t, i = row % t;
-      float* out = y + row * d;
-      for (int64_t j = 0; j < d; ++j) out[j] = 0;
-      for (int64_t l = 0; l < lags; ++l) {
-        const float* in = i >= l ? x + (row - l) * d : history + ((batch + 1) * (lags - 1) + i - l) * d;
-        for (int64_t j = 0; j < d; ++j) out[j] += w[l] * in[j];
-      }
-    }
+// Causal filter y_t = sum_l w_l x_{t-l}; x (b, t, d), history (b, lags - 1, d) are the inputs before x. They and y are
+// bfloat16 where bf16 != 0, else float32.
+void filter_forward(const void* x, const void* history, const float* w, void* y, int64_t b, int64_t t, int64_t d,
+                    int64_t lags, int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    filter_forward((const T*)x, (const T*)history, w, (T*)y, b, t, d, lags, threads);
   });
 }
 
 // dx, dhistory, and dw as partial sums (b, lags).
-void filter_backward(const float* x, const float* history, const float* w, const float* dy, float* dx, float* dhistory,
-                     double* dw, int64_t b, int64_t t, int64_t d, int64_t lags, int64_t threads) {
-  const int64_t past = lags - 1;
-  parallel(b, threads, [=](int64_t begin, int64_t end, int64_t) {
-    for (int64_t batch = begin; batch < end; ++batch) {
-      const float* gradient = dy + batch * t * d;
-      std::fill(dw + batch * lags, dw + (batch + 1) * lags, 0.0);
-      for (int64_t i = -past; i < t; ++i) {
-        const float* in = i >= 0 ? x + (batch * t + i) * d : history + ((batch + 1) * past + i) * d;
-        float* out = i >= 0 ? dx + (batch * t + i) * d : dhistory + ((batch + 1) * past + i) * d;
-        std::fill(out, out + d, 0.0f);
-        const int64_t first = std::max<int64_t>(0, -i), count = std::min(lags, t - i) - first;
-        in_groups(count, [&](int64_t c, auto size) __attribute__((always_inline)) {
-          const int64_t l = first + c;
-          filter_lags<size>(in, gradient + (i + l) * d, w + l, out, dw + batch * lags + l, d);
-        });
-      }
-    }
+void filter_backward(const void* x, const void* history, const float* w, const void* dy, void* dx, void* dhistory,
+                     double* dw, int64_t b, int64_t t, int64_t d, int64_t lags, int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    filter_backward((const T*)x, (const T*)history, w, (const T*)dy, (T*)dx, (T*)dhistory, dw, b, t, d, lags, threads);
   });
 }
 

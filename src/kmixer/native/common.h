@@ -1,6 +1,6 @@
 // Compiled kernels for float32 on a CPU. Plain C interface: pointers, sizes, and a number of threads.
 //
-// Every file is built three times, for AVX-512, for AVX2 and for any processor; native/library.py loads the build that
+// Every file is built for AVX-512 with and without products of bfloat16, for AVX2 and for any processor; native/library.py loads the build that
 // the machine can run. Loops are written so that the compiler makes vectors of them. Every kernel has its definition in
 // Python, in ops/ or layers/, and is tested against it. Sums over rows are made per thread and added in the order of the threads:
 // the same number of threads gives the same bits.
@@ -14,6 +14,11 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include "bfloat16.h"
 #include "threads.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -41,6 +46,12 @@ typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_ali
 
 INLINE Vector load(const float* x) { return *(const Vector*)x; }
 INLINE void store(Vector x, float* y) { *(Vector*)y = x; }
+
+// Of numbers of 16 bits.
+typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfBits __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+
+INLINE Vector load(const BFloat16* x) { return (Vector)(__builtin_convertvector(*(const HalfBits*)x, Bits) << 16); }
 
 INLINE float highest_of(const float* x, int64_t count) {
   int64_t j = 0;
@@ -177,9 +188,10 @@ INLINE float inverse_length(const float* x, int64_t width, float eps) {
 }
 
 // 1 / sqrt(mean(x^2) + eps).
-INLINE float inverse_rms(const float* x, int64_t width, float eps) {
+template <class T>
+INLINE float inverse_rms(const T* x, int64_t width, float eps) {
   float sum = 0;
-  for (int64_t j = 0; j < width; ++j) sum += x[j] * x[j];
+  for (int64_t j = 0; j < width; ++j) sum += widen(x[j]) * widen(x[j]);
   return 1.0f / std::sqrt(sum / width + eps);
 }
 

@@ -121,13 +121,9 @@ INLINE void store_state(const float* S, float* state, int64_t r, int64_t d, int6
   for (int64_t c = 0; c < r; ++c) std::memcpy(state + c * d, S + c * kWide, sizeof(float) * width);
 }
 
-}  // namespace
-
-extern "C" {
-
-// y (b, t, d) and final (b, r, d); q, k (b, t, r), v (b, t, d), g (r,), state (b, r, d).
-void decay_forward(const float* q, const float* k, const float* v, const float* g, const float* state, float* y,
-                   float* final, int64_t b, int64_t t, int64_t r, int64_t d, int64_t threads) {
+template <class T>
+void decay_forward(const float* q, const float* k, const T* v, const float* g, const float* state, T* y, float* final,
+                   int64_t b, int64_t t, int64_t r, int64_t d, int64_t threads) {
   const int64_t blocks = (d + kWide - 1) / kWide;
   // Keys, queries, values and outputs of a tile of positions stay in the first cache level.
   constexpr int64_t kTile = 64;
@@ -137,7 +133,7 @@ void decay_forward(const float* q, const float* k, const float* v, const float* 
     for (int64_t job = begin; job < end; ++job) {
       const int64_t row = job / blocks, first = job % blocks * kWide, width = std::min(kWide, d - first);
       const int64_t keys = row * t * r, channels = row * t * d + first;
-      Tile values(width, d, kWide, kTile), outputs(width, d, kWide, kTile);
+      TileOf<T> values(width, d, kWide, kTile), outputs(width, d, kWide, kTile);
       const int64_t stride = values.stride();
       load_state(state + row * r * d + first, S, r, d, width);
       for (int64_t i = 0; i < t; i += kTile) {
@@ -156,10 +152,9 @@ void decay_forward(const float* q, const float* k, const float* v, const float* 
   });
 }
 
-// Partial sums over blocks of 64 channels: dq, dk (blocks, b, t, r), dlog (blocks, b, r); dv (b, t, d), dstate (b, r,
-// d).
-void decay_backward(const float* q, const float* k, const float* v, const float* g, const float* state, const float* dy,
-                    const float* dfinal, float* dq, float* dk, float* dv, double* dlog, float* dstate, int64_t b,
+template <class T>
+void decay_backward(const float* q, const float* k, const T* v, const float* g, const float* state, const T* dy,
+                    const float* dfinal, float* dq, float* dk, T* dv, double* dlog, float* dstate, int64_t b,
                     int64_t t, int64_t r, int64_t d, int64_t threads) {
   const int64_t blocks = (d + kWide - 1) / kWide;
   parallel(b * blocks, threads, [=](int64_t begin, int64_t end, int64_t) {
@@ -171,7 +166,7 @@ void decay_backward(const float* q, const float* k, const float* v, const float*
       const int64_t keys = row * t * r, channels = row * t * d + first, part = (block * b + row) * t * r;
       double* dlog_part = dlog + (block * b + row) * r;
       std::fill(dlog_part, dlog_part + r, 0.0);
-      Tile values(width, d, kWide, kChunk), gradients(width, d, kWide, kChunk), outputs(width, d, kWide, kChunk);
+      TileOf<T> values(width, d, kWide, kChunk), gradients(width, d, kWide, kChunk), outputs(width, d, kWide, kChunk);
       const int64_t stride = values.stride();
       load_state(state + row * r * d + first, S, r, d, width);
       for (int64_t tile = 0; tile < chunks; ++tile) {
@@ -205,4 +200,30 @@ void decay_backward(const float* q, const float* k, const float* v, const float*
     }
   });
 }
+}  // namespace
+
+extern "C" {
+
+// y (b, t, d) and final (b, r, d); q, k (b, t, r), v (b, t, d), g (r,), state (b, r, d). v and y are bfloat16 where
+// bf16 != 0, else float32.
+void decay_forward(const float* q, const float* k, const void* v, const float* g, const float* state, void* y,
+                   float* final, int64_t b, int64_t t, int64_t r, int64_t d, int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    decay_forward(q, k, (const T*)v, g, state, (T*)y, final, b, t, r, d, threads);
+  });
+}
+
+// Partial sums over blocks of 64 channels: dq, dk (blocks, b, t, r), dlog (blocks, b, r); dv (b, t, d), as v is, dstate
+// (b, r, d).
+void decay_backward(const float* q, const float* k, const void* v, const float* g, const float* state, const void* dy,
+                    const float* dfinal, float* dq, float* dk, void* dv, double* dlog, float* dstate, int64_t b,
+                    int64_t t, int64_t r, int64_t d, int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    decay_backward(q, k, (const T*)v, g, state, (const T*)dy, dfinal, dq, dk, (T*)dv, dlog, dstate, b, t, r, d,
+                   threads);
+  });
+}
+
 }  // extern "C"

@@ -14,11 +14,14 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from kmixer.native.library import kernels
+from kmixer.native.library import kernels, processor_has
 
 FLOAT32 = (torch.float32,)
 # What the elementwise kernels know: autocast hands them the products of linear maps in bfloat16.
 ELEMENTS = (torch.float32, torch.bfloat16)
+# Where the processor has tiles for products of bfloat16 (AMX), torch's library is faster with more weights than this.
+MAX_WEIGHTS_BESIDE_TILES = 1 << 13
+TILES = processor_has("amx_bf16")
 
 
 # These are asked several times for every operator of a small layer: looked up once.
@@ -64,6 +67,22 @@ def plain(*tensors: Tensor) -> bool:
     if _transforms() or _modes() or _trace() is not None:
         return False
     return forward_ad._current_level < 0 or not transformed(*tensors)
+
+
+def product_dtype() -> torch.dtype:
+    """In which matrix products of float32 weights are computed on a CPU: float32, or what autocast says."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+
+
+def multiplies(x: Tensor, *weights: Tensor) -> bool:
+    """Whether the compiled kernels can make products of x and weights that stay float32, as autocast would make them.
+
+    In bfloat16 both are rounded to it, and sums are float32; `x` has 16 bits already.
+    """
+    dtype = product_dtype()
+    if dtype is torch.bfloat16 and TILES and any(weight.numel() > MAX_WEIGHTS_BESIDE_TILES for weight in weights):
+        return False
+    return dtype in ELEMENTS and usable(x, dtypes=(dtype,)) and usable(*weights)
 
 
 def usable(

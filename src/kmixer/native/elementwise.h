@@ -1,28 +1,9 @@
-// What elementwise kernels share: bfloat16, dropout, and sums over rows.
+// What elementwise kernels share: dropout, activations, and sums over rows.
 #pragma once
 
 #include "common.h"
 
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-INLINE float widen(float x) { return x; }
-INLINE float widen(BFloat16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
-INLINE void narrow(float x, float* y) { *y = x; }
-INLINE void narrow(float x, BFloat16* y) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  y->bits = uint16_t(x == x ? rounded : 0x7fc0);
-}
 
 // Dropout of a whole tensor: element `index` survives if a 32-bit mix of it with the seed (lowbias32 by
 // Ellis, two rounds of multiply and shift) is at or above the threshold, and is multiplied by `scale`.
@@ -73,8 +54,8 @@ void activation_row(const T* __restrict x, const float* __restrict bias, T* __re
 }
 
 // dx from dy; adds dx to sum. Writes y once more where `again` holds.
-template <class Activation, bool again, class T>
-void activation_backward_row(const T* __restrict x, const float* __restrict bias, const T* __restrict dy,
+template <class Activation, bool again, class T, class D>
+void activation_backward_row(const T* __restrict x, const float* __restrict bias, const D* __restrict dy,
                              T* __restrict dx, T* __restrict y, float* __restrict sum, int64_t width, uint32_t start,
                              Dropout dropout) {
   for (int64_t j = 0; j < width; ++j) {
@@ -89,25 +70,25 @@ void activation_backward_row(const T* __restrict x, const float* __restrict bias
 }
 
 // y = weight x inverse, the second half of RMSNorm.
-inline void scale_row(const float* __restrict x, const float* __restrict weight, float inverse, float* __restrict y,
-                      int64_t width) {
-  for (int64_t j = 0; j < width; ++j) y[j] = weight[j] * (x[j] * inverse);
+template <class T, class Y>
+void scale_row(const T* __restrict x, const float* __restrict weight, float inverse, Y* __restrict y, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) narrow(weight[j] * (widen(x[j]) * inverse), &y[j]);
 }
 
 // Gradient dx of RMSNorm from dy, plus `residual` where `add` holds; adds the gradient of the weight to sum.
-template <bool add>
-void rms_norm_backward_row(const float* __restrict x, const float* __restrict weight, float inverse,
-                           const float* __restrict dy, const float* __restrict residual, float* __restrict dx,
+template <bool add, class T, class D>
+void rms_norm_backward_row(const T* __restrict x, const float* __restrict weight, float inverse,
+                           const D* __restrict dy, const T* __restrict residual, T* __restrict dx,
                            float* __restrict sum, int64_t width) {
   float dot = 0;
   for (int64_t j = 0; j < width; ++j) {
-    dot += dy[j] * weight[j] * x[j];
-    sum[j] += dy[j] * x[j] * inverse;
+    dot += widen(dy[j]) * weight[j] * widen(x[j]);
+    sum[j] += widen(dy[j]) * widen(x[j]) * inverse;
   }
   const float shared = dot * inverse * inverse / width;
   for (int64_t j = 0; j < width; ++j) {
-    const float gradient = inverse * (dy[j] * weight[j] - x[j] * shared);
-    dx[j] = add ? residual[j] + gradient : gradient;
+    const float gradient = inverse * (widen(dy[j]) * weight[j] - widen(x[j]) * shared);
+    narrow(add ? widen(residual[j]) + gradient : gradient, &dx[j]);
   }
 }
 

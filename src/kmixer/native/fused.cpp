@@ -24,53 +24,56 @@ void gelu_backward(const T* x, const float* bias, const T* dy, T* dx, float* dbi
   sums.total(dbias);
 }
 
-void gate(const float* __restrict x, const float* __restrict u, float* __restrict y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) y[i] = x[i] * (u[i] * sigmoid(u[i]));
+template <class T>
+void gate(const T* __restrict x, const T* __restrict u, T* __restrict y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) narrow(widen(x[i]) * (widen(u[i]) * sigmoid(widen(u[i]))), &y[i]);
   int32_t infinite = 0;
-  for (int64_t i = 0; i < count; ++i) infinite |= !(std::fabs(y[i]) <= 3.4028235e38f);
+  for (int64_t i = 0; i < count; ++i) infinite |= !(std::fabs(widen(y[i])) <= 3.4028235e38f);
   if (!infinite) return;
   // The compiler may have taken (x u) first, which overflows where the result does not.
   for (int64_t i = 0; i < count; ++i) {
-    const volatile float silu = u[i] * sigmoid(u[i]);
-    y[i] = x[i] * silu;
-  }
-}
-
-void gate_backward(const float* __restrict x, const float* __restrict u, const float* __restrict dy,
-                   float* __restrict dx, float* __restrict du, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float s = sigmoid(u[i]);
-    dx[i] = dy[i] * (u[i] * s);
-    du[i] = dy[i] * x[i] * (s * (1.0f + u[i] * (1.0f - s)));
-  }
-  int32_t infinite = 0;
-  for (int64_t i = 0; i < count; ++i)
-    infinite |= !(std::fabs(dx[i]) <= 3.4028235e38f) | !(std::fabs(du[i]) <= 3.4028235e38f);
-  if (!infinite) return;
-  for (int64_t i = 0; i < count; ++i) {  // as in `gate`
-    const float s = sigmoid(u[i]);
-    const volatile float silu = u[i] * s, slope = s * (1.0f + u[i] * (1.0f - s)), change = dy[i] * x[i];
-    dx[i] = dy[i] * silu;
-    du[i] = change * slope;
+    const volatile float silu = widen(u[i]) * sigmoid(widen(u[i]));
+    narrow(widen(x[i]) * silu, &y[i]);
   }
 }
 
 template <class T>
-void add_forward(const float* __restrict residual, const T* __restrict x, const float* __restrict bias,
-                 float* __restrict y, int64_t rows, int64_t width, Dropout dropout, int64_t threads) {
+void gate_backward(const T* __restrict x, const T* __restrict u, const T* __restrict dy, T* __restrict dx,
+                   T* __restrict du, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float gate = widen(u[i]), s = sigmoid(gate);
+    narrow(widen(dy[i]) * (gate * s), &dx[i]);
+    narrow(widen(dy[i]) * widen(x[i]) * (s * (1.0f + gate * (1.0f - s))), &du[i]);
+  }
+  int32_t infinite = 0;
+  for (int64_t i = 0; i < count; ++i)
+    infinite |= !(std::fabs(widen(dx[i])) <= 3.4028235e38f) | !(std::fabs(widen(du[i])) <= 3.4028235e38f);
+  if (!infinite) return;
+  for (int64_t i = 0; i < count; ++i) {  // as in `gate`
+    const float gate = widen(u[i]), s = sigmoid(gate);
+    const volatile float silu = gate * s, slope = s * (1.0f + gate * (1.0f - s)),
+                         change = widen(dy[i]) * widen(x[i]);
+    narrow(widen(dy[i]) * silu, &dx[i]);
+    narrow(change * slope, &du[i]);
+  }
+}
+
+template <class T>
+void add_forward(const T* __restrict residual, const T* __restrict x, const float* __restrict bias, T* __restrict y,
+                 int64_t rows, int64_t width, Dropout dropout, int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i)
       for (int64_t j = 0; j < width; ++j) {
         const int64_t at = i * width + j;
         const float mask = keep(uint32_t(at), dropout);
-        y[at] = residual[at] + mask * (widen(x[at]) + bias[j]);
+        narrow(widen(residual[at]) + mask * (widen(x[at]) + bias[j]), &y[at]);
       }
   });
 }
 
 template <class T>
-void add_backward(const float* __restrict dy, T* __restrict dx, float* dbias, int64_t rows, int64_t width,
-                  Dropout dropout, int64_t threads) {
+void add_backward(const T* __restrict dy, T* __restrict dx, float* dbias, int64_t rows, int64_t width, Dropout dropout,
+                  int64_t threads) {
   RowSums sums(threads, width);
   parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
     float* __restrict sum = sums.of(thread);
@@ -78,7 +81,7 @@ void add_backward(const float* __restrict dy, T* __restrict dx, float* dbias, in
       for (int64_t j = 0; j < width; ++j) {
         const int64_t at = i * width + j;
         const float mask = keep(uint32_t(at), dropout);
-        const float gradient = mask * dy[at];
+        const float gradient = mask * widen(dy[at]);
         narrow(gradient, &dx[at]);
         sum[j] += gradient;
       }
@@ -86,24 +89,9 @@ void add_backward(const float* __restrict dy, T* __restrict dx, float* dbias, in
   sums.total(dbias);
 }
 
-}  // namespace
-
-extern "C" {
-
-// y = weight x / sqrt(mean(x^2) + eps) over rows of `width`; inverse (rows,) is kept for the backward.
-void rms_norm_forward(const float* x, const float* weight, float* y, float* inverse, int64_t rows, int64_t width,
-                      float eps, int64_t threads) {
-  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    for (int64_t i = begin; i < end; ++i) {
-      inverse[i] = inverse_rms(x + i * width, width, eps);
-      scale_row(x + i * width, weight, inverse[i], y + i * width, width);
-    }
-  });
-}
-
-// `residual` (rows, width) is added to dx where it is not null.
-void rms_norm_backward(const float* x, const float* weight, const float* inverse, const float* dy,
-                       const float* residual, float* dx, float* dweight, int64_t rows, int64_t width, int64_t threads) {
+template <class T>
+void rms_norm_backward(const T* x, const float* weight, const float* inverse, const T* dy, const T* residual, T* dx,
+                       float* dweight, int64_t rows, int64_t width, int64_t threads) {
   RowSums sums(threads, width);
   parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
     for (int64_t i = begin; i < end; ++i) {
@@ -116,6 +104,38 @@ void rms_norm_backward(const float* x, const float* weight, const float* inverse
     }
   });
   sums.total(dweight);
+}
+
+}  // namespace
+
+extern "C" {
+
+// What elementwise kernels read and write for the rows (rows, width) of a layer is float32, or bfloat16 where bf16 != 0;
+// what they have learned is float32.
+
+// y = weight x / sqrt(mean(x^2) + eps) over rows of `width`; inverse (rows,) is kept for the backward.
+void rms_norm_forward(const void* x, const float* weight, void* y, float* inverse, int64_t rows, int64_t width,
+                      float eps, int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+      for (int64_t i = begin; i < end; ++i) {
+        const T* row = (const T*)x + i * width;
+        inverse[i] = inverse_rms(row, width, eps);
+        scale_row(row, weight, inverse[i], (T*)y + i * width, width);
+      }
+    });
+  });
+}
+
+// `residual` (rows, width) is added to dx where it is not null.
+void rms_norm_backward(const void* x, const float* weight, const float* inverse, const void* dy, const void* residual,
+                       void* dx, float* dweight, int64_t rows, int64_t width, int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    rms_norm_backward((const T*)x, weight, inverse, (const T*)dy, (const T*)residual, (T*)dx, dweight, rows, width,
+                      threads);
+  });
 }
 
 // y = x / max(|x|, eps) over rows of `width`; inverse (rows,) is kept for the backward.
@@ -145,64 +165,76 @@ void normalize_backward(const float* y, const float* inverse, const float* dy, f
 }
 
 // y = x SiLU(u), element by element.
-void silu_gate_forward(const float* x, const float* u, float* y, int64_t rows, int64_t width, int64_t threads) {
-  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    gate(x + begin * width, u + begin * width, y + begin * width, (end - begin) * width);
+void silu_gate_forward(const void* x, const void* u, void* y, int64_t rows, int64_t width, int32_t bf16,
+                       int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+      const int64_t at = begin * width;
+      gate((const T*)x + at, (const T*)u + at, (T*)y + at, (end - begin) * width);
+    });
   });
 }
 
-void silu_gate_backward(const float* x, const float* u, const float* dy, float* dx, float* du, int64_t rows,
-                        int64_t width, int64_t threads) {
-  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    gate_backward(x + begin * width, u + begin * width, dy + begin * width, dx + begin * width, du + begin * width,
-                  (end - begin) * width);
+void silu_gate_backward(const void* x, const void* u, const void* dy, void* dx, void* du, int64_t rows, int64_t width,
+                        int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+      const int64_t at = begin * width;
+      gate_backward((const T*)x + at, (const T*)u + at, (const T*)dy + at, (T*)dx + at, (T*)du + at,
+                    (end - begin) * width);
+    });
   });
 }
+
+// Dropout: element i survives if a mix of seed and i is at or above `threshold`, and is scaled by `scale`.
 
 // y = dropout(x), and its own gradient.
-void dropout(const float* x, float* y, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold, float scale,
-             int64_t threads) {
-  parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    for (int64_t i = begin * width; i < end * width; ++i) y[i] = x[i] * keep(uint32_t(i), {seed, threshold, scale});
+void dropout(const void* x, void* y, int64_t rows, int64_t width, uint32_t seed, uint32_t threshold, float scale,
+             int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
+      for (int64_t i = begin * width; i < end * width; ++i)
+        narrow(widen(((const T*)x)[i]) * keep(uint32_t(i), {seed, threshold, scale}), (T*)y + i);
+    });
   });
 }
 
-// The elementwise kernels take x in float32, or in bfloat16 (bf16 != 0); rows (rows, width), bias (width,).
-// Dropout: element i survives if a mix of seed and i is at or above `threshold`, and is scaled by `scale`.
 void bias_gelu_dropout_forward(const void* x, const float* bias, void* y, int64_t rows, int64_t width, uint32_t seed,
                                uint32_t threshold, float scale, int32_t bf16, int64_t threads) {
-  if (bf16)
-    gelu_forward((const BFloat16*)x, bias, (BFloat16*)y, rows, width, {seed, threshold, scale}, threads);
-  else
-    gelu_forward((const float*)x, bias, (float*)y, rows, width, {seed, threshold, scale}, threads);
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    gelu_forward((const T*)x, bias, (T*)y, rows, width, {seed, threshold, scale}, threads);
+  });
 }
 
 void bias_gelu_dropout_backward(const void* x, const float* bias, const void* dy, void* dx, float* dbias, int64_t rows,
                                 int64_t width, uint32_t seed, uint32_t threshold, float scale, int32_t bf16,
                                 int64_t threads) {
-  if (bf16)
-    gelu_backward((const BFloat16*)x, bias, (const BFloat16*)dy, (BFloat16*)dx, dbias, rows, width,
-                  {seed, threshold, scale}, threads);
-  else
-    gelu_backward((const float*)x, bias, (const float*)dy, (float*)dx, dbias, rows, width, {seed, threshold, scale},
-                  threads);
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    gelu_backward((const T*)x, bias, (const T*)dy, (T*)dx, dbias, rows, width, {seed, threshold, scale}, threads);
+  });
 }
 
-void bias_dropout_add_forward(const float* residual, const void* x, const float* bias, float* y, int64_t rows,
+// y = residual + dropout(x + bias).
+void bias_dropout_add_forward(const void* residual, const void* x, const float* bias, void* y, int64_t rows,
                               int64_t width, uint32_t seed, uint32_t threshold, float scale, int32_t bf16,
                               int64_t threads) {
-  if (bf16)
-    add_forward(residual, (const BFloat16*)x, bias, y, rows, width, {seed, threshold, scale}, threads);
-  else
-    add_forward(residual, (const float*)x, bias, y, rows, width, {seed, threshold, scale}, threads);
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    add_forward((const T*)residual, (const T*)x, bias, (T*)y, rows, width, {seed, threshold, scale}, threads);
+  });
 }
 
-void bias_dropout_add_backward(const float* dy, void* dx, float* dbias, int64_t rows, int64_t width, uint32_t seed,
+void bias_dropout_add_backward(const void* dy, void* dx, float* dbias, int64_t rows, int64_t width, uint32_t seed,
                                uint32_t threshold, float scale, int32_t bf16, int64_t threads) {
-  if (bf16)
-    add_backward(dy, (BFloat16*)dx, dbias, rows, width, {seed, threshold, scale}, threads);
-  else
-    add_backward(dy, (float*)dx, dbias, rows, width, {seed, threshold, scale}, threads);
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    add_backward((const T*)dy, (T*)dx, dbias, rows, width, {seed, threshold, scale}, threads);
+  });
 }
 
 }  // extern "C"

@@ -49,37 +49,71 @@ INLINE Padded transpose_of(const float* from, int64_t rows, int64_t columns, flo
   return to;
 }
 
-// Up to `length` rows of a tensor, `row` apart, as vectors want them: in place where they are `wide` already, else by
-// way of a copy that is zero beyond their width.
-class Tile {
+template <class From, class To>
+INLINE void convert_row(const From* __restrict from, To* __restrict to, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) narrow(widen(from[j]), &to[j]);
+}
+
+// Up to `length` rows of a tensor, `row` apart, as vectors of floats want them: in place where they are floats and `wide`
+// already, else by way of a copy that is zero beyond their width.
+template <class T>
+class TileOf {
  public:
-  Tile(int64_t width, int64_t row, int64_t wide, int64_t length)
-      : width_(width), row_(row), tile_(width == wide ? 0 : length, wide) {}
-  int64_t stride() const { return in_place() ? row_ : tile_.stride; }
-  const float* take(const float* rows, int64_t count) {
-    for (int64_t i = 0; !in_place() && i < count; ++i)
-      std::memcpy(tile_.row(i), rows + i * row_, sizeof(float) * width_);
-    return in_place() ? rows : tile_.row(0);
+  TileOf(int64_t width, int64_t row, int64_t wide, int64_t length)
+      : in_place_(std::is_same_v<T, float> && width == wide),
+        width_(width),
+        row_(row),
+        tile_(in_place_ ? 0 : length, wide) {}
+  int64_t stride() const { return in_place_ ? row_ : tile_.stride; }
+  const float* take(const T* rows, int64_t count) {
+    if (in_place_) return (const float*)rows;
+    for (int64_t i = 0; i < count; ++i) convert_row(rows + i * row_, tile_.row(i), width_);
+    return tile_.row(0);
   }
-  float* place(float* rows) { return in_place() ? rows : tile_.row(0); }
+  float* place(T* rows) { return in_place_ ? (float*)rows : tile_.row(0); }
   // What was written at `place(rows)`.
-  void give(float* rows, int64_t count) const {
-    for (int64_t i = 0; !in_place() && i < count; ++i)
-      std::memcpy(rows + i * row_, tile_.row(i), sizeof(float) * width_);
+  void give(T* rows, int64_t count) const {
+    for (int64_t i = 0; !in_place_ && i < count; ++i) convert_row(tile_.row(i), rows + i * row_, width_);
   }
 
  private:
-  bool in_place() const { return tile_.data.empty(); }
+  bool in_place_;
   int64_t width_, row_;
   Padded tile_;
 };
 
-// A matrix operand: element (i, j) is at data[i * row + j * column].
-struct Operand {
-  const float* data;
-  int64_t row, column;
-  METHOD Operand part(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
+using Tile = TileOf<float>;
+
+// Two bfloat16 of a product that are next to each other along its inner positions, the first in the lower half. They may
+// lie in memory as what they are.
+struct __attribute__((may_alias)) Pair {
+  uint32_t bits;
 };
+typedef Bits Pairs __attribute__((aligned(4), may_alias));
+
+// A matrix operand: element (i, j) is at data[i * row + j * column]. Of pairs j counts pairs.
+template <class T>
+struct OperandOf {
+  const T* data;
+  int64_t row, column;
+  METHOD OperandOf part(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
+};
+using Operand = OperandOf<float>;
+using PairOperand = OperandOf<Pair>;
+
+INLINE Vector lanes_of(const float* b) { return load(b); }
+INLINE Pairs lanes_of(const Pair* b) { return *(const Pairs*)b; }
+
+// sum + w x in every lane. A pair gives the sum of two products, each exact in float32.
+INLINE Vector add_product(Vector sum, Vector w, float x) { return sum + w * x; }
+INLINE Vector add_product(Vector sum, Pairs w, Pair x) {
+#if defined(__AVX512BF16__)
+  return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(int32_t(x.bits)));
+#else
+  return sum + (Vector)(w << 16) * widen(BFloat16{uint16_t(x.bits)}) +
+         (Vector)(w & 0xffff0000u) * widen(BFloat16{uint16_t(x.bits >> 16)});
+#endif
+}
 
 // What a product begins from: what stands in C, where `add` holds, or else nothing. Another kind of beginning has the
 // same two members: of the block at (i, j) of C, and its first sums.
@@ -93,23 +127,24 @@ struct Onto {
   }
 };
 
-template <int rows, int parts, class From>
-INLINE void multiply_block(Operand a, const float* b, int64_t b_row, int64_t inner, float* c, int64_t c_row, From from) {
+template <int rows, int parts, class T, class From>
+INLINE void multiply_block(OperandOf<T> a, const T* b, int64_t b_row, int64_t inner, float* c, int64_t c_row,
+                           From from) {
   Vector sum[rows][parts];
   from.begin(sum, c, c_row);
-  const float* x = a.data;
+  const T* x = a.data;
   for (int64_t i = 0; i < inner; ++i, x += a.column, b += b_row) {
-    Vector w[parts];
-    for (int p = 0; p < parts; ++p) w[p] = load(b + p * kLanes);
+    decltype(lanes_of(b)) w[parts];
+    for (int p = 0; p < parts; ++p) w[p] = lanes_of(b + p * kLanes);
     for (int r = 0; r < rows; ++r)
-      for (int p = 0; p < parts; ++p) sum[r][p] += w[p] * x[r * a.row];
+      for (int p = 0; p < parts; ++p) sum[r][p] = add_product(sum[r][p], w[p], x[r * a.row]);
   }
   for (int r = 0; r < rows; ++r)
     for (int p = 0; p < parts; ++p) store(sum[r][p], c + r * c_row + p * kLanes);
 }
 
-template <int parts, class From>
-INLINE void multiply_panel(Operand a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows,
+template <int parts, class T, class From>
+INLINE void multiply_panel(OperandOf<T> a, const T* b, int64_t b_row, float* c, int64_t c_row, int64_t rows,
                            int64_t inner, From from) {
   int64_t i = 0;
   for (; i + kRows <= rows && i + kRows != rows - 2; i += kRows)  // eight rows are four and four, not six and two
@@ -123,8 +158,8 @@ INLINE void multiply_panel(Operand a, const float* b, int64_t b_row, float* c, i
 }
 
 // One pass of `multiply` over at most kInner inner positions.
-template <class From>
-INLINE void multiply_pass(Operand a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows,
+template <class T, class From>
+INLINE void multiply_pass(OperandOf<T> a, const T* b, int64_t b_row, float* c, int64_t c_row, int64_t rows,
                           int64_t inner, int64_t columns, From from) {
   int64_t j = 0;
   for (; j + kParts * kLanes <= columns; j += kParts * kLanes)
@@ -138,11 +173,23 @@ INLINE void multiply_pass(Operand a, const float* b, int64_t b_row, float* c, in
 
 // C (rows, columns) = A (rows, inner) B (inner, columns), or C + A B where `add` holds. The rows of B and C
 // are contiguous; columns is a multiple of 16.
-INLINE void multiply(Operand a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows, int64_t inner,
-                     int64_t columns, bool add) {
+template <class T>
+INLINE void multiply_all(OperandOf<T> a, const T* b, int64_t b_row, float* c, int64_t c_row, int64_t rows,
+                         int64_t inner, int64_t columns, bool add) {
   for (int64_t first = 0; first < inner; first += kInner)
     multiply_pass(a.part(0, first), b + first * b_row, b_row, c, c_row, rows, std::min(kInner, inner - first), columns,
                   Onto{add || first > 0});
+}
+
+INLINE void multiply(Operand a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows, int64_t inner,
+                     int64_t columns, bool add) {
+  multiply_all(a, b, b_row, c, c_row, rows, inner, columns, add);
+}
+
+// The same with `inner` positions of bfloat16, pairs of which are the elements of A and B. An odd one is paired with 0.
+INLINE void multiply(PairOperand a, const Pair* b, int64_t b_row, float* c, int64_t c_row, int64_t rows, int64_t inner,
+                     int64_t columns, bool add) {
+  multiply_all(a, b, b_row, c, c_row, rows, (inner + 1) / 2, columns, add);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 """Which build of the compiled kernels runs on this machine.
 
-The three builds are plain shared libraries with a C interface. A library that was built from other sources than those
+The builds are plain shared libraries with a C interface. A library that was built from other sources than those
 that lie beside it (its rebuild failed) is not loaded, with a warning.
 """
 
@@ -14,13 +14,29 @@ import torch
 
 from kmixer.native.digest import sources_digest
 
-# Which build runs on which processor, best first, by torch's name for what the processor can do. The variable
-# ATEN_CPU_CAPABILITY (avx2, default) makes torch name less.
-BUILDS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
+# Best first.
+BUILDS = ("avx512bf16", "avx512", "avx2", "generic")
+
+
+def usable_builds() -> tuple[str, ...]:
+    """The builds that this processor runs, best first.
+
+    The variable ATEN_CPU_CAPABILITY (avx2, default) makes torch use less than there is: so do the kernels.
+    """
+    used = torch.backends.cpu.get_cpu_capability()
+    if used == "AVX512":
+        return BUILDS if processor_has("avx512_bf16") else BUILDS[1:]
+    return BUILDS[2:] if used == "AVX2" else BUILDS[3:]
+
+
+def processor_has(feature: str) -> bool:
+    """Whether torch names this among what the processor can do; older releases of it name nothing."""
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get(feature))
 
 
 def _load() -> ctypes.CDLL | None:
-    for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
+    for build in usable_builds():
         if (file := built(build)).exists():
             return _if_current(ctypes.CDLL(str(file)), file.parent)
     return None

@@ -4,58 +4,85 @@
 // Rows are shared evenly by the threads, and sums over rows are added in the order of the threads.
 
 #include "elementwise.h"
-#include "gemm.h"
+#include "pairs.h"
 
 namespace {
 
 constexpr int64_t kTile = 48;
 
-void add_row(const float* __restrict x, float* __restrict to, int64_t width) {
-  for (int64_t j = 0; j < width; ++j) to[j] += x[j];
+template <class T>
+void add_row(const T* __restrict x, float* __restrict to, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) to[j] += widen(x[j]);
 }
 
-}  // namespace
-
-extern "C" {
-
-// x (rows, d), w (m, d), bias (m,) or null, y (rows, m).
-void linear_forward(const float* x, const float* w, const float* bias, float* y, int64_t rows, int64_t d, int64_t m,
-                    int64_t threads) {
+template <class T>
+void forward(const T* x, const float* w, const float* bias, T* y, int64_t rows, int64_t d, int64_t m,
+             int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    const Padded transposed = transpose_of(w, m, d);
-    Tile out(m, m, padded(m), kTile);
+    const auto matrix = inner_columns<T>(w, m, d);
+    RowTile<T> in(kTile, d);
+    TileOf<T> out(m, m, padded(m), kTile);
     for (int64_t first = begin; first < end; first += kTile) {
       const int64_t count = std::min(kTile, end - first);
-      multiply({x + first * d, d, 1}, transposed.row(0), transposed.stride, out.place(y + first * m), out.stride(),
-               count, d, padded(m), false);
-      out.give(y + first * m, count);
+      float* to = out.place(y + first * m);
+      in.take(x + first * d, count);
+      multiply(in.along_columns(), matrix.row(0), matrix.stride, to, out.stride(), count, d, padded(m), false);
       if (bias)
-        for (int64_t i = first; i < first + count; ++i) add_row(bias, y + i * m, m);
+        for (int64_t i = 0; i < count; ++i) add_row(bias, to + i * out.stride(), m);
+      out.give(y + first * m, count);
     }
   });
 }
 
-// dx (rows, d), dw (m, d) and, where it is not null, dbias (m,) from dy (rows, m).
-void linear_backward(const float* dy, const float* x, const float* w, float* dx, float* dw, float* dbias, int64_t rows,
-                     int64_t d, int64_t m, int64_t threads) {
+template <class T>
+void backward(const T* dy, const T* x, const float* w, T* dx, float* dw, float* dbias, int64_t rows, int64_t d,
+              int64_t m, int64_t threads) {
   const int64_t wide = stride_of(d);
   RowSums sums(threads, m * wide), bias_sums(threads, m);
   parallel(rows, threads, [=, &sums, &bias_sums](int64_t begin, int64_t end, int64_t thread) {
-    const Padded matrix = copy_of(w, m, d);
-    Tile in(d, d, padded(d), kTile), out(d, d, padded(d), kTile);
+    const auto matrix = inner_rows<T>(w, m, d);
+    RowTile<T> gradient(kTile, m), in(kTile, d);
+    TileOf<T> out(d, d, padded(d), kTile);
     for (int64_t first = begin; first < end; first += kTile) {
       const int64_t count = std::min(kTile, end - first);
-      multiply({dy + first * m, m, 1}, matrix.row(0), matrix.stride, out.place(dx + first * d), out.stride(), count, m,
-               padded(d), false);
+      gradient.take(dy + first * m, count);
+      in.take(x + first * d, count);
+      gradient.pair(count);
+      in.pair(count);
+      multiply(gradient.along_columns(), matrix.row(0), matrix.stride, out.place(dx + first * d), out.stride(), count,
+               m, padded(d), false);
       out.give(dx + first * d, count);
-      multiply({dy + first * m, 1, m}, in.take(x + first * d, count), in.stride(), sums.of(thread), wide, m, count,
-               padded(d), true);
+      multiply(gradient.along_rows(), in.paired(), in.paired_stride(), sums.of(thread), wide, m, count, padded(d),
+               true);
       if (dbias)
         for (int64_t i = first; i < first + count; ++i) add_row(dy + i * m, bias_sums.of(thread), m);
     }
   });
   sums.total(dw, d, wide);
   if (dbias) bias_sums.total(dbias);
+}
+
+}  // namespace
+
+extern "C" {
+
+// x (rows, d), w (m, d), bias (m,) or null, y (rows, m). x and y are bfloat16 where bf16 != 0, else float32; w is rounded
+// likewise.
+void linear_forward(const void* x, const float* w, const float* bias, void* y, int64_t rows, int64_t d, int64_t m,
+                    int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    forward((const T*)x, w, bias, (T*)y, rows, d, m, threads);
+  });
+}
+
+// dx (rows, d), dw (m, d) and, where it is not null, dbias (m,) from dy (rows, m).
+void linear_backward(const void* dy, const void* x, const float* w, void* dx, float* dw, float* dbias, int64_t rows,
+                     int64_t d, int64_t m, int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    backward((const T*)dy, (const T*)x, w, (T*)dx, dw, dbias, rows, d, m, threads);
+  });
 }
 
 }  // extern "C"

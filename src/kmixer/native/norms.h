@@ -24,14 +24,17 @@ struct RmsNorm {
   static int64_t learned(int64_t d) { return d; }
   static int64_t vectors(int64_t d) { return d; }
 
-  void forward(const float* x, int64_t row, float* y, int64_t d) const {
+  template <class T, class Y>
+  void forward(const T* x, int64_t row, Y* y, int64_t d) const {
     inverse[row] = inverse_rms(x, d, eps);
     again(x, row, y, d);
   }
-  void again(const float* x, int64_t row, float* y, int64_t d) const { scale_row(x, weight, inverse[row], y, d); }
-  template <bool add>
-  void backward(const float* x, int64_t row, const float* dy, const float* residual, float* dx, NormSums sums,
-                int64_t d) const {
+  template <class T, class Y>
+  void again(const T* x, int64_t row, Y* y, int64_t d) const {
+    scale_row(x, weight, inverse[row], y, d);
+  }
+  template <bool add, class T, class D>
+  void backward(const T* x, int64_t row, const D* dy, const T* residual, T* dx, NormSums sums, int64_t d) const {
     rms_norm_backward_row<add>(x, weight, inverse[row], dy, residual, dx, sums.vectors, d);
   }
 };
@@ -112,25 +115,25 @@ struct Erf {
   }
 };
 
-template <class Function>
-void pointwise_row(const float* __restrict x, const float* __restrict gain, const float* __restrict bias, float alpha,
-                   float shift, float* __restrict y, int64_t d) {
-  for (int64_t j = 0; j < d; ++j) y[j] = gain[j] * Function::value(alpha * x[j] + shift) + bias[j];
+template <class Function, class T, class Y>
+void pointwise_row(const T* __restrict x, const float* __restrict gain, const float* __restrict bias, float alpha,
+                   float shift, Y* __restrict y, int64_t d) {
+  for (int64_t j = 0; j < d; ++j) narrow(gain[j] * Function::value(alpha * widen(x[j]) + shift) + bias[j], &y[j]);
 }
 
-template <class Function, bool add>
-void pointwise_backward_row(const float* __restrict x, const float* __restrict gain, float alpha, float shift,
-                            const float* __restrict dy, const float* __restrict residual, float* __restrict dx,
+template <class Function, bool add, class T, class D>
+void pointwise_backward_row(const T* __restrict x, const float* __restrict gain, float alpha, float shift,
+                            const D* __restrict dy, const T* __restrict residual, T* __restrict dx,
                             float* __restrict dgain, float* __restrict dbias, double* numbers, int64_t d) {
   float by_x = 0, sum = 0;
   for (int64_t j = 0; j < d; ++j) {
     float value;
-    const float change = dy[j] * gain[j] * Function::slope(alpha * x[j] + shift, &value);
-    by_x += change * x[j];
+    const float change = widen(dy[j]) * gain[j] * Function::slope(alpha * widen(x[j]) + shift, &value);
+    by_x += change * widen(x[j]);
     sum += change;
-    dgain[j] += dy[j] * value;
-    dbias[j] += dy[j];
-    dx[j] = add ? residual[j] + alpha * change : alpha * change;
+    dgain[j] += widen(dy[j]) * value;
+    dbias[j] += widen(dy[j]);
+    narrow(add ? widen(residual[j]) + alpha * change : alpha * change, &dx[j]);
   }
   numbers[0] += by_x;
   numbers[1] += sum;
@@ -144,13 +147,16 @@ struct PointwiseNorm {
   static int64_t learned(int64_t d) { return 2 * d + 2; }
   static int64_t vectors(int64_t d) { return 2 * d; }
 
-  void forward(const float* x, int64_t row, float* y, int64_t d) const { again(x, row, y, d); }
-  void again(const float* x, int64_t, float* y, int64_t d) const {
+  template <class T, class Y>
+  void forward(const T* x, int64_t row, Y* y, int64_t d) const {
+    again(x, row, y, d);
+  }
+  template <class T, class Y>
+  void again(const T* x, int64_t, Y* y, int64_t d) const {
     pointwise_row<Function>(x, numbers, numbers + d, numbers[2 * d], numbers[2 * d + 1], y, d);
   }
-  template <bool add>
-  void backward(const float* x, int64_t, const float* dy, const float* residual, float* dx, NormSums sums,
-                int64_t d) const {
+  template <bool add, class T, class D>
+  void backward(const T* x, int64_t, const D* dy, const T* residual, T* dx, NormSums sums, int64_t d) const {
     pointwise_backward_row<Function, add>(x, numbers, numbers[2 * d], numbers[2 * d + 1], dy, residual, dx,
                                           sums.vectors, sums.vectors + d, sums.numbers, d);
   }

@@ -4,9 +4,9 @@
 
 namespace {
 
-template <class Function>
-void backward(const float* x, const float* learned, const float* dy, const float* residual, float* dx, float* dlearned,
-              int64_t rows, int64_t width, int64_t threads) {
+template <class Function, class T>
+void backward(const T* x, const float* learned, const T* dy, const T* residual, T* dx, float* dlearned, int64_t rows,
+              int64_t width, int64_t threads) {
   const PointwiseNorm<Function> norm{learned};
   NormGradients<PointwiseNorm<Function>> sums(threads, width);
   parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
@@ -19,8 +19,8 @@ void backward(const float* x, const float* learned, const float* dy, const float
   sums.total(dlearned);
 }
 
-template <class Function>
-void forward(const float* x, const float* learned, float* y, int64_t rows, int64_t width, int64_t threads) {
+template <class Function, class T>
+void forward(const T* x, const float* learned, T* y, int64_t rows, int64_t width, int64_t threads) {
   const PointwiseNorm<Function> norm{learned};
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
     for (int64_t at = begin * width; at < end * width; at += width) norm.again(x + at, 0, y + at, width);
@@ -31,16 +31,25 @@ void forward(const float* x, const float* learned, float* y, int64_t rows, int64
 
 extern "C" {
 
-// x, y (rows, width); learned (2 width + 2,): gain, bias, alpha, shift. kind: 1 tanh, 2 erf.
-void pointwise_norm_forward(const float* x, const float* learned, float* y, int64_t rows, int64_t width, int64_t kind,
-                            int64_t threads) {
-  (kind == kErf ? forward<Erf> : forward<Tanh>)(x, learned, y, rows, width, threads);
+// x, y (rows, width), in bfloat16 (bf16 != 0) or float32; learned (2 width + 2,): gain, bias, alpha, shift. kind: 1 tanh,
+// 2 erf.
+void pointwise_norm_forward(const void* x, const float* learned, void* y, int64_t rows, int64_t width, int64_t kind,
+                            int32_t bf16, int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    (kind == kErf ? forward<Erf, T> : forward<Tanh, T>)((const T*)x, learned, (T*)y, rows, width, threads);
+  });
 }
 
 // `residual` (rows, width) is added to dx where it is not null.
-void pointwise_norm_backward(const float* x, const float* learned, const float* dy, const float* residual, float* dx,
-                             float* dlearned, int64_t rows, int64_t width, int64_t kind, int64_t threads) {
-  (kind == kErf ? backward<Erf> : backward<Tanh>)(x, learned, dy, residual, dx, dlearned, rows, width, threads);
+void pointwise_norm_backward(const void* x, const float* learned, const void* dy, const void* residual, void* dx,
+                             float* dlearned, int64_t rows, int64_t width, int64_t kind, int32_t bf16,
+                             int64_t threads) {
+  of_element(bf16, [=](auto element) {
+    using T = decltype(element);
+    (kind == kErf ? backward<Erf, T> : backward<Tanh, T>)((const T*)x, learned, (const T*)dy, (const T*)residual,
+                                                          (T*)dx, dlearned, rows, width, threads);
+  });
 }
 
 }  // extern "C"

@@ -8,8 +8,9 @@ table. That sizes fit the tensors is up to the caller.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,28 +19,29 @@ from kmixer.native.library import kernels
 from kmixer.native.structures import SIZES, Attention, AttentionGradients
 
 # Kinds of arguments, by letter. Tensors are contiguous and on a CPU:
-#   f float32   F float32 or None   r float32 or None, whose rows may lie apart   e float32 or bfloat16   d float64
-#   i int64   j int32
+#   f float32   F float32 or None   r float32 or None, whose rows may lie apart   d float64   i int64   j int32
+#   e float32 or bfloat16, all of a call the same   E the same, or None
+# (a function with these has one argument more, whether it is bfloat16, which `call` adds),
 # and the rest as ctypes has it:
-#   n int64   u uint32   b int32   x float   p addresses of several tensors   A, G the structures of structures.py
+#   n int64   u uint32   x float   p addresses of several tensors   A, G the structures of structures.py
 SIGNATURES = {
-    "rms_norm_forward": "ffff nn x",
-    "rms_norm_backward": "ffffF ff nn",
+    "rms_norm_forward": "efef nn x",
+    "rms_norm_backward": "effeE ef nn",
     "normalize_forward": "fff nn x",
     "normalize_backward": "ffff nn x",
-    "silu_gate_forward": "fff nn",
-    "silu_gate_backward": "fff ff nn",
-    "dropout": "ff nn uux",
-    "bias_gelu_dropout_forward": "efe nn uux b",
-    "bias_gelu_dropout_backward": "efe ef nn uux b",
-    "bias_dropout_add_forward": "feff nn uux b",
-    "bias_dropout_add_backward": "f ef nn uux b",
-    "linear_forward": "ffF f nnn",
-    "linear_backward": "fff ffF nnn",
-    "pointwise_norm_forward": "fff nn n",
-    "pointwise_norm_backward": "fffF ff nn n",
-    "feed_forward_forward": "ffffff fff nnn x uux nn",
-    "feed_forward_backward": "f fffffff ffffff nnn uux nn",
+    "silu_gate_forward": "eee nn",
+    "silu_gate_backward": "eee ee nn",
+    "dropout": "ee nn uux",
+    "bias_gelu_dropout_forward": "efe nn uux",
+    "bias_gelu_dropout_backward": "efe ef nn uux",
+    "bias_dropout_add_forward": "eefe nn uux",
+    "bias_dropout_add_backward": "ee f nn uux",
+    "linear_forward": "efF e nnn",
+    "linear_backward": "eef efF nnn",
+    "pointwise_norm_forward": "efe nn n",
+    "pointwise_norm_backward": "efeE ef nn n",
+    "feed_forward_forward": "efffff eef nnn x uux nn",
+    "feed_forward_backward": "e effffef efffff nnn uux nn",
     "hidden_units_forward": "fff ff nnn uux",
     "hidden_units_backward": "f ffff fff nnn uux",
     "fast_weights_forward": "ffffFF f ff nnnnnn xx",
@@ -50,10 +52,10 @@ SIGNATURES = {
     "filter_and_halve_backward": "fffF f fffF nnnnn",
     "dense_forward": "fff nnnn",
     "dense_backward": "fff ff nnnn",
-    "filter_forward": "ffff nnnn",
-    "filter_backward": "ffff ffd nnnn",
-    "decay_forward": "fffff ff nnnn",
-    "decay_backward": "fffffff fffdf nnnn",
+    "filter_forward": "eefe nnnn",
+    "filter_backward": "eefe eed nnnn",
+    "decay_forward": "ffeff ef nnnn",
+    "decay_backward": "ffeffef ffedf nnnn",
     "heads_apart": "f p rr n nn nnnn n",
     "suffix_matches": "iiii nnnn nn",
     "suffix_begin": "jii nnnn",
@@ -69,17 +71,31 @@ SIGNATURES = {
 Converter = Callable[[Any], Any]
 
 
+class _Kernel(NamedTuple):
+    """A C function, what converts its arguments, and of those that may have 16 bits where the first stands."""
+
+    function: Any
+    converters: tuple[Converter, ...]
+    element: int | None
+    narrow: tuple[Converter, ...]  # the converters where those have 16 bits
+
+
 def call(name: str, *arguments: Tensor | float | ctypes.Structure | ctypes.Array[ctypes.c_void_p] | None) -> None:
     """Run a kernel with as many threads as torch has.
 
     Raises:
         TypeError: a wrong number of arguments, or one that is not what the kernel takes.
     """
-    function, converters = _KERNELS[name]
+    function, converters, element, narrow = _KERNELS[name]
     if len(arguments) != len(converters):
         raise TypeError(f"{name}: got {len(arguments)} arguments; it takes {len(converters)}")
+    more: tuple[int, ...] = (torch.get_num_threads(),)
+    if element is not None:
+        bfloat16 = getattr(arguments[element], "dtype", None) is torch.bfloat16
+        converters = narrow if bfloat16 else converters
+        more = (int(bfloat16), *more)
     try:
-        function(*[convert(x) for convert, x in zip(converters, arguments)], torch.get_num_threads())  # noqa: B905
+        function(*[convert(x) for convert, x in zip(converters, arguments)], *more)  # noqa: B905
     except (ctypes.ArgumentError, TypeError) as error:
         raise TypeError(f"{name}: {error}") from None
 
@@ -126,8 +142,8 @@ def _of_dtype(dtype: torch.dtype) -> Converter:
     return convert
 
 
-def _or_none(x: object) -> int | None:
-    return None if x is None else _address(x, torch.float32)
+def _or_none(x: object, dtype: torch.dtype = torch.float32) -> int | None:
+    return None if x is None else _address(x, dtype)
 
 
 def _rows_or_none(x: object) -> int | None:
@@ -136,10 +152,6 @@ def _rows_or_none(x: object) -> int | None:
     if not isinstance(x, Tensor) or x.dtype is not torch.float32 or not x.is_cpu or x.stride(-1) != 1:
         raise TypeError(f"got {_described(x)}; it takes rows of torch.float32 on a CPU")
     return _memory(x)
-
-
-def _element(x: object) -> int:
-    return _address(x, torch.bfloat16 if isinstance(x, Tensor) and x.dtype is torch.bfloat16 else torch.float32)
 
 
 def _as_it_is(x: Any) -> Any:
@@ -156,13 +168,13 @@ _KINDS: dict[str, tuple[Any, Converter]] = {
     "f": (ctypes.c_void_p, _of_dtype(torch.float32)),
     "F": (ctypes.c_void_p, _or_none),
     "r": (ctypes.c_void_p, _rows_or_none),
-    "e": (ctypes.c_void_p, _element),
+    "e": (ctypes.c_void_p, _of_dtype(torch.float32)),
+    "E": (ctypes.c_void_p, _or_none),
     "d": (ctypes.c_void_p, _of_dtype(torch.float64)),
     "i": (ctypes.c_void_p, _of_dtype(torch.int64)),
     "j": (ctypes.c_void_p, _of_dtype(torch.int32)),
     "n": (ctypes.c_int64, _as_it_is),
     "u": (ctypes.c_uint32, _as_it_is),
-    "b": (ctypes.c_int32, _as_it_is),
     "x": (ctypes.c_float, _as_it_is),
     "p": (ctypes.c_void_p, _array),
     "A": (ctypes.POINTER(Attention), _as_it_is),
@@ -170,7 +182,14 @@ _KINDS: dict[str, tuple[Any, Converter]] = {
 }
 
 
-def _declared(library: ctypes.CDLL) -> dict[str, tuple[Any, tuple[Converter, ...]]]:
+# Of tensors that may have 16 bits, where they do.
+_NARROW: dict[str, Converter] = {
+    "e": _of_dtype(torch.bfloat16),
+    "E": functools.partial(_or_none, dtype=torch.bfloat16),
+}
+
+
+def _declared(library: ctypes.CDLL) -> dict[str, _Kernel]:
     """The functions of a library with their arguments' types set, and what converts arguments for them."""
     for name, structure in SIZES.items():
         size = getattr(library, name)
@@ -178,12 +197,16 @@ def _declared(library: ctypes.CDLL) -> dict[str, tuple[Any, tuple[Converter, ...
         if (built := size()) != ctypes.sizeof(structure):
             raise RuntimeError(f"{structure.__name__}: {built} bytes in the library, {ctypes.sizeof(structure)} here")
     declared = {}
-    for name, letters in SIGNATURES.items():
-        kinds = [_KINDS[letter] for letter in letters.replace(" ", "")]
+    for name, spaced in SIGNATURES.items():
+        letters = spaced.replace(" ", "")
+        element = letters.find("e") if "e" in letters else None
         function = getattr(library, name)
         function.restype = None
-        function.argtypes = [*(kind for kind, _ in kinds), ctypes.c_int64]
-        declared[name] = (function, tuple(convert for _, convert in kinds))
+        more = [] if element is None else [ctypes.c_int32]
+        function.argtypes = [*(_KINDS[letter][0] for letter in letters), *more, ctypes.c_int64]
+        wide = {letter: convert for letter, (_, convert) in _KINDS.items()}
+        converters = [tuple(kinds[letter] for letter in letters) for kinds in (wide, wide | _NARROW)]
+        declared[name] = _Kernel(function, converters[0], element, converters[1])
     return declared
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
+from kmixer.native.dispatch import ELEMENTS
 from kmixer.ops.checks import check_tensors
 from kmixer.ops.decay.recurrence import decayed_linear_attention
 from kmixer.ops.gradients import HandWritten, first_order
@@ -146,7 +147,7 @@ def _dense(x: Tensor, kernel: Tensor, state: DenseState, start: int | None) -> t
     if not torch.is_grad_enabled():
         x = x.clone()  # it is the state: a caller may fill the same memory again, which autograd would not allow
     if start == 0:
-        if _float32(x, kernel) and x.shape[2] % NATIVE_LANES == 0 and not torch.is_autocast_enabled("cpu"):
+        if native.usable(x, kernel, products=True) and x.shape[2] % NATIVE_LANES == 0:
             return _NativeDense.apply(x.contiguous(), kernel.contiguous()), DenseState(x, position + t)
         inputs = x
     else:
@@ -197,7 +198,8 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
     if history.shape[1] != past:
         raise InputError(f"state: got {history.shape[1]} inputs; a filter of {past + 1} lags keeps {past}")
     history = history.to(x.dtype)
-    if _float32(x, lags) and len(lags) <= MAX_NATIVE_LAGS and history.shape == (b, past, d):
+    known = native.usable(x, dtypes=ELEMENTS) and native.usable(lags)
+    if known and len(lags) <= MAX_NATIVE_LAGS and history.shape == (b, past, d):
         y = _NativeFilter.apply(x.contiguous(), history.contiguous(), lags.contiguous())
         kept = torch.cat([history, x[:, max(0, t - past) :]], dim=1)
         return y, kept[:, kept.shape[1] - past :].clone()
@@ -217,10 +219,6 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
         y = y.view(b, t + padding, d)[:, :t].contiguous()
     # A copy: a view would keep all inputs in memory for as long as the state lives.
     return y, inputs[:, inputs.shape[1] - past :].clone()
-
-
-def _float32(x: Tensor, weight: Tensor) -> bool:
-    return x.dtype == weight.dtype == torch.float32 and native.usable(x, weight)
 
 
 class _NativeDense(HandWritten):

@@ -1,6 +1,6 @@
 """The feed-forward block of every layer: h + down(dropout(activation(up(norm(h))))).
 
-On a CPU in float32 one compiled kernel does all of it, a tile of rows at a time, so that between the
+On a CPU one compiled kernel does all of it, a tile of rows at a time, so that between the
 two matrix products nothing leaves the cache; elsewhere it is the pieces of `kmixer.ops.fused`.
 """
 
@@ -49,8 +49,8 @@ def feed_forward(
     bias of None is not there. `dropout` is the probability in force, 0 in evaluation.
     """
     m, d = up.shape
-    up_bias = h.new_zeros(m) if up_bias is None else up_bias
-    down_bias = h.new_zeros(d) if down_bias is None else down_bias
+    up_bias = up.new_zeros(m) if up_bias is None else up_bias
+    down_bias = down.new_zeros(d) if down_bias is None else down_bias
     squared_relu = activation == "squared_relu"
     if isinstance(norm, Pointwise):
         learned, kind, fits = norm.tensors, KINDS[norm.function], norm.fits(d)
@@ -59,7 +59,7 @@ def feed_forward(
     if fits and _compiled(h, learned, up, up_bias, down, down_bias):
         if isinstance(norm, Pointwise):
             norm = norm.packed(d)
-        tensors = (h, h.new_ones(d) if norm is None else norm, up, up_bias, down, down_bias)
+        tensors = (h, up.new_ones(d) if norm is None else norm, up, up_bias, down, down_bias)
         return _FeedForward.apply(
             *(tensor.contiguous() for tensor in tensors),
             *(eps, kind, squared_relu, dropout, dropout_seed(dropout)),
@@ -93,9 +93,9 @@ def hidden_units(
 
 
 def _compiled(h: Tensor, norm: list[Tensor], up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> bool:
-    tensors, (m, d) = (h, *norm, up, up_bias, down, down_bias), up.shape
+    m, d = up.shape
     return (
-        native.usable(*tensors, products=True)
+        native.multiplies(h, *norm, up, up_bias, down, down_bias)
         # Where they do not fit each other, torch says so.
         and (h.shape[-1], *up_bias.shape, *down.shape, *down_bias.shape) == (d, m, d, m, d)
         and up.numel() <= MAX_WEIGHTS
@@ -123,7 +123,7 @@ class _FeedForward(HandWritten):
     ) -> Tensor:
         m, d = up.shape
         rows = h.numel() // d
-        out, hidden, inverse = torch.empty_like(h), h.new_empty(rows, m), h.new_empty(rows)
+        out, hidden, inverse = torch.empty_like(h), h.new_empty(rows, m), up.new_empty(rows)
         tensors = (h, norm, up, up_bias, down, down_bias, out, hidden, inverse)
         arguments = (*dropout_arguments(dropout, seed), int(squared_relu), norm_kind)
         native.call("feed_forward_forward", *tensors, rows, d, m, eps, *arguments)
@@ -136,7 +136,7 @@ class _FeedForward(HandWritten):
     def backward(ctx: Any, dout: Tensor) -> Any:
         h, norm, up, up_bias, down, hidden, inverse = ctx.saved_tensors
         m, d = up.shape
-        gradients = [torch.empty_like(x) for x in (h, norm, up, up_bias, down)] + [h.new_empty(d)]
+        gradients = [torch.empty_like(x) for x in (h, norm, up, up_bias, down)] + [up.new_empty(d)]
         native.call(
             "feed_forward_backward",
             dout.contiguous(),

@@ -31,15 +31,17 @@ def keep_and_rms_norm(
     x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"] | None, eps: float
 ) -> tuple[Float[Tensor, "*rows d"], Float[Tensor, "*rows d"]]:
     """x and rms_norm(x), for a layer that adds to its input: one pass makes the gradient of both."""
-    if native.usable(x) if weight is None else native.usable(x, weight) and weight.shape == x.shape[-1:]:
-        weight = x.new_ones(x.shape[-1]) if weight is None else weight.contiguous()
+    if native.usable(x, dtypes=ELEMENTS) and (
+        weight is None or (native.usable(weight) and weight.shape == x.shape[-1:])
+    ):
+        weight = x.new_ones(x.shape[-1], dtype=torch.float32) if weight is None else weight.contiguous()
         return _RMSNorm.apply(x.contiguous(), weight, eps)
     return x, F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 def dropout(x: Tensor, probability: float) -> Tensor:
     """x with each element set to 0 with this probability, in force as given, and the rest scaled up."""
-    if probability and native.usable(x) and x.numel() < MAX_ELEMENTS:
+    if probability and native.usable(x, dtypes=ELEMENTS) and x.numel() < MAX_ELEMENTS:
         return _Dropout.apply(x.contiguous(), probability, dropout_seed(probability))
     return _dropped(x, probability)
 
@@ -53,7 +55,7 @@ def normalize(x: Float[Tensor, "*rows r"], eps: float) -> Float[Tensor, "*rows r
 
 def silu_gate(x: Float[Tensor, "*rows d"], gate: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
     """x SiLU(gate), element by element."""
-    if native.usable(x, gate) and x.shape == gate.shape:
+    if native.usable(x, gate, dtypes=ELEMENTS) and x.dtype == gate.dtype and x.shape == gate.shape:
         return _SiluGate.apply(x.contiguous(), gate.contiguous())
     return x * F.silu(gate)
 
@@ -67,7 +69,8 @@ def linear_gelu_dropout(x: Tensor, weight: Tensor, bias: Tensor, dropout: float)
 
 def linear_dropout_add(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """residual + dropout(x W^T + bias)."""
-    if _numbered(x, bias) and native.usable(residual) and bias.shape == weight.shape[:1]:
+    known = _numbered(x, bias) and native.usable(residual, dtypes=(native.product_dtype(),))
+    if known and bias.shape == weight.shape[:1]:
         mapped = linear_map(x, weight)
         if mapped.shape == residual.shape:
             seed = dropout_seed(dropout)
@@ -78,7 +81,7 @@ def linear_dropout_add(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor
 def scaled_norm_add(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """x + rms_norm(x) + bias, with the norm's weight."""
     kept, normed = keep_and_rms_norm(x, weight, eps)
-    if _numbered(normed, bias) and native.usable(kept) and bias.shape == x.shape[-1:]:
+    if _numbered(normed, bias) and normed.dtype == kept.dtype and bias.shape == x.shape[-1:]:
         return _BiasDropoutAdd.apply(kept.contiguous(), normed, bias.contiguous(), 0.0, 0)
     return kept + normed + bias
 
@@ -110,10 +113,6 @@ def dropout_arguments(dropout: float, seed: int) -> tuple[int, int, float]:
     return seed, threshold, scale
 
 
-def _bfloat16(x: Tensor) -> int:
-    return int(x.dtype == torch.bfloat16)
-
-
 def rows_of(x: Tensor) -> tuple[int, int]:
     """How many rows, and their width: as the kernels take them."""
     return x.numel() // x.shape[-1], x.shape[-1]
@@ -125,7 +124,7 @@ class _RMSNorm(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         rows, width = rows_of(x)
-        y, inverse = torch.empty_like(x), x.new_empty(rows)
+        y, inverse = torch.empty_like(x), weight.new_empty(rows)
         native.call("rms_norm_forward", x, weight, y, inverse, rows, width, eps)
         ctx.save_for_backward(x, weight, inverse)
         ctx.set_materialize_grads(False)
@@ -199,9 +198,7 @@ class _BiasGeluDropout(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
         y = torch.empty_like(x)
-        native.call(
-            "bias_gelu_dropout_forward", x, bias, y, *rows_of(x), *dropout_arguments(dropout, seed), _bfloat16(x)
-        )
+        native.call("bias_gelu_dropout_forward", x, bias, y, *rows_of(x), *dropout_arguments(dropout, seed))
         ctx.save_for_backward(x, bias)
         ctx.dropout, ctx.seed = dropout, seed
         return y
@@ -211,7 +208,7 @@ class _BiasGeluDropout(HandWritten):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, bias = ctx.saved_tensors
         dx, dbias = torch.empty_like(x), torch.empty_like(bias)
-        arguments = (*dropout_arguments(ctx.dropout, ctx.seed), _bfloat16(x))
+        arguments = dropout_arguments(ctx.dropout, ctx.seed)
         native.call("bias_gelu_dropout_backward", x, bias, dy.contiguous(), dx, dbias, *rows_of(x), *arguments)
         return dx, dbias, None, None
 
@@ -220,9 +217,9 @@ class _BiasDropoutAdd(HandWritten):
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
         y = torch.empty_like(residual)
-        arguments = (*dropout_arguments(dropout, seed), _bfloat16(x))
+        arguments = dropout_arguments(dropout, seed)
         native.call("bias_dropout_add_forward", residual, x, bias, y, *rows_of(x), *arguments)
-        ctx.dropout, ctx.seed, ctx.dtype = dropout, seed, x.dtype
+        ctx.dropout, ctx.seed = dropout, seed
         ctx.save_for_backward(bias)
         return y
 
@@ -231,7 +228,7 @@ class _BiasDropoutAdd(HandWritten):
     def backward(ctx: Any, dy: Tensor) -> Any:
         (bias,) = ctx.saved_tensors
         dy = dy.contiguous()
-        dx, dbias = torch.empty_like(dy, dtype=ctx.dtype), torch.empty_like(bias)
-        arguments = (*dropout_arguments(ctx.dropout, ctx.seed), _bfloat16(dx))
+        dx, dbias = torch.empty_like(dy), torch.empty_like(bias)
+        arguments = dropout_arguments(ctx.dropout, ctx.seed)
         native.call("bias_dropout_add_backward", dy, dx, dbias, *rows_of(dx), *arguments)
         return dy, dx, dbias, None, None

@@ -1,4 +1,4 @@
-"""Linear maps of many rows by small matrices, compiled on a CPU in float32, elsewhere torch's own.
+"""Linear maps of many rows by small matrices, compiled on a CPU, elsewhere torch's own.
 
 For products as small as a layer's, general matrix libraries reach a third to a half of the processor's rate.
 """
@@ -23,9 +23,9 @@ def linear_map(
     x: Float[Tensor, "*rows d"], weight: Float[Tensor, "m d"], bias: Float[Tensor, " m"] | None = None
 ) -> Float[Tensor, "*rows m"]:
     """x W^T + bias over the last axis; without a bias, x W^T."""
-    tensors = (x, weight) if bias is None else (x, weight, bias)
+    weights = (weight,) if bias is None else (weight, bias)
     if (
-        native.usable(*tensors, products=True)
+        native.multiplies(x, *weights)
         and weight.numel() <= MAX_WEIGHTS
         and x.numel() > 0
         and x.shape[-1] == weight.shape[1]  # torch says what does not fit

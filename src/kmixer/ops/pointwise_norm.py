@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kmixer import native
+from kmixer.native.dispatch import ELEMENTS
 from kmixer.ops.fused import rows_of
 from kmixer.ops.gradients import HandWritten, first_order
 
@@ -61,7 +62,7 @@ def keep_and_pointwise_norm(
 ) -> tuple[Float[Tensor, "*rows d"], Float[Tensor, "*rows d"]]:
     """x and pointwise_norm(x), for a layer that adds to its input: one pass makes the gradient of both."""
     width = x.shape[-1]
-    if native.usable(x, *norm.tensors) and norm.fits(width):
+    if native.usable(x, dtypes=ELEMENTS) and native.usable(*norm.tensors) and norm.fits(width):
         return _PointwiseNorm.apply(x.contiguous(), norm.packed(width), KINDS[norm.function])
     u = norm.alpha * x.to(torch.promote_types(x.dtype, norm.alpha.dtype))
     y = (torch.tanh if norm.function == "tanh" else torch.erf)(u if norm.shift is None else u + norm.shift)

@@ -17,6 +17,7 @@ from kmixer.runs.run_folder import DIVERGED, RunFolder
 from kmixer.training.averaging import WeightAverage
 from kmixer.training.checkpoint import Progress, load_checkpoint, seed_of, seed_step
 from kmixer.training.distributed import Processes, check_sharing, open_processes
+from kmixer.training.matmul_precision import slower_in_bfloat16
 from kmixer.training.norm_matching import WEAK, match_norms, strength_of_first
 from kmixer.training.optimizers import build_optimizers
 from kmixer.training.origin import Origin, check_same_origin, open_origin
@@ -127,7 +128,7 @@ def _train(
     model = task.build_model()
     fresh = [] if origin is None else origin.put_into(model)
     model = model.to(processes.device, dtype)
-    warning = None if resume else _begin_norms(task, model, processes, matched=origin is None)
+    warnings = [] if resume else _warnings(task, model, processes, matched=origin is None)
     optimizers = build_optimizers(model, recipe.training)
     if recipe.training.compile and processes.device.type == "cuda":
         model.compile_layers()
@@ -160,7 +161,7 @@ def _train(
     processes.wait()
     if origin is not None and processes.is_main:
         reporter.begun_from(origin.path, fresh, origin.changed)
-    if warning is not None and processes.is_main:
+    for warning in warnings if processes.is_main else ():
         reporter.warned(warning)
     trainer = Trainer(task, placement, model, optimizers, average, progress, processes, reporter)
     try:
@@ -169,6 +170,17 @@ def _train(
         if processes.is_main and placement.published:
             write_json(place.path / DIVERGED, {"step": progress.step, "why": str(error)})
         raise
+
+
+def _warnings(task: Task, model: Model, processes: Processes, *, matched: bool) -> list[str]:
+    """What is said once, of a run that begins; its norms begin too."""
+    warnings = [_begin_norms(task, model, processes, matched=matched)]
+    if task.recipe.training.precision == "bfloat16" and (times := slower_in_bfloat16(processes.device)) is not None:
+        warnings.append(
+            f"training.precision=bfloat16: matrix products in it take {times:.1f} times as long as in float32 on this "
+            "processor, which has no instructions for them; float32 is faster here"
+        )
+    return [warning for warning in warnings if warning is not None]
 
 
 def _begin_norms(task: Task, model: Model, processes: Processes, *, matched: bool) -> str | None:

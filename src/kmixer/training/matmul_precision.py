@@ -1,4 +1,4 @@
-"""Float32 matrix products at the processor's fastest exact path.
+"""Matrix products at the processor's fastest exact path, and whether it is faster in bfloat16.
 
 `torch.set_float32_matmul_precision("medium")` lets torch's CPU backend take another library path. On some
 processors it is twice as fast with the same error; on others it rounds to bfloat16. So it is measured.
@@ -7,6 +7,7 @@ processors it is twice as fast with the same error; on others it rounds to bfloa
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,3 +52,22 @@ def _is_exact(precision: str) -> bool:
         products = [a @ b.T, a @ b, a.T @ b]
     exact = [a.double() @ b.double().T, a.double() @ b.double(), a.double().T @ b.double()]
     return all(float((x - y).abs().max() / y.abs().max()) < EXACT for x, y in zip(products, exact, strict=True))
+
+
+def slower_in_bfloat16(device: torch.device) -> float | None:
+    """How many times as long products of bfloat16 take as those of float32; None where they are the faster ones.
+
+    Not every CPU has instructions for them.
+    """
+    if device.type != "cpu":
+        return None
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(SIZE, SIZE, generator=generator) for _ in range(2))
+    times = [min(_seconds(x, y) for _ in range(3)) for x, y in ((a, b), (a.bfloat16(), b.bfloat16()))]
+    return times[1] / times[0] if times[1] > times[0] else None
+
+
+def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    began = time.perf_counter()
+    a @ b
+    return time.perf_counter() - began

@@ -1,6 +1,6 @@
 """Decayed linear attention by the compiled kernels for a CPU: backend `native`.
 
-The recurrence with its state in the processor's cache; all float32.
+The recurrence with its state in the processor's cache; all float32, but for values, which may be bfloat16, and outputs.
 """
 
 from __future__ import annotations

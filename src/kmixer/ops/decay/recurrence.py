@@ -25,6 +25,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
+from kmixer.native.dispatch import ELEMENTS
 from kmixer.ops.checks import FLOATS, check_tensors
 from kmixer.ops.decay.block import block_decay
 from kmixer.ops.decay.native import native_decay
@@ -100,8 +101,9 @@ def decayed_linear_attention(
     elif backend == "triton":
         return _triton(q, k, v, log_decay, state)
     run = _IMPLEMENTATIONS[backend]
+    values = v if backend == "native" and v.dtype in ELEMENTS else v.to(dtype)
     with torch.autocast(v.device.type, enabled=False):
-        y, state = run(q.to(dtype), k.to(dtype), v.to(dtype), log_decay.to(dtype), state.to(dtype))
+        y, state = run(q.to(dtype), k.to(dtype), values, log_decay.to(dtype), state.to(dtype))
     return y.to(v.dtype), state
 
 
