@@ -1,4 +1,4 @@
-"""Under autocast what lies between the layers of a stack has 16 bits; parameters, their gradients and states have 32."""
+"""Under autocast what lies between the layers of a stack has 16 bits; parameters, gradients and states have 32."""
 
 from __future__ import annotations
 

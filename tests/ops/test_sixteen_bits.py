@@ -1,4 +1,4 @@
-"""Kernels that read and write bfloat16: the definition in float64 of the same rounded inputs, rounded once at the end."""
+"""Kernels that read and write bfloat16: their definition in float64, of the same rounded inputs, rounded at the end."""
 
 from __future__ import annotations
 

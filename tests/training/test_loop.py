@@ -21,6 +21,7 @@ from kmixer.measure.evaluation import evaluate, loss_by_position
 from kmixer.runs.recipe import LanguageRecipe
 from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import load_tensors
+from kmixer.training import loop
 from kmixer.training.language import LanguageTask
 from kmixer.training.loop import Reporter, train
 from tests.conftest import tiny_recipe_values
