@@ -28,7 +28,7 @@ namespace {
 
 constexpr int64_t kBlock = 64;  // positions at once; generation/live_cache.py makes room for as many
 
-// What the softmax of one token and head has come to: highest score, sum of weights, and weighted sum of values.
+// What the softmax of one token and head has come to: its highest score, and the sum of its weights beside that.
 struct Softmax {
   float highest, sum;
 };

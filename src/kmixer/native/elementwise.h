@@ -12,7 +12,18 @@ struct Dropout {
   float scale;
 };
 
+// f with whether anything is dropped: the mix costs as much as an activation.
+template <class Function>
+INLINE void with_dropping(Dropout dropout, Function f) {
+  if (dropout.threshold)
+    f(std::true_type{});
+  else
+    f(std::false_type{});
+}
+
+template <bool dropping>
 INLINE float keep(uint32_t index, Dropout dropout) {
+  if constexpr (!dropping) return 1.0f;
   uint32_t x = index ^ dropout.seed;
   x ^= x >> 16;
   x *= 0x7feb352dU;
@@ -43,23 +54,29 @@ struct SquaredRelu {
 // Loops over a row stand in functions of their own, where the compiler takes __restrict at its word.
 // `start` is the index of the row's first element.
 
-// y = dropout(activation(x + bias)).
-template <class Activation, class T>
-void activation_row(const T* __restrict x, const float* __restrict bias, T* __restrict y, int64_t width, uint32_t start,
-                    Dropout dropout) {
+template <class Activation, bool dropping, class T>
+void activation_row_of(const T* __restrict x, const float* __restrict bias, T* __restrict y, int64_t width,
+                       uint32_t start, Dropout dropout) {
   for (int64_t j = 0; j < width; ++j) {
     float slope;
-    narrow(Activation::at(widen(x[j]) + bias[j], &slope) * keep(start + uint32_t(j), dropout), &y[j]);
+    narrow(Activation::at(widen(x[j]) + bias[j], &slope) * keep<dropping>(start + uint32_t(j), dropout), &y[j]);
   }
 }
 
-// dx from dy; adds dx to sum. Writes y once more where `again` holds.
-template <class Activation, bool again, class T, class D>
-void activation_backward_row(const T* __restrict x, const float* __restrict bias, const D* __restrict dy,
-                             T* __restrict dx, T* __restrict y, float* __restrict sum, int64_t width, uint32_t start,
-                             Dropout dropout) {
+// y = dropout(activation(x + bias)).
+template <class Activation, class T>
+void activation_row(const T* x, const float* bias, T* y, int64_t width, uint32_t start, Dropout dropout) {
+  with_dropping(dropout, [=](auto dropping) {
+    activation_row_of<Activation, dropping>(x, bias, y, width, start, dropout);
+  });
+}
+
+template <class Activation, bool again, bool dropping, class T, class D>
+void activation_backward_row_of(const T* __restrict x, const float* __restrict bias, const D* __restrict dy,
+                                T* __restrict dx, T* __restrict y, float* __restrict sum, int64_t width,
+                                uint32_t start, Dropout dropout) {
   for (int64_t j = 0; j < width; ++j) {
-    const float mask = keep(start + uint32_t(j), dropout);
+    const float mask = keep<dropping>(start + uint32_t(j), dropout);
     float slope;
     const float value = Activation::at(widen(x[j]) + bias[j], &slope);
     const float gradient = widen(dy[j]) * mask * slope;
@@ -67,6 +84,15 @@ void activation_backward_row(const T* __restrict x, const float* __restrict bias
     narrow(gradient, &dx[j]);
     sum[j] += gradient;
   }
+}
+
+// dx from dy; adds dx to sum. Writes y once more where `again` holds.
+template <class Activation, bool again, class T, class D>
+void activation_backward_row(const T* x, const float* bias, const D* dy, T* dx, T* y, float* sum, int64_t width,
+                             uint32_t start, Dropout dropout) {
+  with_dropping(dropout, [=](auto dropping) {
+    activation_backward_row_of<Activation, again, dropping>(x, bias, dy, dx, y, sum, width, start, dropout);
+  });
 }
 
 // y = weight x inverse, the second half of RMSNorm.

@@ -58,33 +58,45 @@ void gate_backward(const T* __restrict x, const T* __restrict u, const T* __rest
   }
 }
 
+template <bool dropping, class T>
+void add_row(const T* __restrict residual, const T* __restrict x, const float* __restrict bias, T* __restrict y,
+             int64_t width, uint32_t start, Dropout dropout) {
+  for (int64_t j = 0; j < width; ++j) {
+    const float mask = keep<dropping>(start + uint32_t(j), dropout);
+    narrow(widen(residual[j]) + mask * (widen(x[j]) + bias[j]), &y[j]);
+  }
+}
+
+template <bool dropping, class T>
+void add_backward_row(const T* __restrict dy, T* __restrict dx, float* __restrict sum, int64_t width, uint32_t start,
+                      Dropout dropout) {
+  for (int64_t j = 0; j < width; ++j) {
+    const float gradient = keep<dropping>(start + uint32_t(j), dropout) * widen(dy[j]);
+    if (dropping) narrow(gradient, &dx[j]);
+    sum[j] += gradient;
+  }
+}
+
 template <class T>
-void add_forward(const T* __restrict residual, const T* __restrict x, const float* __restrict bias, T* __restrict y,
-                 int64_t rows, int64_t width, Dropout dropout, int64_t threads) {
+void add_forward(const T* residual, const T* x, const float* bias, T* y, int64_t rows, int64_t width, Dropout dropout,
+                 int64_t threads) {
   parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t j = 0; j < width; ++j) {
-        const int64_t at = i * width + j;
-        const float mask = keep(uint32_t(at), dropout);
-        narrow(widen(residual[at]) + mask * (widen(x[at]) + bias[j]), &y[at]);
-      }
+    with_dropping(dropout, [=](auto dropping) {
+      for (int64_t at = begin * width; at < end * width; at += width)
+        add_row<dropping>(residual + at, x + at, bias, y + at, width, uint32_t(at), dropout);
+    });
   });
 }
 
 template <class T>
-void add_backward(const T* __restrict dy, T* __restrict dx, float* dbias, int64_t rows, int64_t width, Dropout dropout,
-                  int64_t threads) {
+void add_backward(const T* dy, T* dx, float* dbias, int64_t rows, int64_t width, Dropout dropout, int64_t threads) {
   RowSums sums(threads, width);
   parallel(rows, threads, [=, &sums](int64_t begin, int64_t end, int64_t thread) {
-    float* __restrict sum = sums.of(thread);
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t j = 0; j < width; ++j) {
-        const int64_t at = i * width + j;
-        const float mask = keep(uint32_t(at), dropout);
-        const float gradient = mask * widen(dy[at]);
-        narrow(gradient, &dx[at]);
-        sum[j] += gradient;
-      }
+    float* sum = sums.of(thread);
+    with_dropping(dropout, [=](auto dropping) {
+      for (int64_t at = begin * width; at < end * width; at += width)
+        add_backward_row<dropping>(dy + at, dropping ? dx + at : nullptr, sum, width, uint32_t(at), dropout);
+    });
   });
   sums.total(dbias);
 }
@@ -197,7 +209,7 @@ void dropout(const void* x, void* y, int64_t rows, int64_t width, uint32_t seed,
     using T = decltype(element);
     parallel(rows, threads, [=](int64_t begin, int64_t end, int64_t) {
       for (int64_t i = begin * width; i < end * width; ++i)
-        narrow(widen(((const T*)x)[i]) * keep(uint32_t(i), {seed, threshold, scale}), (T*)y + i);
+        narrow(widen(((const T*)x)[i]) * keep<true>(uint32_t(i), {seed, threshold, scale}), (T*)y + i);
     });
   });
 }
@@ -229,6 +241,7 @@ void bias_dropout_add_forward(const void* residual, const void* x, const float* 
   });
 }
 
+// dx may be null where nothing is dropped: it is dy.
 void bias_dropout_add_backward(const void* dy, void* dx, float* dbias, int64_t rows, int64_t width, uint32_t seed,
                                uint32_t threshold, float scale, int32_t bf16, int64_t threads) {
   of_element(bf16, [=](auto element) {

@@ -35,7 +35,7 @@ SIGNATURES = {
     "bias_gelu_dropout_forward": "efe nn uux",
     "bias_gelu_dropout_backward": "efe ef nn uux",
     "bias_dropout_add_forward": "eefe nn uux",
-    "bias_dropout_add_backward": "ee f nn uux",
+    "bias_dropout_add_backward": "eE f nn uux",
     "linear_forward": "efF e nnn",
     "linear_backward": "eef efF nnn",
     "pointwise_norm_forward": "efe nn n",

@@ -228,7 +228,7 @@ class _BiasDropoutAdd(HandWritten):
     def backward(ctx: Any, dy: Tensor) -> Any:
         (bias,) = ctx.saved_tensors
         dy = dy.contiguous()
-        dx, dbias = torch.empty_like(dy), torch.empty_like(bias)
+        dx, dbias = torch.empty_like(dy) if ctx.dropout else None, torch.empty_like(bias)
         arguments = dropout_arguments(ctx.dropout, ctx.seed)
-        native.call("bias_dropout_add_backward", dy, dx, dbias, *rows_of(dx), *arguments)
-        return dy, dx, dbias, None, None
+        native.call("bias_dropout_add_backward", dy, dx, dbias, *rows_of(dy), *arguments)
+        return dy, dy if dx is None else dx, dbias, None, None
