@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from kmixer.analysis import overlap
 from kmixer.analysis.figures import all_figures
 from kmixer.experiments.arms import arms_of
 from kmixer.runs.lab import OverlapRecord, lab_file, read_measurement
+from kmixer.runs.recipe import load_recipe
 from kmixer.runs.run_folder import RunFolder
+from kmixer.training.loop import train
 from tests.cli.conftest import Run
 from tests.cli.test_lab import run_folder, transformer_file  # noqa: F401
 
@@ -61,6 +64,41 @@ def test_a_run_is_measured_kept_and_drawn(kmixer_command: Run, run_folder: Path)
     assert "lab-overlap.json holds no measurement" in kmixer_command("report", run_folder).error()
 
 
+def test_fresh_weights_stand_beside_those_of_a_run(kmixer_command: Run, recipe_file: Path, run_folder: Path) -> None:  # noqa: F811
+    (curve,) = measured(kmixer_command, run_folder, *QUICK)["curves"]
+    (of_recipe,) = measured(kmixer_command, recipe_file, *QUICK)["curves"]
+    assert curve["fresh"] == {**of_recipe, "name": "at initialisation"}
+    assert curve["overlap"] != of_recipe["overlap"]
+    lines = kmixer_command("lab", "overlap", run_folder, *QUICK).out.splitlines()
+    assert any(line.endswith("fresh (excess)") for line in lines)
+    assert any("; of fresh weights" in line for line in lines)
+
+
+def test_runs_have_a_curve_each(kmixer_command: Run, run_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    figure, other = tmp_path / "overlap.svg", tmp_path / "two" / "run"
+    shutil.copytree(run_folder, other)
+    found = measured(kmixer_command, run_folder, other, *QUICK, "--figure", figure)
+    assert [curve.pop("name") for curve in found["curves"]] == [str(run_folder), str(other)]
+    assert found["curves"][0] == found["curves"][1]
+    assert found["name"] == f"{run_folder}, {other}"
+    assert figure.read_text().count("at initialisation") == 1
+    (alone,) = measured(kmixer_command, run_folder, *QUICK)["curves"]
+    assert (alone.pop("name"), alone) == ("trained", found["curves"][0])
+
+
+def test_runs_of_different_lengths_are_refused(
+    kmixer_command: Run,
+    run_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    values = ("model.width=16", "model.layers=1", "training.steps=1", "training.warmup_steps=1")
+    train(load_recipe("vit-digits", list(values)), tmp_path / "pictures")
+    (curve,) = measured(kmixer_command, tmp_path / "pictures", "--inits", "2", "--windows", "2")["curves"]
+    assert curve["fresh"]["positions"] == curve["positions"]
+    refused = kmixer_command("lab", "overlap", run_folder, tmp_path / "pictures", "--inits", "1").error()
+    assert "measure them one by one" in refused
+
+
 def test_the_toy_stands_beside_its_laws(kmixer_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlap, "TOY_WIDTH", 16)
     monkeypatch.setattr(overlap, "TOY_TIME", 1.0)
@@ -76,7 +114,7 @@ def test_the_toy_stands_beside_its_laws(kmixer_command: Run, monkeypatch: pytest
     [
         (("--depth", "x"), "--depth: got 'x'"),
         (("--save",), "--save and --corpus go with a run"),
-        (("--toy",), "give a run or a recipe, or --toy alone"),
+        (("--toy",), "give runs or a recipe, or --toy alone"),
         (("--figure", "overlap.pdf"), "--figure: got overlap.pdf"),
         (("--mixers", "rnn"), "'rnn'"),
     ],
@@ -93,4 +131,7 @@ def test_wrong_options_are_one_line(
 def test_what_does_not_go_together_is_refused(kmixer_command: Run, recipe_file: Path, run_folder: Path) -> None:  # noqa: F811
     assert "is no transformer" in kmixer_command("lab", "overlap", recipe_file, "--mixers", "softmax").error()
     assert "go with a recipe" in kmixer_command("lab", "overlap", run_folder, "--depth", "3").error()
-    assert "give a run or a recipe" in kmixer_command("lab", "overlap").error()
+    assert "give runs or a recipe" in kmixer_command("lab", "overlap").error()
+    both = kmixer_command("lab", "overlap", run_folder, recipe_file).error()
+    assert "a recipe goes alone" in both
+    assert "got 2 runs" in kmixer_command("lab", "overlap", run_folder, run_folder, "--save").error()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kmixer.analysis.lab_inputs import Asked, OfText, windows
+from kmixer.analysis.lab_inputs import Asked, OfModel, windows
 from kmixer.analysis.lab_models import initialisations
 from kmixer.data.token_files import Dataset
 from kmixer.errors import InputError
@@ -227,7 +227,7 @@ class _Subject:
             return of_each[0], of_each[1:]
 
         own, others = moved(self.model)
-        source = OfText(clean[:WINDOWS_AT_ONCE], self.model.vocabulary_size)
+        source = OfModel(self.model, clean[:WINDOWS_AT_ONCE])
         fresh = [moved(model) for model in initialisations(self.recipe, source, chosen) if isinstance(model, CausalLM)]
         return {
             "name": self.run.path.name,

@@ -80,20 +80,23 @@ class OfTask:
         return self.chosen
 
 
-class OfText:
-    """Windows of a text that has been opened already."""
+class OfModel:
+    """Inputs that a trained model has been given, for fresh ones of its recipe."""
 
     enter = None
-    pixels = None
 
-    def __init__(self, chosen: Tensor, vocabulary: int) -> None:
-        self.chosen, self.vocabulary = chosen, vocabulary
+    def __init__(self, model: Model, chosen: Tensor) -> None:
+        self.chosen = chosen
+        self.vocabulary = model.vocabulary_size if isinstance(model, CausalLM) else 0
+        self.pixels: tuple[Tensor, Tensor] | None = None
+        if isinstance(model, VisionTransformer):
+            self.pixels = model.pixel_mean, model.pixel_deviation
 
     def inputs(self, model: Model) -> Tensor:
         return self.chosen
 
 
-Source = Symmetric | OfTask | OfText
+Source = Symmetric | OfTask | OfModel
 
 
 def symmetric(asked: Asked) -> Callable[[Tensor], Tensor]:

@@ -1,15 +1,15 @@
-"""What `kmixer lab overlap` measures: how alike tokens become, of a recipe at initialisation or of a run's weights."""
+"""What `kmixer lab overlap` measures: how alike tokens become, of a recipe at initialisation or of runs' weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kmixer.analysis.lab_inputs import Asked, Model, OfTask
+from kmixer.analysis.lab_inputs import Asked, Model, OfModel, OfTask
 from kmixer.analysis.lab_models import Variant, initialisations, trained_model, variants_of
 from kmixer.errors import InputError
 from kmixer.measure.homogenized import logistic, overlap_in_theory, simplex, simulate
@@ -52,21 +52,38 @@ def overlap_of_recipe(
     return {**_about(recipe.name, curves, asked), "trained": False}
 
 
-def overlap_of_run(
-    target: Path, asked: Asked, corpus: str | None = None, data_dir: Path | None = None
+def overlap_of_runs(
+    targets: Sequence[Path], asked: Asked, corpus: str | None = None, data_dir: Path | None = None
 ) -> dict[str, Any]:
-    """The best weights of a run. Raises InputError where there is no model, or no data to measure on."""
-    run = RunFolder(target)
+    """The best weights of runs, each beside fresh ones of its recipe on the same inputs.
+
+    Raises InputError where there is no model, or no data to measure on, and for sequences of different lengths.
+    """
+    runs = [RunFolder(target) for target in targets]
+    names = [run.path.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(target) for target in targets]
+    curves = [_measure_run(run, asked, corpus, data_dir) for run in runs]
+    for name, curve in zip(names, curves, strict=True):
+        curve["name"] = name if len(runs) > 1 else "trained"
+        if curve["positions"] != curves[0]["positions"]:
+            lengths = f"{curves[0]['positions']} positions, {name} of {curve['positions']}"
+            raise InputError(f"{names[0]} is measured on sequences of {lengths}; measure them one by one")
+    known = identity_of(runs[0]) if len(runs) == 1 else {}
+    return {**_about(", ".join(names), curves, asked), "trained": True, **known}
+
+
+def _measure_run(run: RunFolder, asked: Asked, corpus: str | None, data_dir: Path | None) -> dict[str, Any]:
+    """One curve: the trained weights, and under "fresh" what a recipe's curve has."""
     model, inputs, _ = trained_model(run, asked, corpus, data_dir)
     measured = measure_overlap(stream_of(model, inputs))
-    curve = {
-        "name": "trained",
+    fresh = initialisations(run.read_recipe(), OfModel(model, inputs), asked)
+    return {
         **_summary(measured, measured.by_sequence),
         "theory": None,
         "measured_only": "these weights have been trained",
+        "fresh": {"name": "at initialisation", **_measure_at_start(fresh, inputs)},
     }
-    known = identity_of(run) if run.exists() else {}
-    return {**_about(run.path.name, [curve], asked), "trained": True, **known}
 
 
 def _about(name: str, curves: list[dict[str, Any]], asked: Asked) -> dict[str, Any]:

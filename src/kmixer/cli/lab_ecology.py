@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kmixer.cli.lab_options import FigureFile, check_figure, check_run, deliver, tell
+from kmixer.cli.lab_options import FigureFile, check_figure, check_runs, deliver, tell
 from kmixer.cli.lab_rescue import check_rescue, rescue
 from kmixer.cli.options import DataDir, Json
 from kmixer.errors import InputError
@@ -80,7 +80,7 @@ def ecology(
     if model is None:
         _refuse(of_model, "--model")
     elif save:
-        check_run(str(model), {}, save=save)
+        check_runs([str(model)], {}, save=save)
     asked = Asked(
         context or Asked.context,
         min_count or Asked.min_count,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kmixer.cli.geometry_tables import print_heads, print_runs
-from kmixer.cli.lab_options import FigureFile, MovedCorpus, Save, check_figure, check_run, deliver, numbers, tell
+from kmixer.cli.lab_options import FigureFile, MovedCorpus, Save, check_figure, check_runs, deliver, numbers, tell
 from kmixer.cli.options import DataDir, Json
 from kmixer.errors import InputError, check_choice
 from kmixer.models.mixers.registry import CAUSAL_NAMES
@@ -116,10 +116,7 @@ def geometry(
         return
     assert runs is not None
     targets = [Path(run) for run in runs]
-    if save and len(targets) > 1:
-        raise InputError("--save: got two runs; a run keeps what is measured of it alone: give one")
-    for run in runs:
-        check_run(run, {}, save=save)
+    check_runs(runs, {}, save=save)
     from kmixer.analysis.geometry import Perturbing, geometry_of_runs
 
     asked = Perturbing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -60,13 +60,15 @@ def check_recipe(*, save: bool, corpus: str | None) -> None:
         raise InputError("--save and --corpus go with a run; a recipe has no folder, and its data is data.corpus")
 
 
-def check_run(target: str, of_recipe: Mapping[str, object], *, save: bool) -> None:
-    """Raises InputError for options of a recipe, by name, where a run is measured, and where nothing can be kept."""
+def check_runs(targets: Sequence[str], of_recipe: Mapping[str, object], *, save: bool) -> None:
+    """Raises InputError for options of a recipe, by name, where runs are measured, and where nothing can be kept."""
     if any(given for given in of_recipe.values()):
         *first, last = of_recipe
         raise InputError(f"{', '.join(first)} and {last} go with a recipe; a run is measured as it is")
-    if save and not RunFolder(Path(target)).exists():
-        raise InputError(f"--save: {target} is a model without its run, and keeps no measurements")
+    if save and len(targets) > 1:
+        raise InputError(f"--save: got {len(targets)} runs; a run keeps what is measured of it alone: give one")
+    if save and not RunFolder(Path(targets[0])).exists():
+        raise InputError(f"--save: {targets[0]} is a model without its run, and keeps no measurements")
 
 
 def check_figure(figure: Path | None) -> None:

@@ -15,7 +15,7 @@ from kmixer.cli.lab_options import (
     Save,
     check_figure,
     check_recipe,
-    check_run,
+    check_runs,
     deliver,
     headline,
     is_recipe,
@@ -84,7 +84,7 @@ def signal(
         measured = signal_of_recipe(target, settings or [], *asked_of_recipe, asked, data_dir, tell)
     else:
         of_recipe = {"--depths": depths, "--inits": inits, "--norm": norm, "--alpha": alpha, "--set": settings}
-        check_run(target, of_recipe, save=save)
+        check_runs([target], of_recipe, save=save)
         measured = signal_of_run(Path(target), asked, corpus, data_dir)
     save_in = Path(target) if save else None
     deliver(measured, SignalRecord, _draw, _print, figure=figure, save_in=save_in, as_json=as_json)

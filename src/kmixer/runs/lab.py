@@ -79,10 +79,13 @@ class OverlapCurve(Record):
     across: Cosines
     groups: dict[str, Cosines]  # excess, by group of positions
     theory: Cosines | None = None
+    fresh: OverlapCurve | None = None  # of a run: initialisations of its recipe on the same inputs
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         layers = {"overlap_error": self.overlap_error, "across": self.across, "theory": self.theory, **self.groups}
+        if self.fresh is not None:
+            layers["fresh"] = self.fresh.overlap
         for name, values in layers.items():
             if values is not None and len(values) != len(self.overlap):
                 raise ValueError(f"{name}: it has another length than overlap")

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kmixer.analysis.panels.drawing import add_legend, begin_figure
+from kmixer.analysis.panels.drawing import add_legend, begin_figure, label_of
 from kmixer.analysis.panels.lab import panel_of, title_of
 from kmixer.measure.signal import INTERVAL
 from kmixer.runs.lab import OverlapRecord
@@ -15,20 +15,24 @@ STYLES = ("-", "--", ":")  # of groups of positions, the first ones first
 
 
 def draw_overlap(record: OverlapRecord) -> Figure:
-    """Overlap with its band, across sequences, and theory; on the right the excess by group of positions."""
+    """Overlap with its band, across sequences, theory, fresh weights; on the right the excess by group of positions."""
     with_groups = any(curve.groups for curve in record.curves)
     title = title_of("Overlap of tokens", record)
     figure, (left, *rest) = begin_figure(title, "after block", "mean cosine", columns=1 + with_groups)
     theory: str | None = "theory"  # named once
     across: str | None = "across sequences"
+    fresh: str | None = "at initialisation"
     for index, curve in enumerate(record.curves):
         color, layers = f"C{index}", np.arange(len(curve.overlap))
         mean, error = np.array(curve.overlap), INTERVAL * np.array(curve.overlap_error)
-        left.plot(layers, mean, label=curve.name, linewidth=1.3, color=color)
+        left.plot(layers, mean, label=label_of(curve.name), linewidth=1.3, color=color)
         left.fill_between(layers, mean - error, mean + error, alpha=0.2, color=color, linewidth=0)
         if curve.groups:
             left.plot(layers, curve.across, "--", label=across, linewidth=1.0, color=color, alpha=0.7)
             across = None
+        if curve.fresh is not None:
+            left.plot(layers, curve.fresh.overlap, "-.", label=fresh, linewidth=1.0, color=color)
+            fresh = None
         if curve.theory is not None:
             left.plot(layers, curve.theory, ":", label=theory, linewidth=1.4, color="black", alpha=0.8)
             theory = None
