@@ -10,10 +10,12 @@ from torch.nn.functional import gelu
 
 from kmixer.errors import InputError
 from kmixer.layers.block import drop_path
-from kmixer.models.vision import VisionConfig, VisionTransformer
+from kmixer.models.flops import operations
+from kmixer.models.vision import VisionConfig, VisionTransformer, count_image_flops
 
 VALUES = {"image_size": 8, "channels": 3, "patch_size": 4, "classes": 5, "width": 12, "layers": 2, "heads": 3}
 mixers = pytest.mark.parametrize("mixer", ["softmax", "gaussian", "hierarchical", "sinkhorn"])
+poolings = pytest.mark.parametrize("pooling", ["class", "mean"])
 
 
 def make_model(mixer: str = "softmax", **values: Any) -> VisionTransformer:
@@ -31,27 +33,45 @@ def images(n: int = 4) -> torch.Tensor:
 
 
 @mixers
-def test_it_is_its_formula(mixer: str) -> None:
-    model, x = make_model(mixer), images(1)
+@poolings
+def test_it_is_its_formula(mixer: str, pooling: str) -> None:
+    model, x = make_model(mixer, pooling=pooling), images(1)
     patches = [x[0, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].flatten() for i in range(2) for j in range(2)]
-    h = torch.stack([model.class_token, *(model.patches(patch) for patch in patches)]) + model.positions
+    first = [model.class_token] if model.class_token is not None else []
+    h = torch.stack([*first, *(model.patches(patch) for patch in patches)]) + model.positions
     for block in model.blocks:
         h = h + block.mixer(block.mixing_norm(h)[None])[0][0]
         h = h + block.feed_forward.down(gelu(block.feed_forward.up(block.feed_forward_norm(h))))
-    torch.testing.assert_close(model(x)[0], model.head(model.norm(h[0])))
+    pooled = model.norm(h[0]) if pooling == "class" else sum(map(model.norm, h)) / 4
+    torch.testing.assert_close(model(x)[0], model.head(pooled))
+
+
+def test_without_positions_the_mean_forgets_where_patches_were() -> None:
+    model, x = make_model(pooling="mean"), images()
+    torch.nn.init.zeros_(model.positions)
+    torch.testing.assert_close(model(x), model(x.roll(4, -1)))
+    assert "class_token" not in model.state_dict()
+
+
+def test_a_class_token_costs_what_its_position_does() -> None:
+    without, with_token = (count_image_flops(make_model(pooling=pooling)) for pooling in ("mean", "class"))
+    blocks = operations(make_model().blocks, 5) * 5 - operations(make_model().blocks, 4) * 4
+    assert with_token - without == pytest.approx(blocks)
 
 
 @mixers
-def test_images_of_a_batch_are_independent(mixer: str) -> None:
-    model, x = make_model(mixer), images()
+@poolings
+def test_images_of_a_batch_are_independent(mixer: str, pooling: str) -> None:
+    model, x = make_model(mixer, pooling=pooling), images()
     whole = model(x)
     for i in range(4):
         torch.testing.assert_close(model(x[i : i + 1]), whole[i : i + 1])
 
 
 @mixers
-def test_every_parameter_gets_a_gradient(mixer: str) -> None:
-    model = make_model(mixer)
+@poolings
+def test_every_parameter_gets_a_gradient(mixer: str, pooling: str) -> None:
+    model = make_model(mixer, pooling=pooling)
     model(images()).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

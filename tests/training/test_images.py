@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kmixer.errors import InputError
 from kmixer.experiments.arms import read_arms
 from kmixer.experiments.compare import compare
 from kmixer.experiments.tables import cells, head
@@ -71,6 +72,25 @@ def test_a_layer_without_weights_leaves_the_class_token_out(recipe: ImageRecipe,
     best = json.loads(results.read_text())["best"]
     assert "class_token" not in best
     assert best["test"][0]["examples"] == 10
+
+
+def test_the_mean_over_patches_is_read_out_and_resumed(recipe: ImageRecipe, tmp_path: Path) -> None:
+    values = recipe.model_dump(exclude_none=True)
+    values["model"]["pooling"] = "mean"
+    pooled = ImageRecipe.parse(values, source="test")
+    train(pooled, tmp_path / "whole")
+    with pytest.raises(CrashError):
+        train(pooled, tmp_path / "broken", reporter=StopAfter(5))
+    train(pooled, tmp_path / "broken", resume=True)
+    whole, broken = (load_classifier(tmp_path / name)[0] for name in ("whole", "broken"))
+    assert whole.class_token is None
+    assert all(torch.equal(value, broken.state_dict()[name]) for name, value in whole.state_dict().items())
+    best = json.loads((tmp_path / "whole/results.json").read_text())["best"]
+    assert "class_token" not in best
+    (measured,) = ImageTask(pooled).evaluate(whole)
+    assert best["validation"][0]["loss"] == pytest.approx(measured.loss)
+    with pytest.raises(InputError, match="cannot resume"):
+        train(recipe, tmp_path / "whole", resume=True)
 
 
 def test_loss_and_accuracy_are_those_of_the_logits(recipe: ImageRecipe, tmp_path: Path) -> None:

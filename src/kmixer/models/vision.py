@@ -1,8 +1,8 @@
 """A vision transformer as DeiT builds it, with any mixer that sees both ways.
 
-    patches -> linear map, class token in front, learned positions
+    patches -> linear map, class token in front of them, learned positions
     x = x + DropPath(mixer(norm(x))), then x = x + DropPath(MLP(norm(x))), in every block
-    norm -> the class token -> linear map to the classes
+    norm -> the class token, or the mean over patches where there is none -> linear map to the classes
 
 Sources: Dosovitskiy et al. 2021, Touvron et al. 2021; with Gaussian attention Kundu et al. 2026.
 """
@@ -44,6 +44,9 @@ class VisionConfig(MixersConfig):
     mlp_multiplier: Annotated[float, Field(gt=0, le=1024)] = 4.0  # hidden width over d
     drop_path: Probability = 0.0  # of the last block; the first has none, those between in proportion
     dropout: Probability = 0.0  # on the hidden units
+    pooling: Literal["class", "mean"] = (
+        "class"  # what is read out: a class token, or the mean over patches, without one
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> VisionConfig:
@@ -56,8 +59,8 @@ class VisionConfig(MixersConfig):
 
     @property
     def tokens(self) -> int:
-        """Positions of an image: its patches and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        """Positions of an image: its patches, and the class token where it has one."""
+        return (self.image_size // self.patch_size) ** 2 + (self.pooling == "class")
 
 
 class VisionTransformer(nn.Module):
@@ -77,14 +80,16 @@ class VisionTransformer(nn.Module):
         self.register_buffer("pixel_mean", torch.zeros(config.channels))
         self.register_buffer("pixel_deviation", torch.ones(config.channels))
         self.patches = linear(config.channels * config.patch_size**2, config.width)
-        self.class_token = nn.Parameter(INITIAL_STD * torch.randn(config.width))
+        with_token = config.pooling == "class"
+        self.class_token = nn.Parameter(INITIAL_STD * torch.randn(config.width)) if with_token else None
         self.positions = nn.Parameter(INITIAL_STD * torch.randn(config.tokens, config.width))
         self.blocks = nn.ModuleList(build_vision_block(config, layer) for layer in range(config.layers))
         self.norm = config.norm.build(config.width, "final")
         self.head = linear(config.width, config.classes)
 
     def roles(self) -> dict[str, Role]:
-        return {"patches.weight": TABLE, "positions": TABLE, "class_token": VECTOR, "head.weight": TABLE}
+        token = {} if self.class_token is None else {"class_token": VECTOR}
+        return {"patches.weight": TABLE, "positions": TABLE, "head.weight": TABLE, **token}
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         config, side = self.config, self.config.patch_size
@@ -95,15 +100,17 @@ class VisionTransformer(nn.Module):
         # (b, c, rows, side, columns, side) -> (b, rows columns, c side side)
         cut = normalised.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
         x = self.patches(cut.flatten(3).flatten(1, 2))
-        first = self.class_token.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([first, x], dim=1) + self.positions
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = x + self.positions
         for block in self.blocks:
             x, _ = block(x)
-        logits: Tensor = self.head(self.norm(x[:, 0]))
+        pooled = self.norm(x).mean(1) if self.class_token is None else self.norm(x[:, 0])
+        logits: Tensor = self.head(pooled)
         return logits
 
     def patch_places(self) -> Float[Tensor, "n 2"]:
-        """Row and column of every patch, in patches: of the positions after the class token."""
+        """Row and column of every patch, in patches: of the last positions, all but a class token."""
         side = torch.arange(self.config.image_size // self.config.patch_size, dtype=torch.float32)
         return torch.cartesian_prod(side, side)
 
@@ -129,5 +136,5 @@ def build_vision_block(config: VisionConfig, layer: int) -> Block:
 def count_image_flops(model: VisionTransformer) -> float:
     """Operations of the forward pass of one image: matrix products and attention; see `count_flops`."""
     tokens = model.config.tokens
-    patches = (tokens - 1) * linear_operations(model.patches)
+    patches = len(model.patch_places()) * linear_operations(model.patches)
     return patches + tokens * operations(model.blocks, tokens) + linear_operations(model.head)

@@ -58,7 +58,9 @@ class ImageTask(ClassificationTask):
         return super().analyze(model) | self.class_token(model)
 
     def class_token(self, model: Classifier) -> dict[str, Any]:
-        """A few images, and what the class token holds of each patch; nothing where a layer has no weights."""
+        """A few images, and what the class token holds of each patch; nothing without one, or without weights."""
+        if self.recipe.model.pooling != "class":
+            return {}
         shown = self.dataset.validation.inputs[:SHOWN_EXAMPLES]
         weights = attention_weights(model, shown.to(model.head.weight.device))
         if len(weights) < self.recipe.model.layers:  # output fusion has none
