@@ -29,18 +29,19 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-        from tests.cli.fuzzing import COMMANDS, KINDS, RUN_FILES, Bench, Case
+        from tests.cli.fuzzing import COMMANDS, KINDS, LAB_FILES, RUN_FILES, Bench, Case
 
         bench = Bench.make(Path(folder) / "bench")
+        bench.measure()
         right = {command: bench.unchanged(command) for command in COMMANDS}
         rng = random.Random(options.seed)
         counts: Counter[str] = Counter()
         accepted: Counter[tuple[str, str, str]] = Counter()
         began = time.monotonic()
         for number in range(options.cases):
-            file, kind, seed = rng.choice(RUN_FILES), rng.choice(KINDS), rng.randrange(1 << 32)
-            for command in COMMANDS:
-                if command in SLOW and number % options.slow_every:
+            file, kind, seed = rng.choice(RUN_FILES + LAB_FILES), rng.choice(KINDS), rng.randrange(1 << 32)
+            for command in ("report",) if file in LAB_FILES else COMMANDS:
+                if file in RUN_FILES and command in SLOW and number % options.slow_every:
                     continue
                 case = Case(command, file, kind, seed)
                 verdict = bench.judge(case, right[command])

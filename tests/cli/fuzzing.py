@@ -34,6 +34,8 @@ SECONDS = 120
 
 # Files of a finished run; a run has one of results and diverged.
 RUN_FILES = [name for name in FILES if name != "diverged.json"]
+# What `kmixer lab` may have left there, which a report draws.
+LAB_FILES = [f"lab-{panel}.json" for panel in ("signal", "overlap", "geometry", "ecology")]
 DOCUMENTS = [name for name in RUN_FILES if not name.endswith(".safetensors")]
 
 Kind = Literal[
@@ -107,7 +109,8 @@ class Bench:
         corpus = folder / "corpus.txt"
         rng = random.Random(0)
         words = ["state", "block", "mixer", "kernel", "and", "the", "of", "a"]
-        corpus.write_text("\n".join(" ".join(rng.choices(words, k=9)) for _ in range(60)), encoding="utf-8")
+        for text in (corpus, folder / "other.txt"):
+            text.write_text("\n".join(" ".join(rng.choices(words, k=9)) for _ in range(60)), encoding="utf-8")
         values = tiny_recipe_values(corpus)
         values["model"] |= {"width": 8, "layers": 1}
         values["training"] |= {"steps": 3, "window": 16, "evaluate_every": 1, "log_every": 1, "warmup_steps": 1}
@@ -118,6 +121,24 @@ class Bench:
         entry = {"name": "one", "title": "One run", "sweep": "work/run"}
         (folder / "results.toml").write_text(tomli_w.dumps({"title": "Results", "result": [entry]}), encoding="utf-8")
         return cls(folder)
+
+    def measure(self) -> None:
+        """Leave in both runs what `kmixer lab` measures."""
+        for seed in (1, 2):
+            self._measure(self.folder / f"seed-{seed}")
+
+    def _measure(self, run: Path) -> None:
+        few = ("--inits", "2", "--windows", "12", "--window", "12")
+        sources = [str(self.folder / name) for name in ("corpus.txt", "other.txt")]
+        for command in (
+            ["signal", str(run), "--inputs", "2", "--window", "12"],
+            ["overlap", str(run), *few],
+            ["geometry", str(run), *few],
+            ["ecology", *sources, "--blocks", "8", "--window", "16", "--model", str(run)],
+        ):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+                code = run_command(["lab", *command, "--save"])
+            assert code == 0, err.getvalue()
 
     @property
     def run(self) -> Path:

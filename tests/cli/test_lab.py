@@ -104,7 +104,7 @@ def test_a_run_is_measured_kept_and_drawn(kmixer_command: Run, run_folder: Path,
     (curve,) = found["curves"]
     assert (curve["draws"], curve["log_theory"], len(curve["log_growth"])) == (3, None, 6)
     assert "have been trained" in curve["measured_only"]
-    assert json.loads(lab_file(RunFolder(run_folder), "signal").read_text()) == found
+    assert json.loads(lab_file(RunFolder(run_folder), "signal").read_text()).items() > found.items()
     assert kmixer_command("eval", run_folder).code == 0
     assert kmixer_command("pack", run_folder, "--out", tmp_path / "run.tar.gz").code == 0
     assert "signal" in [drawn.name for drawn in all_figures(arms_of([run_folder]))]

@@ -114,7 +114,7 @@ def test_a_model_is_measured_kept_and_drawn(kmixer_command: Run, sources: list[P
     said = {(row["first"], row["second"]): row["says"] for row in model["pairs"]}
     assert said[0, 1] == "nothing to separate"
     assert {said[0, 2], said[1, 2]} <= {"separated", "merged", "unclear"}
-    assert json.loads(lab_file(RunFolder(run_folder), "ecology").read_text()) == one
+    assert json.loads(lab_file(RunFolder(run_folder), "ecology").read_text()).items() > one.items()
     assert read_measurement(RunFolder(run_folder), EcologyRecord) is not None
     assert "ecology" in [drawn.name for drawn in all_figures(arms_of([run_folder]))]
     assert "nothing to separate" in kmixer_command("lab", "ecology", *asked).out

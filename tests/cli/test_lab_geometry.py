@@ -56,7 +56,7 @@ def test_layers_and_pools_differ(kmixer_command: Run, run_folder: Path) -> None:
 def test_a_run_is_kept_and_drawn(kmixer_command: Run, run_folder: Path) -> None:  # noqa: F811
     seen = measured(kmixer_command, run_folder, *QUICK, "--save")
     run = RunFolder(run_folder)
-    assert json.loads(lab_file(run, "geometry").read_text()) == seen
+    assert json.loads(lab_file(run, "geometry").read_text()).items() > seen.items()
     assert read_measurement(run, GeometryRecord) is not None
     assert "geometry" in [drawn.name for drawn in all_figures(arms_of([run_folder]))]
     lab_file(run, "geometry").write_text('{"curves": []}')

@@ -57,7 +57,7 @@ def test_a_run_is_measured_kept_and_drawn(kmixer_command: Run, run_folder: Path)
     found = measured(kmixer_command, run_folder, "--windows", "3", "--save")
     (curve,) = found["curves"]
     assert (curve["draws"], curve["theory"], len(curve["overlap"])) == (3, None, 5)
-    assert json.loads(lab_file(RunFolder(run_folder), "overlap").read_text()) == found
+    assert json.loads(lab_file(RunFolder(run_folder), "overlap").read_text()).items() > found.items()
     assert read_measurement(RunFolder(run_folder), OverlapRecord) is not None
     assert "overlap" in [drawn.name for drawn in all_figures(arms_of([run_folder]))]
     lab_file(RunFolder(run_folder), "overlap").write_text('{"curves": []}')

@@ -39,10 +39,18 @@ def sealed(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     """results.json as it is written: with the run it belongs to, and the sha256 of itself and of every other file."""
     names = (CONFIG, TOKENIZER, WEIGHTS, METRICS, ENVIRONMENT, CHECKPOINT)
     digests = {name: _digest(run, name) for name in names if (run / name).is_file()}
-    whole = {key: value for key, value in results.items() if key != OWN_DIGEST}
-    whole |= {RUN: identity(run), FILE_DIGESTS: digests}
-    whole = json.loads(json.dumps(whole))  # as it will be read
+    return with_digest(results | {RUN: identity(run), FILE_DIGESTS: digests})
+
+
+def with_digest(document: dict[str, Any]) -> dict[str, Any]:
+    """A document with the sha256 of all that is in it."""
+    whole = json.loads(json.dumps(document))  # as it will be read
     return whole | {OWN_DIGEST: _digest_of(whole)}
+
+
+def is_whole(document: dict[str, Any]) -> bool:
+    """Whether a document is what its own sha256 says."""
+    return bool(document.get(OWN_DIGEST) == _digest_of(document))
 
 
 def read_results(run: Path) -> dict[str, Any]:
@@ -53,8 +61,7 @@ def read_results(run: Path) -> dict[str, Any]:
     results = records.read_results(path)
     if RUN not in results and OWN_DIGEST not in results:
         return results
-    whole = {key: value for key, value in results.items() if key != OWN_DIGEST}
-    if results.get(OWN_DIGEST) != _digest_of(whole) or not isinstance(results.get(FILE_DIGESTS), dict):
+    if not is_whole(results) or not isinstance(results.get(FILE_DIGESTS), dict):
         raise changed(run, RESULTS)
     return results
 
@@ -139,5 +146,6 @@ def _digest(run: Path, name: str) -> str:
     return read_header(run / name)[1] if name in TENSOR_FILES else sha256_of(run / name)
 
 
-def _digest_of(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _digest_of(document: dict[str, Any]) -> str:
+    rest = {key: value for key, value in document.items() if key != OWN_DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from kmixer.errors import InputError
 from kmixer.files import is_there, read_json, write_json
 from kmixer.models.model_folder import WEIGHTS
+from kmixer.runs import integrity
 from kmixer.runs.records import Count, Number, Record
 from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import read_header
@@ -116,23 +117,26 @@ def lab_file(run: RunFolder, panel: str) -> Path:
 def save_measurement(run: RunFolder, panel: str, measured: dict[str, Any]) -> Path:
     """Write a measurement into the folder of its run, at once; where it is."""
     path = lab_file(run, panel)
-    write_json(path, measured)
+    write_json(path, integrity.with_digest(measured))
     return path
 
 
 def read_measurement(run: RunFolder, kind: type[Panel]) -> Panel | None:
     """The measurement of a kind in a run folder; None where there is none.
 
-    Raises InputError, one line, where the file is something else, or of other weights than the run's.
+    Raises InputError, one line, where the file is something else, was changed, or is of other weights than the run's.
     """
     path, again = lab_file(run, kind.panel), f"kmixer lab {kind.panel} {run.path} --save measures again, or remove it"
     if not is_there(path):
         return None
     try:
-        record = kind.parse(read_json(path), source="")
+        measured = read_json(path)
+        record = kind.parse(measured, source="")
     except InputError as error:
-        problem = str(error).removeprefix(": ").removesuffix("; restore it from a copy")
+        problem = str(error).removeprefix(": ").removeprefix(f"{path} ").removesuffix("; restore it from a copy")
         raise InputError(f"{path} holds no measurement ({problem}); {again}") from None
+    if integrity.OWN_DIGEST in measured and not integrity.is_whole(measured):
+        raise InputError(f"{path} was changed after it was measured; {again}")
     known = {"recipe_sha256": run.identity()}
     if is_there(run.path / WEIGHTS):  # records of runs are kept without
         known = identity_of(run)
