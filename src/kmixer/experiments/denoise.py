@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kmixer.data.denoising import Denoising, Samples, make_samples
+from kmixer.experiments.descent import descend
 from kmixer.experiments.rows import DenoisedMixer
 from kmixer.experiments.statistics import paired_difference, summarize
 from kmixer.layers import K2, BaseKernel, Block, FeedForward, SoftmaxAttention
@@ -151,21 +152,19 @@ def run_denoising(
 
 
 def _train(model: Denoiser, samples: Samples, validation: Samples, budget: Budget, seed: int) -> Score:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=budget.learning_rate, weight_decay=budget.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     best = Score(float("inf"), 0.0)
-    for step in range(1, budget.steps + 1):
+
+    def loss() -> Tensor:
         chosen = torch.randint(len(samples.inputs), (budget.batch_size,), generator=generator)
-        loss, _ = _score(model, Samples(*(part[chosen] for part in samples)))
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        return _score(model, Samples(*(part[chosen] for part in samples)))[0]
+
+    for step in descend(model.parameters(), loss, budget):
         if step % budget.evaluate_every == 0 or step == budget.steps:
             with torch.no_grad():
-                loss, accuracy = _score(model, validation)
-            if float(loss) < best.loss:
-                best = Score(float(loss), float(accuracy))
+                score = Score(*(float(value) for value in _score(model, validation)))
+            if score.loss < best.loss:
+                best = score
     return best
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kmixer.data.codebooks import Codebook, draw_noise, learned_codebook, uniform_codebook
 from kmixer.data.systems import Series, make_series
+from kmixer.experiments.descent import descend
 from kmixer.layers.linear import INITIAL_STD, linear
 from kmixer.measure.decoding import decode
 from kmixer.measure.evaluating import evaluating
@@ -187,15 +188,14 @@ def _arms_of_encoder(
 def _train(encoder: Encoder, head: Head, training: Tensor, codebook: Codebook, setting: Setting, seed: int) -> None:
     scaled = codebook.scaled(training)
     tokens, values = codebook.encode(scaled), scaled.float()
-    parameters = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=setting.learning_rate, weight_decay=setting.weight_decay)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(setting.steps):
+
+    def loss() -> Tensor:
         chosen = torch.randint(len(tokens), (setting.batch_size,), generator=generator)
-        head.loss(encoder(tokens[chosen, :-1]), tokens[chosen, 1:], values[chosen, 1:]).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        return head.loss(encoder(tokens[chosen, :-1]), tokens[chosen, 1:], values[chosen, 1:])
+
+    for _ in descend([*encoder.parameters(), *head.parameters()], loss, setting):
+        pass
 
 
 class Coded:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kmixer.data.recall import Asked, Recall, make_recall
 from kmixer.errors import InputError
+from kmixer.experiments.descent import descend
 from kmixer.experiments.rows import AtDistance, RecallingArm
 from kmixer.experiments.statistics import paired_difference, summarize
 from kmixer.models.causal_lm import CausalLM
@@ -189,16 +190,14 @@ def run_recall(
 
 
 def _train(model: CausalLM, task: Recall, setting: Setting, seed: int) -> Trained:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.learning_rate, weight_decay=setting.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     validation = make_recall(task, setting.validation, torch.Generator().manual_seed(VALIDATION_SEED))
     reached, score = None, None
-    for step in range(1, setting.steps + 1):
-        loss, _ = _measure(model, make_recall(task, setting.batch_size, generator))
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+
+    def loss() -> Tensor:
+        return _measure(model, make_recall(task, setting.batch_size, generator))[0]
+
+    for step in descend(model.parameters(), loss, setting):
         if step % setting.evaluate_every == 0 or step == setting.steps:
             score = _score(model, validation)
             if reached is None and float(score.right.double().mean()) >= RECALLED:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kmixer.data.brackets import (
     BEGIN,
@@ -31,6 +31,7 @@ from kmixer.data.brackets import (
     scrubbed,
     separated_pairs,
 )
+from kmixer.experiments.descent import descend
 from kmixer.experiments.statistics import half_interval
 from kmixer.generation.ngrams import count_ngrams
 from kmixer.measure.evaluating import evaluating
@@ -225,14 +226,14 @@ def _train(config: TransformerConfig, texts: Tensor, held_out: Pairs, setting: S
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CausalLM(config, VOCABULARY)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.learning_rate, weight_decay=setting.weight_decay)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(setting.steps):
+
+    def loss() -> Tensor:
         chosen = torch.randint(len(texts), (setting.batch_size,), generator=generator)
-        _losses(model, texts[chosen]).mean().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        return _losses(model, texts[chosen]).mean()
+
+    for _ in descend(model.parameters(), loss, setting):
+        pass
     with evaluating(model), torch.no_grad():
         return _told(held_out, *(_losses(model, part).double() for part in held_out))
 
