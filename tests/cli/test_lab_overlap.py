@@ -81,7 +81,7 @@ def test_runs_have_a_curve_each(kmixer_command: Run, run_folder: Path, tmp_path:
     assert [curve.pop("name") for curve in found["curves"]] == [str(run_folder), str(other)]
     assert found["curves"][0] == found["curves"][1]
     assert found["name"] == f"{run_folder}, {other}"
-    assert figure.read_text().count("at initialisation") == 1
+    assert figure.read_text().count("at initialisation</text>") == 2  # on the left and on the right, once
     (alone,) = measured(kmixer_command, run_folder, *QUICK)["curves"]
     assert (alone.pop("name"), alone) == ("trained", found["curves"][0])
 
