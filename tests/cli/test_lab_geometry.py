@@ -68,7 +68,7 @@ def test_two_runs_share_windows_and_directions(kmixer_command: Run, run_folder: 
     first, second = seen["curves"]
     assert first == second
     assert "recipe_sha256" not in seen
-    assert "--save: got two runs" in kmixer_command("lab", "geometry", run_folder, run_folder, "--save").error()
+    assert "--save: got 2 runs" in kmixer_command("lab", "geometry", run_folder, run_folder, "--save").error()
 
 
 def test_heads_are_trained_and_compared(kmixer_command: Run, tmp_path: Path) -> None:

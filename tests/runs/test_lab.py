@@ -79,6 +79,17 @@ def test_what_is_no_measurement_is_one_line(run: RunFolder, content: str) -> Non
         read_measurement(run, SignalRecord)
 
 
+def test_a_changed_number_is_noticed_where_a_digest_says_so(run: RunFolder) -> None:
+    whole = json.loads(save_measurement(run, "signal", measured(run)).read_text())
+    lab_file(run, "signal").write_text(json.dumps(whole | {"positions": 65}))
+    with pytest.raises(InputError, match=r"was changed after it was measured; .* --save measures again, or remove it"):
+        read_measurement(run, SignalRecord)
+    by_hand = measured(run) | {"positions": 65}  # as --json prints it
+    lab_file(run, "signal").write_text(json.dumps(by_hand))
+    record = read_measurement(run, SignalRecord)
+    assert record is not None and record.positions == 65
+
+
 def test_records_without_weights_are_known_by_their_recipe(run: RunFolder) -> None:
     save_measurement(run, "signal", measured(run))
     (run.path / "model.safetensors").unlink()
