@@ -30,7 +30,7 @@ APART = {
 # The letters that a C++ argument may have.
 LETTERS = {
     "const float*": "fFr", "float*": "fF", "double*": "d", "const double*": "d", "const int64_t*": "i",
-    "const void*": "eE", "void*": "e",
+    "const void*": "eE", "void*": "eE",
     "int64_t*": "i", "int32_t*": "j",
     "float* const*": "p", "int64_t": "n", "uint32_t": "u", "float": "x", "const Attention*": "A",
     "const AttentionGradients*": "G",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.errors import InputError
+from kmixer.ops.fused import dropout, linear_dropout_add
 from kmixer.ops.linear import MAX_WEIGHTS, linear_map
 
 compiled = pytest.mark.skipif(native.kernels() is None, reason="the compiled kernels were not built")
@@ -80,3 +81,30 @@ def test_autocast_is_left_to_torch() -> None:
     x, weight = (y.float() for y in make((2, 3), 16, 32, False))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear_map(x, weight).dtype == torch.bfloat16
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [1, 7, 32])
+def test_a_residual_and_dropout_are_those_of_the_sum_made_after_it(dtype: torch.dtype, outputs: int) -> None:
+    """Both draw the same elements from the same seed; the gradient of what is dropped is dropped."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias, residual = (
+        torch.randn(shape, generator=generator) for shape in ((2, 53, 9), (outputs, 9), (outputs,), (2, 53, outputs))
+    )
+    upstream = torch.randn(2, 53, outputs, generator=generator).to(dtype)
+    results = []
+    for fused in (True, False):
+        leaves = [z.clone().requires_grad_() for z in (x.to(dtype), residual.to(dtype), weight, bias)]
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            if fused:
+                y = linear_dropout_add(leaves[1], leaves[0], *leaves[2:], 0.3)
+            else:
+                mapped = linear_map(leaves[0], leaves[2], leaves[3])
+                y = leaves[1] + dropout(mapped, 0.3)
+        y.backward(upstream)
+        results.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    for one, other in zip(*results, strict=True):
+        rounding = 2.0**-7 if dtype == torch.bfloat16 else 1e-5
+        assert (one - other).abs().max() <= rounding * (1 + other.abs().max())

@@ -97,7 +97,7 @@ def _gru(size: Size, layers: int, positions: int) -> nn.Module:
 def _gpt2(size: Size, layers: int, positions: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = {"n_positions": positions, "n_embd": size.width, "n_layer": layers, "n_head": size.heads}
+    shape: dict[str, Any] = {"n_positions": positions, "n_embd": size.width, "n_layer": layers, "n_head": size.heads}
     shape |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}  # as ours; with dropout it is far slower
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=None, **shape))
 

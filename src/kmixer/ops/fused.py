@@ -16,7 +16,7 @@ from torch import Tensor
 from kmixer import native
 from kmixer.native.dispatch import ELEMENTS
 from kmixer.ops.gradients import HandWritten, first_order
-from kmixer.ops.linear import linear_map
+from kmixer.ops.linear import compiled_linear, fits_cache, linear_map
 
 # Elements of one dropout mask are numbered in 32 bits.
 MAX_ELEMENTS = 1 << 32
@@ -70,11 +70,12 @@ def linear_gelu_dropout(x: Tensor, weight: Tensor, bias: Tensor, dropout: float)
 def linear_dropout_add(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """residual + dropout(x W^T + bias)."""
     known = _numbered(x, bias) and native.usable(residual, dtypes=(native.product_dtype(),))
-    if known and bias.shape == weight.shape[:1]:
-        mapped = linear_map(x, weight)
-        if mapped.shape == residual.shape:
-            seed = dropout_seed(dropout)
-            return _BiasDropoutAdd.apply(residual.contiguous(), mapped, bias.contiguous(), dropout, seed)
+    if known and bias.shape == weight.shape[:1] and residual.shape == (*x.shape[:-1], len(bias)):
+        seed = dropout_seed(dropout)
+        if fits_cache(x, weight, bias):
+            return compiled_linear(x, weight, bias, residual, dropout_arguments(dropout, seed))
+        mapped = F.linear(x, weight)
+        return _BiasDropoutAdd.apply(residual.contiguous(), mapped, bias.contiguous(), dropout, seed)
     return residual + _dropped(F.linear(x, weight, bias), dropout)
 
 
