@@ -44,9 +44,7 @@ class VisionConfig(MixersConfig):
     mlp_multiplier: Annotated[float, Field(gt=0, le=1024)] = 4.0  # hidden width over d
     drop_path: Probability = 0.0  # of the last block; the first has none, those between in proportion
     dropout: Probability = 0.0  # on the hidden units
-    pooling: Literal["class", "mean"] = (
-        "class"  # what is read out: a class token, or the mean over patches, without one
-    )
+    pooling: Literal["class", "mean"] = "class"  # what is read out: a class token, or the mean over patches
 
     @model_validator(mode="after")
     def _fits(self) -> VisionConfig:
