@@ -17,13 +17,13 @@ pytestmark = pytest.mark.skipif(native.kernels() is None, reason="the compiled k
 
 VOCABULARY, WIDTH = 40, 36
 MODELS: dict[str, Any] = {
-    "k-stack": ModelConfig(width=WIDTH, layers=2, rank=3),
-    "gated, erf": ModelConfig(width=WIDTH, layers=2, rank=3, output_gate=True, norm={"kind": "derf"}),
-    "layer norms": ModelConfig(width=WIDTH, layers=2, rank=3, norm={"kind": "layer"}),
-    "dense": ModelConfig(width=WIDTH, layers=2, rank=3, base_kernel={"kind": "dense", "size": 64}),
-    "refined": ModelConfig(width=WIDTH, layers=2, rank=3, refinement={"steps": 2}),
-    "copies": ModelConfig(width=WIDTH, layers=2, rank=3, copy_memory={"layers": [0, 1]}),
-    "fast weights": ModelConfig(width=WIDTH, layers=2, rank=3, fast_weights={"layers": [1], "chunk": 8}),
+    "k-stack": ModelConfig(width=WIDTH, layers=2, rank=12),
+    "gated, erf": ModelConfig(width=WIDTH, layers=2, rank=12, output_gate=True, norm={"kind": "derf"}),
+    "layer norms": ModelConfig(width=WIDTH, layers=2, rank=12, norm={"kind": "layer"}),
+    "dense": ModelConfig(width=WIDTH, layers=2, rank=12, base_kernel={"kind": "dense", "size": 64}),
+    "refined": ModelConfig(width=WIDTH, layers=2, rank=12, refinement={"steps": 2}),
+    "copies": ModelConfig(width=WIDTH, layers=2, rank=12, copy_memory={"layers": [0, 1]}),
+    "fast weights": ModelConfig(width=WIDTH, layers=2, rank=12, fast_weights={"layers": [1], "chunk": 8}),
     "nanochat": TransformerConfig(width=WIDTH, layers=2, heads=3, blocks="nanochat"),
     **{
         name: TransformerConfig(width=WIDTH, layers=2, heads=3, mixers=[name])
@@ -59,23 +59,27 @@ def trained_once(model: CausalLM, *, autocast: bool) -> tuple[float, Tensor]:
 def test_training_in_16_bits_is_as_near_to_float64_as_autocast_with_a_wide_stream(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.manual_seed(0)
-    model = CausalLM(MODELS[name], VOCABULARY)
-    for parameter in model.parameters():  # away from a beginning where branches hardly count
-        parameter.data.add_(0.05 * torch.randn_like(parameter))
-    loss, gradients = trained_once(copy.deepcopy(model).double(), autocast=False)
-    seen = streams(model)
-    narrow_loss, narrow = trained_once(model, autocast=True)
-    assert set(seen) == {torch.bfloat16}
-    seen.clear()
-    model.zero_grad()
-    for stack in (k_stack, transformer):
-        monkeypatch.setattr(stack, "narrowed", lambda x: x)
-    _, wide = trained_once(model, autocast=True)
-    assert set(seen) == {torch.float32}
-    assert narrow_loss == pytest.approx(loss, abs=0.01)
-    error, of_wide = (narrow - gradients).norm(), (wide - gradients).norm()
-    assert error < 1.5 * of_wide + 0.02 * gradients.norm()
+    """In the mean over seeds: the gradient of short vectors that are made unit vectors is sensitive here or there."""
+    errors = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = CausalLM(MODELS[name], VOCABULARY)
+        for parameter in model.parameters():  # away from a beginning where branches hardly count
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        loss, gradients = trained_once(copy.deepcopy(model).double(), autocast=False)
+        seen = streams(model)
+        narrow_loss, narrow = trained_once(model, autocast=True)
+        assert narrow_loss == pytest.approx(loss, abs=0.01)
+        model.zero_grad()
+        with monkeypatch.context() as changed:
+            for stack in (k_stack, transformer):
+                changed.setattr(stack, "narrowed", lambda x: x)
+            _, wide = trained_once(model, autocast=True)
+        blocks = len(seen) // 2
+        assert seen == blocks * [torch.bfloat16] + blocks * [torch.float32]
+        errors.append([float((g - gradients).norm() / gradients.norm()) for g in (narrow, wide)])
+    of_narrow, of_wide = torch.tensor(errors).mean(0).tolist()
+    assert of_narrow < 1.5 * of_wide + 0.01
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -42,13 +42,18 @@ class BaseKernel(nn.Module):
             raise InputError(f"size of the base kernel: got {size}; allowed: 1 or more")
         self.kind = kind
         rate = INITIAL_RATE if init == "exponential" else 0.0
-        if kind in ("toeplitz", "conv"):
+        if self.streams:
             weights: tuple[Tensor, ...] = (torch.softmax(-rate * torch.arange(size), dim=0),)
         else:
             lag = torch.arange(size)[:, None] - torch.arange(size)[None, :]
             matrix = torch.softmax(torch.where(lag >= 0, -rate * lag, -torch.inf), dim=1)
             weights = (matrix,) if kind == "dense" else _best_low_rank(matrix, rank)
         self.weights = nn.ParameterList(weights)
+
+    @property
+    def streams(self) -> bool:
+        """Whether it is a filter, which streams for ever."""
+        return self.kind in ("toeplitz", "conv")
 
     def roles(self) -> dict[str, Role]:
         return {name: TABLE if weight.ndim == 2 else VECTOR for name, weight in self.named_parameters()}
@@ -60,7 +65,7 @@ class BaseKernel(nn.Module):
     def weights_by_lag(self) -> list[float]:
         """The weight of each lag: the filter itself, or the mean along each diagonal of a dense or low-rank kernel."""
         weights = [weight.detach() for weight in self.weights]
-        if self.kind in ("toeplitz", "conv"):
+        if self.streams:
             return [float(weight) for weight in weights[0]]
         matrix = weights[0] if self.kind == "dense" else weights[0] @ weights[1].T
         return [float(torch.diagonal(matrix, -lag).mean()) for lag in range(len(matrix))]

@@ -24,6 +24,7 @@ from kmixer.ops.base_kernel import State as BaseKernelState
 from kmixer.ops.decay.recurrence import Backend, decayed_linear_attention
 from kmixer.ops.fused import normalize, scaled_norm_add, silu_gate
 from kmixer.ops.linear import linear_map
+from kmixer.ops.mixing import decayed_and_filtered, mixes
 from kmixer.ops.pointwise_norm import Pointwise, keep_and_pointwise_norm
 from kmixer.trail import folded
 
@@ -256,14 +257,30 @@ class K2Mixer(nn.Module):
         trail: bool = False,
     ) -> tuple[Float[Tensor, "b t d"], K2State]:
         """What `forward` does, but for the last matrix."""
-        y, base, state = self.branches(x, state, base_kernel, trail=trail)
-        if base is not None:
-            y = y + base
+        y, state = self._mixed(x, state, base_kernel, trail=trail)
         if added is not None:
             y = y + added.to(y.dtype)
         if self.output_gate is not None:
             y = silu_gate(y, self.output_gate(x))
         return y, state
+
+    def _mixed(
+        self, x: Tensor, state: K2State | None, base_kernel: BaseKernel | None, *, trail: bool
+    ) -> tuple[Tensor, K2State]:
+        """The sum of both branches."""
+        kernel = self._kernel(base_kernel)
+        known = exactly(kernel, BaseKernel) and kernel.streams and type(self) is K2Mixer and self.backend == "auto"
+        if known and kernel is not None and self.gate_logit is not None and not trail:
+            weights = (self.query, self.key, self.decay_logit, self.alpha_logit, self.gate_logit)
+            kept = (None, None) if state is None else (state.decay, state.base)
+            if mixes(x, weights, kernel.weights[0], self.rank, *kept):
+                q, k = self._queries_keys(x)
+                lags = torch.sigmoid(self.gate_logit) * kernel.weights[0]
+                inputs = (self.alpha() * q, k, x, torch.log(self.decay()), lags, *kept)
+                y, *states = decayed_and_filtered(*inputs)
+                return y, K2State(*states)
+        y, base, state = self.branches(x, state, base_kernel, trail=trail)
+        return y if base is None else y + base, state
 
     def branches(
         self,
@@ -276,9 +293,7 @@ class K2Mixer(nn.Module):
         """What the two ways of mixing make of the normalised input: decay path, gated base kernel or None."""
         kernel = self._kernel(base_kernel)
         state = self.initial_state(len(x), base_kernel) if state is None and trail else state
-        queries_keys = linear_map(x, torch.cat([self.query, self.key], dim=1).T).unflatten(-1, (2, self.rank))
-        # Under autocast the product is bfloat16; the recurrence is float32.
-        q, k = normalize(queries_keys.to(self.query.dtype), NORM_EPS).unbind(-2)
+        q, k = self._queries_keys(x)
         y, decay_state = decayed_linear_attention(
             self.alpha() * q,
             k,
@@ -295,6 +310,13 @@ class K2Mixer(nn.Module):
         before = None if state is None else state.base
         base, base_state = kernel(x, before, torch.sigmoid(self.gate_logit))
         return y, base, K2State(decay_state, kernel.trail(x, before, base_state) if trail else base_state)
+
+    def _queries_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k (b, t, r)."""
+        queries_keys = linear_map(x, torch.cat([self.query, self.key], dim=1).T).unflatten(-1, (2, self.rank))
+        # Under autocast the product is bfloat16; the recurrence is float32.
+        q, k = normalize(queries_keys.to(self.query.dtype), NORM_EPS).unbind(-2)
+        return q, k
 
     @torch.no_grad()
     def branch_energies(self, x: Tensor, state: Any = None, *extra: Any) -> tuple[float, float] | None:

@@ -52,13 +52,12 @@ INLINE void filter_lags(const T* in, const T* dy, const float* w, float* out, do
 
 template <class T>
 void filter_forward(const T* x, const T* history, const float* w, T* y, int64_t b, int64_t t, int64_t d, int64_t lags,
-                    int64_t threads) {
+                    bool add, int64_t threads) {
   parallel(b * t, threads, [=](int64_t begin, int64_t end, int64_t) {
     TileOf<T> tile(d, d, d, 1);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t batch = row / t, i = row % t;
-      float* out = tile.place(y + row * d);
-      for (int64_t j = 0; j < d; ++j) out[j] = 0;
+      float* out = tile.begin(y + row * d, add);
       for (int64_t l = 0; l < lags; ++l) {
         const T* in = i >= l ? x + (row - l) * d : history + ((batch + 1) * (lags - 1) + i - l) * d;
         for (int64_t j = 0; j < d; ++j) out[j] += w[l] * widen(in[j]);
@@ -70,7 +69,7 @@ void filter_forward(const T* x, const T* history, const float* w, T* y, int64_t 
 
 template <class T>
 void filter_backward(const T* x, const T* history, const float* w, const T* dy, T* dx, T* dhistory, double* dw,
-                     int64_t b, int64_t t, int64_t d, int64_t lags, int64_t threads) {
+                     int64_t b, int64_t t, int64_t d, int64_t lags, bool add, int64_t threads) {
   const int64_t past = lags - 1;
   parallel(b, threads, [=](int64_t begin, int64_t end, int64_t) {
     TileOf<T> tile(d, d, d, 1);
@@ -80,8 +79,7 @@ void filter_backward(const T* x, const T* history, const float* w, const T* dy, 
       for (int64_t i = -past; i < t; ++i) {
         const T* in = i >= 0 ? x + (batch * t + i) * d : history + ((batch + 1) * past + i) * d;
         T* to = i >= 0 ? dx + (batch * t + i) * d : dhistory + ((batch + 1) * past + i) * d;
-        float* out = tile.place(to);
-        std::fill(out, out + d, 0.0f);
+        float* out = tile.begin(to, add && i >= 0);
         const int64_t first = std::max<int64_t>(0, -i), count = std::min(lags, t - i) - first;
         in_groups(count, [&](int64_t c, auto size) __attribute__((always_inline)) {
           const int64_t l = first + c;
@@ -138,22 +136,24 @@ void dense_backward(const float* x, const float* K, const float* dy, float* dx, 
     for (int64_t j = 0; j < t; ++j) dK[i * stride + j] = j <= i ? total[i * t + j] : 0.0f;
 }
 
-// Causal filter y_t = sum_l w_l x_{t-l}; x (b, t, d), history (b, lags - 1, d) are the inputs before x. They and y are
-// bfloat16 where bf16 != 0, else float32.
+// Causal filter y_t = sum_l w_l x_{t-l}, or that added to y where `add` holds; x (b, t, d), history (b, lags - 1, d) are
+// the inputs before x. They and y are bfloat16 where bf16 != 0, else float32.
 void filter_forward(const void* x, const void* history, const float* w, void* y, int64_t b, int64_t t, int64_t d,
-                    int64_t lags, int32_t bf16, int64_t threads) {
+                    int64_t lags, int64_t add, int32_t bf16, int64_t threads) {
   of_element(bf16, [=](auto element) {
     using T = decltype(element);
-    filter_forward((const T*)x, (const T*)history, w, (T*)y, b, t, d, lags, threads);
+    filter_forward((const T*)x, (const T*)history, w, (T*)y, b, t, d, lags, add, threads);
   });
 }
 
-// dx, dhistory, and dw as partial sums (b, lags).
+// dx, to which it is added where `add` holds, dhistory, and dw as partial sums (b, lags).
 void filter_backward(const void* x, const void* history, const float* w, const void* dy, void* dx, void* dhistory,
-                     double* dw, int64_t b, int64_t t, int64_t d, int64_t lags, int32_t bf16, int64_t threads) {
+                     double* dw, int64_t b, int64_t t, int64_t d, int64_t lags, int64_t add, int32_t bf16,
+                     int64_t threads) {
   of_element(bf16, [=](auto element) {
     using T = decltype(element);
-    filter_backward((const T*)x, (const T*)history, w, (const T*)dy, (T*)dx, (T*)dhistory, dw, b, t, d, lags, threads);
+    filter_backward((const T*)x, (const T*)history, w, (const T*)dy, (T*)dx, (T*)dhistory, dw, b, t, d, lags, add,
+                    threads);
   });
 }
 

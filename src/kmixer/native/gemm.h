@@ -71,6 +71,15 @@ class TileOf {
     return tile_.row(0);
   }
   float* place(T* rows) { return in_place_ ? (float*)rows : tile_.row(0); }
+  // The same of one row, for sums: with what stands there already where `add` holds, else with zeros.
+  float* begin(T* row, bool add) {
+    float* sums = place(row);
+    if (!add)
+      std::fill(sums, sums + width_, 0.0f);
+    else if (!in_place_)
+      convert_row(row, sums, width_);
+    return sums;
+  }
   // What was written at `place(rows)`.
   void give(T* rows, int64_t count) const {
     for (int64_t i = 0; !in_place_ && i < count; ++i) convert_row(tile_.row(i), rows + i * row_, width_);

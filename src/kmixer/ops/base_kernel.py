@@ -246,7 +246,7 @@ class _NativeFilter(HandWritten):
     @staticmethod
     def forward(ctx: Any, x: Tensor, history: Tensor, lags: Tensor) -> Tensor:
         y = torch.empty_like(x)
-        native.call("filter_forward", x, history, lags, y, *x.shape, len(lags))
+        native.call("filter_forward", x, history, lags, y, *x.shape, len(lags), 0)
         ctx.save_for_backward(x, history, lags)
         return y
 
@@ -256,7 +256,7 @@ class _NativeFilter(HandWritten):
         x, history, lags = ctx.saved_tensors
         dx, dhistory = torch.empty_like(x), torch.empty_like(history)
         dlags = lags.new_empty(len(x), len(lags), dtype=torch.float64)
-        native.call("filter_backward", x, history, lags, dy.contiguous(), dx, dhistory, dlags, *x.shape, len(lags))
+        native.call("filter_backward", x, history, lags, dy.contiguous(), dx, dhistory, dlags, *x.shape, len(lags), 0)
         return dx, dhistory, dlags.sum(0).to(lags.dtype)
 
 

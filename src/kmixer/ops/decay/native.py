@@ -15,7 +15,7 @@ from kmixer.ops.decay.operator import decay_operator
 NATIVE_CHANNELS = 64
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The compiled recurrence."""
     q, k, v, state = (x.contiguous() for x in (q, k, v, state))
     y, final = torch.empty_like(v), torch.empty_like(state)
@@ -23,7 +23,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) 
     return y, final
 
 
-def _backward(
+def backward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, dy: Tensor, dfinal: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the five inputs: the recurrence again, and then that of dS backwards in time."""
@@ -38,4 +38,4 @@ def _backward(
     return dq.sum(0), dk.sum(0), dv, dlog_decay.sum((0, 1)).to(log_decay.dtype), dstate
 
 
-native_decay = decay_operator("native_decay", _forward, _backward)
+native_decay = decay_operator("native_decay", forward, backward)
