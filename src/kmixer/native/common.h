@@ -1,9 +1,9 @@
-// Compiled kernels for float32 on a CPU. Plain C interface: pointers, sizes, and a number of threads.
+// Compiled kernels for float32, and bfloat16 between layers, on a CPU. Plain C interface: pointers, sizes, and a number of threads.
 //
-// Every file is built for AVX-512 with and without products of bfloat16, for AVX2 and for any processor; native/library.py loads the build that
-// the machine can run. Loops are written so that the compiler makes vectors of them. Every kernel has its definition in
-// Python, in ops/ or layers/, and is tested against it. Sums over rows are made per thread and added in the order of the threads:
-// the same number of threads gives the same bits.
+// Every file is built for AVX-512 with and without products of bfloat16, for AVX2 and for any processor; native/library.py
+// loads the build that the machine can run. Loops are written so that the compiler makes vectors of them. Every kernel
+// has its definition in Python, in ops/ or layers/, and is tested against it. Sums over rows are made per thread and added
+// in the order of the threads: the same number of threads gives the same bits.
 //
 // This file is what they share: vectors of floats, and functions of one number; threads.h has the threads.
 #pragma once
