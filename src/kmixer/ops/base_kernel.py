@@ -201,8 +201,7 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
     known = native.usable(x, dtypes=ELEMENTS) and native.usable(lags)
     if known and len(lags) <= MAX_NATIVE_LAGS and history.shape == (b, past, d):
         y = _NativeFilter.apply(x.contiguous(), history.contiguous(), lags.contiguous())
-        kept = torch.cat([history, x[:, max(0, t - past) :]], dim=1)
-        return y, kept[:, kept.shape[1] - past :].clone()
+        return y, inputs_to_keep(history, x)
     inputs = torch.cat([history, x], dim=1)
     block = max(MIN_BLOCK, past)
     if torch.compiler.is_compiling() and len(lags) <= MAX_NATIVE_LAGS:
@@ -219,6 +218,22 @@ def _filter(x: Tensor, lags: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
         y = y.view(b, t + padding, d)[:, :t].contiguous()
     # A copy: a view would keep all inputs in memory for as long as the state lives.
     return y, inputs[:, inputs.shape[1] - past :].clone()
+
+
+def inputs_to_keep(history: Float[Tensor, "b n d"], x: Float[Tensor, "b t d"]) -> Float[Tensor, "b n d"]:
+    """The last n of both, a copy: a view would keep all inputs in memory for as long as the state lives."""
+    past = history.shape[1]
+    kept = torch.cat([history, x[:, max(0, x.shape[1] - past) :]], dim=1)
+    return kept[:, kept.shape[1] - past :].clone()
+
+
+def filter_gradients(
+    x: Tensor, history: Tensor, lags: Tensor, dy: Tensor, dx: Tensor, *, add: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of history and lags, by the kernel; that of x is written to dx, or added to it."""
+    dhistory, dlags = torch.empty_like(history), lags.new_empty(len(x), len(lags), dtype=torch.float64)
+    native.call("filter_backward", x, history, lags, dy, dx, dhistory, dlags, *x.shape, len(lags), int(add))
+    return dhistory, dlags.sum(0).to(lags.dtype)
 
 
 class _NativeDense(HandWritten):
@@ -254,10 +269,8 @@ class _NativeFilter(HandWritten):
     @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, history, lags = ctx.saved_tensors
-        dx, dhistory = torch.empty_like(x), torch.empty_like(history)
-        dlags = lags.new_empty(len(x), len(lags), dtype=torch.float64)
-        native.call("filter_backward", x, history, lags, dy.contiguous(), dx, dhistory, dlags, *x.shape, len(lags), 0)
-        return dx, dhistory, dlags.sum(0).to(lags.dtype)
+        dx = torch.empty_like(x)
+        return dx, *filter_gradients(x, history, lags, dy.contiguous(), dx, add=False)
 
 
 def _toeplitz(lags: Tensor, rows: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kmixer import native
 from kmixer.native.dispatch import ELEMENTS
-from kmixer.ops.base_kernel import MAX_NATIVE_LAGS
+from kmixer.ops.base_kernel import MAX_NATIVE_LAGS, filter_gradients, inputs_to_keep
 from kmixer.ops.decay.native import backward, forward
 from kmixer.ops.gradients import HandWritten, first_order
 
@@ -47,15 +47,12 @@ def decayed_and_filtered(
         state: of the decay path (b, r, d), zeros where it is None.
         history: the n - 1 inputs before x (b, n - 1, d), zeros where it is None.
     """
-    b, t, d = x.shape
-    past = len(lags) - 1
+    b, _, d = x.shape
     state = q.new_zeros(b, q.shape[-1], d) if state is None else state
-    history = x.new_zeros(b, past, d) if history is None else history.to(x.dtype)
+    history = x.new_zeros(b, len(lags) - 1, d) if history is None else history.to(x.dtype)
     tensors = (q, k, x, log_decay, state, lags, history)
     y, state = _Mixed.apply(*(tensor.contiguous() for tensor in tensors))
-    kept = torch.cat([history, x[:, max(0, t - past) :]], dim=1)
-    # A copy: a view would keep all inputs in memory for as long as the state lives.
-    return y, state, kept[:, kept.shape[1] - past :].clone()
+    return y, state, inputs_to_keep(history, x)
 
 
 class _Mixed(HandWritten):
@@ -74,6 +71,5 @@ class _Mixed(HandWritten):
         q, k, x, log_decay, state, lags, history = ctx.saved_tensors
         dy = dy.contiguous()
         dq, dk, dx, dlog_decay, dstate = backward(q, k, x, log_decay, state, dy, dfinal)
-        dhistory, dlags = torch.empty_like(history), lags.new_empty(len(x), len(lags), dtype=torch.float64)
-        native.call("filter_backward", x, history, lags, dy, dx, dhistory, dlags, *x.shape, len(lags), 1)
-        return dq, dk, dx, dlog_decay, dstate, dlags.sum(0).to(lags.dtype), dhistory
+        dhistory, dlags = filter_gradients(x, history, lags, dy, dx, add=True)
+        return dq, dk, dx, dlog_decay, dstate, dlags, dhistory
