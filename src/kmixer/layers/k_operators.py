@@ -269,8 +269,9 @@ class K2Mixer(nn.Module):
     ) -> tuple[Tensor, K2State]:
         """The sum of both branches."""
         kernel = self._kernel(base_kernel)
+        state = self.initial_state(len(x), base_kernel) if state is None and trail else state
         known = exactly(kernel, BaseKernel) and kernel.streams and type(self) is K2Mixer and self.backend == "auto"
-        if known and kernel is not None and self.gate_logit is not None and not trail:
+        if known and kernel is not None and self.gate_logit is not None:
             weights = (self.query, self.key, self.decay_logit, self.alpha_logit, self.gate_logit)
             kept = (None, None) if state is None else (state.decay, state.base)
             if mixes(x, weights, kernel.weights[0], self.rank, *kept):
@@ -278,7 +279,8 @@ class K2Mixer(nn.Module):
                 lags = torch.sigmoid(self.gate_logit) * kernel.weights[0]
                 inputs = (self.alpha() * q, k, x, torch.log(self.decay()), lags, *kept)
                 y, *states = decayed_and_filtered(*inputs)
-                return y, K2State(*states)
+                after = K2State(*states)
+                return y, self._trail(k, x, state, after, kernel) if trail and state is not None else after
         y, base, state = self.branches(x, state, base_kernel, trail=trail)
         return y if base is None else y + base, state
 
@@ -302,14 +304,19 @@ class K2Mixer(nn.Module):
             state=None if state is None else state.decay,
             backend=self.backend,
         )
-        if trail and state is not None:
-            decay_state = folded(state.decay, self.decay(), k, x, decay_state)
-        if kernel is None:
-            return y, None, K2State(decay_state, None)
-        assert self.gate_logit is not None
-        before = None if state is None else state.base
-        base, base_state = kernel(x, before, torch.sigmoid(self.gate_logit))
-        return y, base, K2State(decay_state, kernel.trail(x, before, base_state) if trail else base_state)
+        base, base_state = None, None
+        if kernel is not None:
+            assert self.gate_logit is not None
+            base, base_state = kernel(x, None if state is None else state.base, torch.sigmoid(self.gate_logit))
+        after = K2State(decay_state, base_state)
+        return y, base, self._trail(k, x, state, after, kernel) if trail and state is not None else after
+
+    def _trail(self, k: Tensor, x: Tensor, before: K2State, after: K2State, kernel: BaseKernel | None) -> K2State:
+        """What has the states after any part of x: keys k, the states before x and after it."""
+        decay = folded(before.decay, self.decay(), k, x, after.decay)
+        if kernel is None or after.base is None:
+            return K2State(decay, None)
+        return K2State(decay, kernel.trail(x, before.base, after.base))
 
     def _queries_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q and k (b, t, r)."""
