@@ -1,6 +1,6 @@
 """Speculative decoding by rule: how much is kept, what is spent for it, what the text loses, and the speed.
 
-    python benchmarks/speculation.py runs/verifier --draft runs/draft --draft ngram:5 --plot speculation.svg
+    python benchmarks/speculation.py runs/verifier --draft runs/draft --draft ngram:5 --figure speculation.svg
 
 The runs have equal tokenizers; a verifier of width 128 and a draft of width 32 are what this was made for. Every rule
 continues the same prompts, taken at even distances from the validation part, with the same seed: once to count and to
@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 import kmixer
+from kmixer.analysis.figure_files import check_figure, write_figure
 from kmixer.bench.speculation import SpeculationSizes, bench_acceptance
 from kmixer.cli.drafting import drafts_of
 from kmixer.errors import InputError
@@ -118,10 +120,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def draw(rows: dict[str, list[dict[str, Any]]]) -> Figure:
     """Speed against the mean divergence of what is emitted: a panel a draft, a line a rule."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(5 * len(rows), 4), layout="constrained")
     for axes, (draft, of_draft) in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows.items(), strict=True):
         series: dict[str, list[tuple[float, float]]] = {}
@@ -132,12 +132,12 @@ def plot(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for name, points in series.items():
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
         axes.set_title(f"draft {draft}", loc="left")
-        axes.set_xlabel("KL(h, q) of what is emitted, nats a token")
+        axes.set_xlabel("KL(h, q) of what is emitted, nats per token")
         axes.set_ylabel("times plain decoding")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def main() -> None:
@@ -151,13 +151,14 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256, help="tokens of the prompt")
     parser.add_argument("--positions", type=int, default=3000, help="of the acceptance on the text")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--plot", type=Path, help="an .svg or .png file")
+    parser.add_argument("--figure", type=Path, help="an .svg or .png file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sampling = Sampling(arguments.temperature)
     rows: dict[str, list[dict[str, Any]]] = {}
     accepted = {}
     try:
+        check_figure(arguments.figure)
         sizes = SpeculationSizes(context=arguments.context, positions=arguments.positions)
         model = kmixer.load(arguments.run)
         assert model.tokenizer is not None
@@ -174,8 +175,8 @@ def main() -> None:
                 model, make_draft, prompts, arguments.tokens, arguments.m, sampling, arguments.repeats
             )
             print(table(rows[draft]))
-        if arguments.plot is not None:
-            plot(rows, arguments.plot)
+        if arguments.figure is not None:
+            write_figure(draw(rows), arguments.figure)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}

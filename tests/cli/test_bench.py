@@ -52,13 +52,13 @@ def test_training_and_decoding_beside_the_transformer(kmixer_command: Run) -> No
 def test_time_against_length(kmixer_command: Run, tmp_path: Path) -> None:
     settings = ["--set", "model.layers=1", "--tokens", 128, "--longest", 128, "--repeats", 1]
     plot = tmp_path / "length.svg"
-    answer = json.loads(kmixer_command("bench", "length", *settings, "--plot", plot, "--json").out)
+    answer = json.loads(kmixer_command("bench", "length", *settings, "--figure", plot, "--json").out)
     assert [(row["window"], row["batch_size"]) for row in answer["rows"]] == [(64, 2), (128, 1)] * 4
     drawn = plot.read_text()
     assert "<svg" in drawn and drawn.count("<path") > 4
     stopped = kmixer_command("bench", "length", *settings, "--longest-step", 0, "--json")
     assert [row["window"] for row in json.loads(stopped.out)["rows"]] == [64] * 4
-    refused = kmixer_command("bench", "length", "--plot", tmp_path / "length.jpg")
+    refused = kmixer_command("bench", "length", "--figure", tmp_path / "length.jpg")
     assert refused.error().endswith("allowed: a file that ends in .svg or .png")
 
 
@@ -137,7 +137,7 @@ def test_models_of_other_libraries_take_turns_with_ours(kmixer_command: Run, tmp
     plot = tmp_path / "peers.svg"
     answer = kmixer_command(
         *["bench", "peers", "--sizes", "0.17M", "--windows", "8", "--context", 8, "--rounds", 1, "--precision", "both"],
-        *["--without", "transformers Mamba-2", "--plot", plot, "--json"],
+        *["--without", "transformers Mamba-2", "--figure", plot, "--json"],
     )
     rows = json.loads(answer.out)["rows"]
     works = [("train", "float32"), ("train", "bfloat16"), ("decode", "float32")]

@@ -33,7 +33,7 @@ def test_recall(kmixer_command: Run, tmp_path: Path) -> None:
         (["--pairs", "0"], "pairs: got 0; allowed: 1 or more"),
         (["--mixers", "k3"], "--mixers: got 'k3'; allowed: softmax"),
         (["--gaps", "8"], "gap: got 8; allowed: 30 or more"),
-        (["--figure", tmp_path / "a.txt"], "ends in .svg, .png or .pdf"),
+        (["--figure", tmp_path / "a.txt"], "ends in .svg or .png"),
     ):
         assert said in kmixer_command("task", "recall", *wrong).error()
 

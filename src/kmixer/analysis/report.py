@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 from importlib import resources
 from pathlib import Path
 
 import jinja2
-import matplotlib as mpl
 import numpy as np
 import torch
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
+from kmixer.analysis.figure_files import svg_element, write_figure
 from kmixer.analysis.figures import all_figures
 from kmixer.errors import InputError
 from kmixer.experiments.arms import Arm, arms_of
@@ -60,7 +58,7 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
         learned_head=learned_head,
         learned=learned,
         about_learned=LEARNED,
-        figures=[(name, _svg(figure), caption) for name, caption, figure in drawn],
+        figures=[(name, Markup(svg_element(figure)), caption) for name, caption, figure in drawn],
         samples=[(arm.name, _sample(arm)) for arm in arms if arm.unit == "tokens" and arm.has_weights],
         recipe=read_text(arms[0].begun[0].path / RECIPE),
         environment=_environment(arms),
@@ -71,17 +69,7 @@ def write_report(paths: list[Path], out: Path, figures: Path | None = None) -> N
     if figures is not None:
         for name, _, figure in drawn:
             for suffix in ("svg", "png"):
-                with atomic_write(figures / f"{name}.{suffix}") as file:
-                    figure.savefig(file, format=suffix, dpi=200)
-
-
-def _svg(figure: Figure) -> Markup:
-    """The figure as SVG for the page: text as text, no background, no header of its own."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kmixer"}):
-        figure.savefig(buffer, format="svg", transparent=True)
-    text = buffer.getvalue()
-    return Markup(text[text.index("<svg") :])
+                write_figure(figure, figures / f"{name}.{suffix}")
 
 
 def _sample(arm: Arm) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kmixer.bench.models import ModelName, TrainingSpeed, bench_train
 from kmixer.runs.recipe import LanguageRecipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LENGTHS = tuple(2**power for power in range(6, 17))
 # What is timed: the model, and the settings of the recipe that make it so.
@@ -54,8 +56,8 @@ def bench_length(
                 break
 
 
-def plot_length(rows: list[LengthSpeed], path: Path) -> None:
-    """Microseconds a token against the length, one line a series, as SVG or PNG by the path's ending."""
+def draw_length(rows: list[LengthSpeed]) -> Figure:
+    """Microseconds per token against the length, one line a series."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -70,9 +72,9 @@ def plot_length(rows: list[LengthSpeed], path: Path) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("tokens of the window")
-    axes.set_ylabel("microseconds a trained token")
+    axes.set_ylabel("microseconds per trained token")
     axes.set_title(f"Training step, {rows[0].speed.batch_size * rows[0].speed.window:,} tokens per step", loc="left")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    return figure

@@ -9,8 +9,7 @@ import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,9 @@ from kmixer.bench.measure import Roofs, time_in_turn
 from kmixer.bench.models import Precision
 from kmixer.generation.decoder import open_decoder
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VOCABULARY = 256
 TOKENS_PER_STEP = 2048
@@ -288,8 +290,8 @@ def _rows(
         }
 
 
-def plot_peers(rows: list[dict[str, Any]], path: Path) -> None:
-    """Tokens a second over ours against parameters, a panel for each kind of work; SVG or PNG by the path's ending."""
+def draw_peers(rows: list[dict[str, Any]]) -> Figure:
+    """Tokens a second over ours against parameters, a panel for each kind of work."""
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row["of_ours"] is not None]
@@ -315,4 +317,4 @@ def plot_peers(rows: list[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"tokens a second, of {OURS}")
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right center", fontsize=8)
-    figure.savefig(path, dpi=150)
+    return figure

@@ -5,21 +5,21 @@ from __future__ import annotations
 import itertools
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
 
+from kmixer.analysis.figure_files import check_figure, write_figure
 from kmixer.bench.copy import CopySizes, bench_copy
-from kmixer.bench.length import LENGTHS, LengthSpeed, bench_length, plot_length
+from kmixer.bench.length import LENGTHS, LengthSpeed, bench_length, draw_length
 from kmixer.bench.measure import Roofs, roofs
 from kmixer.bench.mixer import Shape, add_peaks, bench_mixer
 from kmixer.bench.models import ModelName, Precision, bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
 from kmixer.cli import bench_peers, bench_speculation
 from kmixer.cli.bench_report import print_report
-from kmixer.cli.options import DataDir, Json, RecipeName, Repeats, Settings, Threads
+from kmixer.cli.options import DataDir, FigureFile, Json, RecipeName, Repeats, Settings, Threads
 from kmixer.data.corpora import find_corpus
 from kmixer.errors import InputError
 from kmixer.models.mixers.registry import BASELINE, CARDS
@@ -113,17 +113,16 @@ def length(
     tokens: Annotated[int, typer.Option(help="Tokens of a training step.")] = 65536,
     longest_step: Annotated[float, typer.Option(help="A series ends with a step of more seconds.")] = 20.0,
     longest: Annotated[int, typer.Option(help="The longest window, at most 65536.")] = 65536,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figure into this .svg or .png file.")] = None,
+    figure: FigureFile = None,
     threads: Threads = 1,
     repeats: Repeats = 5,
     as_json: Json = False,
 ) -> None:
     """Time a trained token against the length of the window, beside mask, recurrent and a transformer.
 
-    Example: kmixer bench length --plot length.svg
+    Example: kmixer bench length --figure length.svg
     """
-    if plot is not None and plot.suffix not in (".svg", ".png"):
-        raise InputError(f"--plot: got {plot}; allowed: a file that ends in .svg or .png")
+    check_figure(figure)
     roof = _start(threads)
     lengths = tuple(t for t in LENGTHS if t <= longest)
     if not lengths:
@@ -134,8 +133,8 @@ def length(
     ):
         rows.append(row)
         print(f"{row.series}, window {row.speed.window}: {row.speed.tokens_per_second:,.0f} tokens/s", file=sys.stderr)
-    if plot is not None:
-        plot_length(rows, plot)
+    if figure is not None:
+        write_figure(draw_length(rows), figure)
     columns = {"series": "series", "window": "window", "batch": "batch_size", "tokens/s": "tokens_per_second"}
     print_report("length", roof, [row.to_json() for row in rows], columns, as_json)
 

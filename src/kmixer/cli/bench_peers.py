@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import typer
 
+from kmixer.analysis.figure_files import check_figure, write_figure
 from kmixer.bench.measure import roofs
 from kmixer.bench.models import Precision
-from kmixer.bench.peers import OURS, PEERS, SIZES, bench_peers, plot_peers, present
+from kmixer.bench.peers import OURS, PEERS, SIZES, bench_peers, draw_peers, present
 from kmixer.cli.bench_report import print_report
-from kmixer.cli.options import Json, Threads
+from kmixer.cli.options import FigureFile, Json, Threads
 from kmixer.errors import InputError, check_choice
 from kmixer.training.process import settle_process
 
@@ -30,16 +30,15 @@ def peers(
     context: Annotated[int, typer.Option(min=1, help="Tokens before those that are decoded.")] = 1024,
     rounds: Annotated[int, typer.Option(min=1, help="In which all models take turns, after a first one.")] = 3,
     without: Annotated[list[str] | None, typer.Option(metavar="MODEL", help="Leave this one out.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figure into this .svg or .png file.")] = None,
+    figure: FigureFile = None,
     threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
     """Time training and decoding beside LSTM and GRU of torch, GPT-2 and Mamba-2 of transformers, of equal size.
 
-    Example: kmixer bench peers --sizes 0.17M --plot peers.svg
+    Example: kmixer bench peers --sizes 0.17M --figure peers.svg
     """
-    if plot is not None and plot.suffix not in (".svg", ".png"):
-        raise InputError(f"--plot: got {plot}; allowed: a file that ends in .svg or .png")
+    check_figure(figure)
     names = [name.strip() for name in sizes.split(",")]
     for name in names:
         check_choice("--sizes", name, SIZES)
@@ -60,8 +59,8 @@ def peers(
         said = row.get("refused") or f"{row['tokens_per_second']:,.0f} tokens/s"
         work = f"{row['what']} {row['window']:,} {row['precision']}"
         print(f"{row['size']} {row['model']}, {work}: {said}", file=sys.stderr)
-    if plot is not None:
-        plot_peers(rows, plot)
+    if figure is not None:
+        write_figure(draw_peers(rows), figure)
     columns = {
         "what": "what", "window": "window", "precision": "precision", "size": "size", "model": "model",
         "parameters": "parameters", "tokens/s": "tokens_per_second", "of ours": "of_ours", "of roof": "part_of_roof",

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kmixer.cli.lab_options import FigureFile, check_figure, check_runs, deliver, tell
+from kmixer.analysis.figure_files import check_figure
+from kmixer.cli.lab_options import check_runs, deliver, tell
 from kmixer.cli.lab_rescue import check_rescue, rescue
-from kmixer.cli.options import DataDir, Json
+from kmixer.cli.options import DataDir, FigureFile, Json
 from kmixer.errors import InputError
 from kmixer.runs.lab_ecology import EcologyRecord
 

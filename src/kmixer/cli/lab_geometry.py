@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from kmixer.analysis.figure_files import check_figure
 from kmixer.cli.geometry_tables import print_heads, print_runs
-from kmixer.cli.lab_options import FigureFile, MovedCorpus, Save, check_figure, check_runs, deliver, numbers, tell
-from kmixer.cli.options import DataDir, Json
+from kmixer.cli.lab_options import MovedCorpus, Save, check_runs, deliver, numbers, tell
+from kmixer.cli.options import DataDir, FigureFile, Json
 from kmixer.errors import InputError, check_choice
 from kmixer.models.mixers.registry import CAUSAL_NAMES
 from kmixer.runs.lab_geometry import AblationRecord, GeometryRecord

@@ -11,21 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from kmixer.analysis.figure_files import write_figure
 from kmixer.errors import InputError, shown
-from kmixer.files import atomic_write
 from kmixer.runs.lab import LabResult, save_measurement
 from kmixer.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = (".svg", ".png")
 TARGET_HELP = "A run or model folder, as it was trained; a recipe, as it begins."
 
 Save = Annotated[
     bool, typer.Option("--save", help="Of a run: keep it in the run's folder, where kmixer report draws it.")
 ]
-FigureFile = Annotated[Path | None, typer.Option("--figure", help="Draw it into this .svg or .png file.")]
 MovedCorpus = Annotated[str | None, typer.Option("--corpus", help="Where a run's own data is now, if it was moved.")]
 
 Value = TypeVar("Value", int, float)
@@ -71,12 +69,6 @@ def check_runs(targets: Sequence[str], of_recipe: Mapping[str, object], *, save:
         raise InputError(f"--save: {targets[0]} is a model without its run, and keeps no measurements")
 
 
-def check_figure(figure: Path | None) -> None:
-    """Raises InputError for a file of another kind."""
-    if figure is not None and figure.suffix not in FORMATS:
-        raise InputError(f"--figure: got {figure}; allowed: a file that ends in {' or '.join(FORMATS)}")
-
-
 def deliver(
     measured: dict[str, Any],
     kind: type[Record],
@@ -89,7 +81,7 @@ def deliver(
 ) -> None:
     """Draw a measurement, keep it in a run, and print it: as JSON, or by `show`."""
     if figure is not None:
-        _save_figure(draw(kind.parse(measured, source=str(figure))), figure)
+        write_figure(draw(kind.parse(measured, source=str(figure))), figure)
     if save_in is not None:
         tell(f"saved: {save_measurement(RunFolder(save_in), kind.panel, measured)}")
     if as_json:
@@ -102,12 +94,3 @@ def headline(measured: dict[str, Any], state: str | None = None) -> str:
     """A line on what was measured of a model's layers; `state` where its weights are neither a run's best nor fresh."""
     state = state or ("best weights" if measured["trained"] else "at initialisation")
     return f"{measured['name']}, {state}, sequences of {measured['positions']} positions"
-
-
-def _save_figure(drawn: Figure, figure: Path) -> None:
-    """Write it, text as text and the same bytes every time."""
-    import matplotlib as mpl
-
-    with atomic_write(figure) as file, mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kmixer"}):
-        dates = {"Date": None} if figure.suffix == ".svg" else {}
-        drawn.savefig(file, format=figure.suffix[1:], dpi=200, metadata=dates)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kmixer.analysis.figure_files import check_figure
 from kmixer.cli.lab_options import (
-    FigureFile,
     MovedCorpus,
     Save,
-    check_figure,
     check_recipe,
     check_runs,
     deliver,
@@ -19,7 +18,7 @@ from kmixer.cli.lab_options import (
     is_recipe,
     numbers,
 )
-from kmixer.cli.options import DataDir, Json, Settings
+from kmixer.cli.options import DataDir, FigureFile, Json, Settings
 from kmixer.errors import InputError, shown
 from kmixer.runs.lab import OverlapRecord
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kmixer.analysis.figure_files import check_figure
 from kmixer.cli.lab_options import (
     TARGET_HELP,
-    FigureFile,
     MovedCorpus,
     Save,
-    check_figure,
     check_recipe,
     check_runs,
     deliver,
@@ -22,7 +21,7 @@ from kmixer.cli.lab_options import (
     numbers,
     tell,
 )
-from kmixer.cli.options import DataDir, Json, Settings
+from kmixer.cli.options import DataDir, FigureFile, Json, Settings
 from kmixer.errors import InputError, shown
 from kmixer.measure.mean_field import LARGEST_ALPHA
 from kmixer.runs.lab import SignalRecord

@@ -13,6 +13,9 @@ from kmixer.models.causal_lm import DecodedIn
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the corpora; default: the user's cache folder, kmixer below it.")
 ]
+FigureFile = Annotated[
+    Path | None, typer.Option("--figure", metavar="FILE", help="Draw it into this .svg or .png file.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RecipeName = Annotated[str, typer.Argument(help="A packaged recipe (see kmixer recipes), or a .toml file.")]
 RecipeOrFrom = Annotated[

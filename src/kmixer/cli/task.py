@@ -10,15 +10,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from kmixer.analysis.figure_files import check_figure, write_figure
 from kmixer.cli import experiments
-from kmixer.cli.options import Cpu, DataDir, Json, Settings
+from kmixer.cli.options import Cpu, DataDir, FigureFile, Json, Settings
 from kmixer.data.denoising import Denoising
 from kmixer.data.recall import Recall, usual_task
 from kmixer.errors import InputError, check_choice, shown
 from kmixer.experiments.denoise import Budget, Score, run_denoising
 from kmixer.experiments.recall import Arm, Setting, Trained, arms_of, run_recall
 from kmixer.experiments.tables import DENOISE_HEAD, RECALL_HEAD, denoise_cells, recall_cells, text_table
-from kmixer.files import atomic_write
 from kmixer.models.mixers.registry import CAUSAL_NAMES
 
 app = typer.Typer(help="Tasks that set mixers side by side.", no_args_is_help=True)
@@ -71,9 +71,7 @@ def recall(
     rate: Annotated[float, typer.Option(help="Of fast weights, of the write of a token.")] = Setting.rate,
     init: Annotated[Literal["next", "zero"], typer.Option(help="How fast weights begin.")] = "next",
     gaps: Annotated[str, typer.Option(help="Measure with so much filler too, a list; training has 64.")] = "",
-    figure: Annotated[
-        Path | None, typer.Option(help="Draw accuracy against distance into this .svg, .png or .pdf file.")
-    ] = None,
+    figure: FigureFile = None,
     as_json: Json = False,
 ) -> None:
     """Recall values by their keys from beyond the window: every mixer with fast weights and without.
@@ -82,8 +80,7 @@ def recall(
     """
     from kmixer.analysis.recall import draw_recall
 
-    if figure is not None and figure.suffix not in (".svg", ".png", ".pdf"):
-        raise InputError(f"--figure: got {figure}; allowed: a file that ends in .svg, .png or .pdf")
+    check_figure(figure)
     for name in (names := mixers.split(",")):
         check_choice("--mixers", name, CAUSAL_NAMES)
     tasks = [usual_task(number) for number in _numbers("--pairs", pairs)]
@@ -97,8 +94,7 @@ def recall(
 
     rows = run_recall(arms_of(names, fast=fast_weights), tasks, list(range(seeds)), setting, report)
     if figure is not None:
-        with atomic_write(figure) as file:
-            draw_recall(rows, setting.reach).savefig(file, format=figure.suffix[1:], dpi=200)
+        write_figure(draw_recall(rows, setting.reach), figure)
     if as_json:
         print(json.dumps([row.model_dump() for row in rows], indent=2))
         return
