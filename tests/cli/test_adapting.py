@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kmixer.cli.adaptation import named_stretches
 from kmixer.runs.check import check_run
 from kmixer.runs.run_folder import RunFolder
 from kmixer.training.loop import train
@@ -68,6 +69,35 @@ def test_windows_and_stream_with_adapting_and_without(kmixer_command: Run, run: 
     assert "state carried, adapting, reset every 64 tokens" in printed
     assert re.search(r"moved, \|F\| / \|W\|    blocks\.1: \d+\.\d{3}", printed)
     assert "not adapting" in kmixer_command("eval", run, "--adapt", "off").out
+
+
+def test_figures_of_an_evaluation(kmixer_command: Run, run: Path, plain: Path, tmp_path: Path) -> None:
+    texts = {}
+    for name, model, options in (
+        ("stream", run, ["--protocol", "stream"]),
+        ("plain stream", plain, ["--protocol", "stream"]),
+        ("windows", plain, ["--window", 24]),
+        ("documents", run, ["--documents"]),
+    ):
+        figure = tmp_path / f"{name}.svg"
+        assert kmixer_command("eval", model, *options, "--figure", figure).code == 0
+        texts[name] = figure.read_text()
+    for name, labels in {
+        "stream": ("tokens read", "nats per token", "|F| / |W|"),
+        "plain stream": ("tokens read", "nats per token"),
+        "windows": ("position, up to", "nats per token"),
+        "documents": ("position, up to", "nats per token"),
+    }.items():
+        assert all(f">{label}</text>" in texts[name] for label in labels)
+    assert "|F| / |W|" not in texts["plain stream"]
+    assert "--figure: got a.pdf" in kmixer_command("eval", run, "--figure", "a.pdf").error()
+    assert "leave --text" in kmixer_command("eval", run, "--tasks", "x", "--figure", tmp_path / "a.svg").error()
+
+
+def test_stretches_are_named_as_far_as_positions_go() -> None:
+    assert [name for name, _ in named_stretches([4.0, 3.0, 2.0, 1.0, 0.5], 10)] == ["1", "2", "3-4", "5-8", "9-10"]
+    assert [name for name, _ in named_stretches([4.0, 3.0, 2.0], 3)] == ["1", "2", "3"]
+    assert [name for name, _ in named_stretches([4.0, 3.0, 2.0], 4)] == ["1", "2", "3-4"]
 
 
 def test_documents(kmixer_command: Run, run: Path, plain: Path) -> None:

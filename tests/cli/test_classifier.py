@@ -32,5 +32,9 @@ def test_the_commands_take_a_classifier(
     assert kmixer_command("unpack", str(tmp_path / "run.tar.gz"), "--out", str(tmp_path / "again")).code == 0
     assert json.loads(kmixer_command("eval", str(tmp_path / "again"), "--json").out) == answer
     assert "is a classifier and has no copy memory" in kmixer_command("eval", tmp_path / "run", "--memory", 64).error()
+    assert (
+        "is a classifier and has none"
+        in kmixer_command("eval", tmp_path / "run", "--figure", tmp_path / "a.svg").error()
+    )
     said = kmixer_command("generate", str(tmp_path / "run"), "--prompt", "x").error()
     assert "holds a classifier, not a language model" in said

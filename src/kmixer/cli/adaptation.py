@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from kmixer.errors import InputError
 from kmixer.language_model import LanguageModel
 from kmixer.layers.adapting import adapting
+from kmixer.measure.evaluation import stretch_edges
 from kmixer.measure.fast_weights import Moves, check_fast
 
 
@@ -77,8 +79,8 @@ class Adaptation:
         return ", adapting" + ("" if interval is None else f", reset every {interval:,} tokens")
 
 
-def named_stretches(losses: list[float]) -> list[tuple[str, float]]:
-    """Losses of stretches that double in length, with their positions: 1, 2, 3-4, 5-8, ..."""
-    lasts = [1 << index for index in range(len(losses))]
-    names = [str(last) if last < 3 else f"{last // 2 + 1}-{last}" for last in lasts]
+def named_stretches(losses: list[float], longest: int) -> list[tuple[str, float]]:
+    """Losses of stretches that double in length, with their positions: 1, 2, 3-4, 5-8, ..., as far as any goes."""
+    edges = itertools.pairwise(stretch_edges(longest))
+    names = [str(last) if last == before + 1 else f"{before + 1}-{last}" for before, last in edges]
     return list(zip(names, losses, strict=True))

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from kmixer.analysis.figure_files import check_figure, write_figure
 from kmixer.cli.adaptation import Adaptation, named_stretches
-from kmixer.cli.options import DataDir, Json, RunOrPackaged, Weights
+from kmixer.cli.options import DataDir, FigureFile, Json, RunOrPackaged, Weights
 from kmixer.cli.tasks import Tasks, evaluate_on_tasks
 from kmixer.data.documents import held_out_documents
 from kmixer.errors import InputError
@@ -63,6 +64,7 @@ def evaluate(
     unknown: Annotated[
         Literal["error", "drop"], typer.Option(help="Of --tasks: characters that the tokenizer does not know.")
     ] = "error",
+    figure: FigureFile = None,
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -81,12 +83,18 @@ def evaluate(
     check_one_text(text, corpus)
     if documents and (text is not None or window is not None):
         raise InputError("--documents takes those of the run's own text, each as a whole: leave --text, --window")
+    check_figure(figure)
     adaptation = Adaptation(adapt == "on", reset_every)
     if tasks is not None:
-        if documents or protocol == "stream" or any(given is not None for given in (text, corpus, window)):
+        if (
+            figure is not None
+            or documents
+            or protocol == "stream"
+            or any(given is not None for given in (text, corpus, window))
+        ):
             raise InputError(
                 "--tasks have texts and a protocol of their own: leave --text, --corpus, --protocol, "
-                "--window, --documents"
+                "--window, --documents, --figure"
             )
         asked = Tasks([name.strip() for name in tasks.split(",") if name.strip()], include, limit, prefix, unknown)
         evaluate_on_tasks(run, asked, memory, adaptation, as_json)
@@ -97,7 +105,9 @@ def evaluate(
         model = load(run, memory=memory, weights=weights)
         with adaptation.applied(model) as moves:
             result = _of_text(RunFolder(run), model, text, protocol, window, moves)
-        _report(text if text != "-" else "standard input", model, result, adaptation, moves, as_json)
+        what = text if text != "-" else "standard input"
+        _draw(figure, Path(what).name, result, moves)
+        _report(what, model, result, adaptation, moves, as_json)
         return
     folder = RunFolder(run)
     if not folder.exists() and str(run) in packaged_models():
@@ -109,6 +119,8 @@ def evaluate(
             raise InputError(
                 f"{run} is a classifier, without fast weights or documents: leave {adaptation.said(documents)}"
             )
+        if figure is not None:
+            raise InputError(f"--figure draws losses by position; {run} is a classifier and has none, leave it out")
         _evaluate_classifier(run, corpus, as_json, data_dir)
         return
     model = load(run, memory=memory, weights=weights)
@@ -117,12 +129,32 @@ def evaluate(
         recipe, _ = held_out(folder, model.tokenizer, corpus, data_dir)
         with adaptation.applied(model):
             of_documents = evaluate_documents(model, held_out_documents(recipe.data, model.tokenizer, data_dir))
+        _draw(figure, f"{recipe.data.corpus}, validation part, documents", of_documents, None)
         _report_documents(recipe.data.corpus, model, of_documents, adaptation, as_json)
         return
     recipe, split = held_out(folder, model.tokenizer, corpus, data_dir)
     with adaptation.applied(model) as moves:
         result = measure(model, split, protocol, window or recipe.evaluation_window, moves, _reader(model))
-    _report(f"{recipe.data.corpus}, validation part", model, result, adaptation, moves, as_json)
+    what = f"{recipe.data.corpus}, validation part"
+    _draw(figure, what, result, moves)
+    _report(what, model, result, adaptation, moves, as_json)
+
+
+def _draw(figure: Path | None, what: str, result: Evaluation | DocumentsEvaluation, moves: Moves | None) -> None:
+    """Write the figure that was asked for."""
+    if figure is None:
+        return
+    from kmixer.analysis.evaluation import draw_positions, draw_stream
+
+    if isinstance(result, DocumentsEvaluation):
+        drawn = draw_positions(what, result.stretches, max(result.lengths))
+    elif result.stretches is not None and result.window is not None:
+        drawn = draw_positions(what, result.stretches, result.window)
+    elif result.tenths is not None:
+        drawn = draw_stream(what, result.tenths, result.tokens, moves)
+    else:
+        raise InputError(f"--figure: got a stream of {result.tokens} tokens; allowed: 10 or more, which have tenths")
+    write_figure(drawn, figure)
 
 
 def _of_text(
@@ -164,8 +196,8 @@ def _report(
     print(f"perplexity per word {per_word(result.perplexity_per_word)}")
     if moves is not None and moves.places:
         print("moved, |F| / |W|    " + _listed(zip(moves.layers, moves.places[-1][1], strict=True), 3))
-    if result.stretches is not None and adaptation.matters(model):
-        print("by position         " + _listed(named_stretches(result.stretches)))
+    if result.stretches is not None and result.window is not None and adaptation.matters(model):
+        print("by position         " + _listed(named_stretches(result.stretches, result.window)))
     if result.tenths is not None and adaptation.matters(model):
         print("by tenth            " + "  ".join(f"{loss:.4f}" for loss in result.tenths))
 
@@ -181,7 +213,7 @@ def _report_documents(
     print(f"{what}, validation part, {result.tokens:,} tokens, {alone}{adaptation.words(model)}")
     print(f"cross-entropy       {result.loss:.4f} nats per token")
     print("by third            " + _listed(zip(("first", "middle", "last"), result.thirds, strict=True)))
-    print("by position         " + _listed(named_stretches(result.stretches)))
+    print("by position         " + _listed(named_stretches(result.stretches, max(result.lengths))))
 
 
 def _listed(pairs: Iterable[tuple[str, float]], digits: int = 4) -> str:
