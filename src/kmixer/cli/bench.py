@@ -13,7 +13,7 @@ import typer
 from kmixer.analysis.figure_files import check_figure, write_figure
 from kmixer.bench.copy import CopySizes, bench_copy
 from kmixer.bench.length import LENGTHS, LengthSpeed, bench_length, draw_length
-from kmixer.bench.measure import Roofs, roofs
+from kmixer.bench.measure import roofs
 from kmixer.bench.mixer import Shape, add_peaks, bench_mixer
 from kmixer.bench.models import ModelName, Precision, bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
@@ -44,7 +44,8 @@ def op(threads: Threads = 1, repeats: Repeats = 7, as_json: Json = False) -> Non
 
     Example: kmixer bench op --threads 1
     """
-    roof = _start(threads)
+    _settle(threads)
+    roof = roofs()
     flops = roof.matmul("float32")
     rows = [row.to_json() for shape in SHAPES for row in bench_op(*shape, usable_backends(*shape), repeats, flops)]
     columns = {
@@ -62,10 +63,12 @@ def train(
 
     Example: kmixer bench train --recipe k-operators-local-shakespeare
     """
-    roof = _start(threads)
+    _settle(threads)
+    recipes = [load_language_recipe(name, settings) for name in recipe or RECIPES]
+    roof = roofs()
     rows = [
-        asdict(bench_train(load_language_recipe(name, settings), model, precision, repeats, roof.matmul(precision)))
-        for name in recipe or RECIPES
+        asdict(bench_train(loaded, model, precision, repeats, roof.matmul(precision)))
+        for loaded in recipes
         for model in MODELS
         for precision in PRECISIONS
     ]
@@ -91,7 +94,7 @@ def decode(
 
     Example: kmixer bench decode --recipe k-operators-local-shakespeare
     """
-    roof = _start(threads)
+    _settle(threads)
     rows = [
         asdict(bench_decode(load_language_recipe(name, settings), kind, batch_size, context, tokens))
         for name in recipe or ["k-operators-local-shakespeare"]
@@ -103,7 +106,7 @@ def decode(
         "first token ms": "seconds_to_first_token", "tokens/s": "tokens_per_second",
         "2nd/1st half": "second_half_over_first",
     }  # fmt: skip
-    print_report("decode", roof, rows, columns, as_json)
+    print_report("decode", roofs(), rows, columns, as_json)
 
 
 @app.command()
@@ -123,7 +126,7 @@ def length(
     Example: kmixer bench length --figure length.svg
     """
     check_figure(figure)
-    roof = _start(threads)
+    _settle(threads)
     lengths = tuple(t for t in LENGTHS if t <= longest)
     if not lengths:
         raise InputError(f"--longest: got {longest}; allowed: {LENGTHS[0]} or more")
@@ -136,7 +139,7 @@ def length(
     if figure is not None:
         write_figure(draw_length(rows), figure)
     columns = {"series": "series", "window": "window", "batch": "batch_size", "tokens/s": "tokens_per_second"}
-    print_report("length", roof, [row.to_json() for row in rows], columns, as_json)
+    print_report("length", roofs(), [row.to_json() for row in rows], columns, as_json)
 
 
 @app.command()
@@ -166,7 +169,7 @@ def mixer(
 
     Example: kmixer bench mixer gaussian --t 1024 --t 4096 --window 256
     """
-    roof = _start(threads)
+    _settle(threads)
     rows: list[dict[str, Any]] = []
     windows = (None,) if window is None else (None, window)
     for d, positions in itertools.product(width or (256,), t or (1024,)):
@@ -178,7 +181,7 @@ def mixer(
         f"of {BASELINE}": "relative", "x definition": "times_faster", "peak MB": "peak_bytes",
         "cache per token": "cache",
     }  # fmt: skip
-    print_report("mixer", roof, rows, columns, as_json)
+    print_report("mixer", roofs(), rows, columns, as_json)
 
 
 @app.command()
@@ -194,19 +197,20 @@ def copy(
     Example: kmixer bench copy --corpus plays
     """
     text = "".join(str(block) for block in find_corpus(corpus, data_dir).read())
-    roof = _start(threads)
+    _settle(threads)
     columns = {
         "section": "section", "what": "what", "rows": "rows", "t": "t", "vocabulary": "vocabulary", "ms": "seconds",
         "tokens/s": "tokens_per_second", "x text": "token_relative_to_text", "x without": "relative_to_without",
     }  # fmt: skip
-    print_report("copy", roof, bench_copy(text, COPY_SIZES, repeats), columns, as_json)
+    rows = bench_copy(text, COPY_SIZES, repeats)
+    print_report("copy", roofs(), rows, columns, as_json)
 
 
 app.command()(bench_speculation.speculate)
 app.command()(bench_peers.peers)
 
 
-def _start(threads: int) -> Roofs:
+def _settle(threads: int) -> None:
+    """Time with so many threads. The roofs, which take seconds, are measured once the input is known to be right."""
     settle_process()
     torch.set_num_threads(threads)
-    return roofs()
