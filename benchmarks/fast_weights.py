@@ -75,8 +75,8 @@ def time_decoding(plain: LanguageRecipe, fast: LanguageRecipe, rows: int, count:
         "unit": "us",
         "prepared": isinstance(decoders[1], PreparedDecoder),
         "median": [statistics.median(without), statistics.median(adapting)],
-        "mean": [statistics.fmean(places) for places in (of_places(without), of_places(adapting))],
-        "slowest": max(of_places(adapting)),
+        "mean": [statistics.fmean(medians) for medians in (by_place(without), by_place(adapting))],
+        "slowest": max(by_place(adapting)),
         "medians_of_all_decoders": medians,
     }
     print(f"decoding, {rows} at once: ", end="")
@@ -87,7 +87,7 @@ def time_decoding(plain: LanguageRecipe, fast: LanguageRecipe, rows: int, count:
     return result
 
 
-def of_places(times: list[float]) -> list[float]:
+def by_place(times: list[float]) -> list[float]:
     """The median of every place in a chunk: what else the machine did at one token is not counted."""
     return [statistics.median(times[place::CHUNK]) for place in range(CHUNK)]
 

@@ -36,12 +36,14 @@ class StrictConfig(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             # A list whose only items are wrong is then called too short as well.
-            found = [
-                each for each in error.errors(include_url=False) if each["type"] != "too_short" or not each["input"]
+            problems = [
+                problem
+                for problem in error.errors(include_url=False)
+                if problem["type"] != "too_short" or not problem["input"]
             ]
-            problems = [_describe(cls, problem) for problem in found[:SHOWN_PROBLEMS]]
-            more = [f"and {len(found) - SHOWN_PROBLEMS:,} more"] if len(found) > SHOWN_PROBLEMS else []
-            raise InputError(f"{source}: " + "; ".join(problems + more)) from None
+            said = [_describe(cls, problem) for problem in problems[:SHOWN_PROBLEMS]]
+            more = [f"and {len(problems) - SHOWN_PROBLEMS:,} more"] if len(problems) > SHOWN_PROBLEMS else []
+            raise InputError(f"{source}: " + "; ".join(said + more)) from None
 
 
 def _describe(config: type[BaseModel], problem: Any) -> str:
@@ -96,11 +98,11 @@ def is_text(config: type[BaseModel], keys: Sequence[str]) -> bool:
     for parent in parents:
         here = [
             option
-            for each in here
-            if parent in each.model_fields
-            for option in configs_in(each.model_fields[parent].annotation)
+            for candidate in here
+            if parent in candidate.model_fields
+            for option in configs_in(candidate.model_fields[parent].annotation)
         ]
-    kinds = [each.model_fields[last].annotation for each in here if last in each.model_fields]
+    kinds = [candidate.model_fields[last].annotation for candidate in here if last in candidate.model_fields]
     return bool(kinds) and all(set(get_args(kind) or (kind,)) - {type(None)} == {str} for kind in kinds)
 
 

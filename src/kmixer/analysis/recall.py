@@ -20,9 +20,9 @@ def draw_recall(rows: list[RecallingArm], reach: int) -> Figure:
     for axes, pairs in zip(all_axes, numbers, strict=True):
         chosen = [row for row in rows if row.pairs == pairs]
         for index, row in enumerate(chosen):
-            places = sorted(((at.nearest + at.farthest) / 2, at.accuracy) for at in row.by_distance)
+            points = sorted(((at.nearest + at.farthest) / 2, at.accuracy) for at in row.by_distance)
             axes.plot(
-                *zip(*places, strict=True), marker="o", markersize=3, linewidth=1.2, label=row.arm, color=f"C{index}"
+                *zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=row.arm, color=f"C{index}"
             )
         axes.axhline(chosen[0].chance, color="0.6", linewidth=0.8, linestyle=":")
         axes.axvline(reach, color="0.6", linewidth=0.8)

@@ -41,7 +41,7 @@ def signal_of_recipe(
     variants = variants_of(recipe, depths, norms, alphas)
     recipes = [load_recipe(name, [*settings, *variant.settings]) for variant in variants]  # wrong ones at once
     source = Symmetric(recipe, asked) if asked.inputs is None else OfTask(recipe, asked, data_dir)
-    units = [each.by_key()["model.layers"] for each in recipes]
+    units = [recipe.by_key()["model.layers"] for recipe in recipes]
     curves: list[dict[str, Any]] = []
 
     def estimate(seconds: float) -> None:

@@ -49,10 +49,10 @@ def time_in_turn(calls: dict[str, Callable[[], object]], repeats: int = 5) -> di
     rounds = [[_seconds_of(call) for call in calls.values()] for _ in range(repeats + 1)][1:]
     return {
         name: {
-            "seconds": statistics.median(seconds[place] for seconds in rounds),
-            "relative": statistics.median(seconds[place] / seconds[0] for seconds in rounds),
+            "seconds": statistics.median(seconds[index] for seconds in rounds),
+            "relative": statistics.median(seconds[index] / seconds[0] for seconds in rounds),
         }
-        for place, name in enumerate(calls)
+        for index, name in enumerate(calls)
     }
 
 

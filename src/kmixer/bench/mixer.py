@@ -53,7 +53,7 @@ def bench_mixer(name: str, shape: Shape, windows: tuple[int | None, ...], repeat
     shapes = [] if CARDS[name].refuses_causal else [replace(shape, window=window) for window in windows]
     if CARDS[name].sees_both_ways:
         shapes.append(replace(shape, causal=False))
-    return [row for each in shapes for row in bench_shape(name, each, repeats)]
+    return [row for case in shapes for row in bench_shape(name, case, repeats)]
 
 
 def bench_shape(name: str, shape: Shape, repeats: int) -> list[dict[str, Any]]:

@@ -230,15 +230,15 @@ def _forced_rows(
         rows = sampling.rows(logits)
         return rows.argmax(-1), rows
 
-    found, at = [], []
+    proposals, at = [], []
     nothing_kept = torch.zeros(1, dtype=torch.int64)
     with torch.inference_mode():
         draft.start(text[None, :start])
         for index, token in enumerate(text[start:].split(1)):
             proposed, rows = draft.propose(1, draw)
             if proposed.shape[1]:
-                found.append(one_hot(proposed[0, 0], vocabulary_size) if rows is None else rows[0, 0])
+                proposals.append(one_hot(proposed[0, 0], vocabulary_size) if rows is None else rows[0, 0])
                 at.append(index)
             draft.commit(nothing_kept, token)
-    p = torch.stack(found) if found else torch.zeros(0, vocabulary_size, dtype=torch.float64)
+    p = torch.stack(proposals) if proposals else torch.zeros(0, vocabulary_size, dtype=torch.float64)
     return p, torch.tensor(at, dtype=torch.int64)

@@ -20,8 +20,8 @@ def print_report(
     """Print rows, and the roofs of the machine where they were measured."""
     made_with = environment(torch.device("cpu"))
     if as_json:
-        found = {"threads": torch.get_num_threads()} if measured is None else asdict(measured)
-        print(json.dumps({"what": what, "roofs": found, "rows": rows, "environment": made_with}))
+        reached = {"threads": torch.get_num_threads()} if measured is None else asdict(measured)
+        print(json.dumps({"what": what, "roofs": reached, "rows": rows, "environment": made_with}))
         return
     print(f"{made_with['device']}, threads {torch.get_num_threads()}, medians")
     print_table(rows, columns)

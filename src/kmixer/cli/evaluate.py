@@ -175,7 +175,7 @@ def _report(
 ) -> None:
     copying = model.config.copy_memory
     if as_json:
-        along = {"moves": moves.to_json()} if moves is not None and moves.places else {}
+        along = {"moves": moves.to_json()} if moves is not None and moves.points else {}
         memory = {} if copying is None else {"memory": copying.memory}
         rounded = {} if model.decoded_in == "float32" else {"weights": model.decoded_in}
         print(json.dumps(result.to_json() | memory | rounded | adaptation.to_json(model) | along))
@@ -194,8 +194,8 @@ def _report(
         print(f"bits per character  {result.bits_per_character:.4f}")
     print(f"bits per byte       {result.bits_per_byte:.4f}")
     print(f"perplexity per word {per_word(result.perplexity_per_word)}")
-    if moves is not None and moves.places:
-        print("moved, |F| / |W|    " + _listed(zip(moves.layers, moves.places[-1][1], strict=True), 3))
+    if moves is not None and moves.points:
+        print("moved, |F| / |W|    " + _listed(zip(moves.layers, moves.points[-1][1], strict=True), 3))
     if result.stretches is not None and result.window is not None and adaptation.matters(model):
         print("by position         " + _listed(named_stretches(result.stretches, result.window)))
     if result.tenths is not None and adaptation.matters(model):

@@ -112,7 +112,7 @@ def flops(recipe: RecipeName, settings: Settings = None, beside: Beside = None, 
     if beside is not None:
         accounts[beside] = account_of(beside, None)
     if as_json:
-        shown = {name: each.to_json() for name, each in accounts.items()}
+        shown = {name: account.to_json() for name, account in accounts.items()}
         print(json.dumps(shown if beside is not None else shown[recipe]))
         return
     unit = accounts[recipe].unit
@@ -128,8 +128,8 @@ def flops(recipe: RecipeName, settings: Settings = None, beside: Beside = None, 
     }
     print(f"{'':28}" + "".join(f"{name:>20}" for name in accounts))
     for label, cell in rows.items():
-        print(f"{label:28}" + "".join(f"{cell(each):>20}" for each in accounts.values()))
-    positions = " and ".join(str(count) for count in dict.fromkeys(each.positions for each in accounts.values()))
+        print(f"{label:28}" + "".join(f"{cell(account):>20}" for account in accounts.values()))
+    positions = " and ".join(str(count) for count in dict.fromkeys(account.positions for account in accounts.values()))
     print(f"* as papers count at {positions} positions: 3 forward passes, every position against all keys of its layer")
     print(
         "** what a position really sees. State and cache in bfloat16, remembered tokens in int64; a layer's cache ends "

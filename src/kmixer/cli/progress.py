@@ -79,7 +79,7 @@ class TerminalReporter(Reporter):
             self._print(f"step {step:>6}/{self.steps}  {text}")
 
     def evaluated(self, step: int, measured: Sequence[Measured], is_best: bool) -> None:
-        figures = "  ".join(f"validation {each.summary()}" for each in measured)
+        figures = "  ".join(f"validation {evaluation.summary()}" for evaluation in measured)
         self._print(f"step {step:>6}/{self.steps}  {figures}{'  best so far' if is_best else ''}")
 
     def _print(self, text: str) -> None:

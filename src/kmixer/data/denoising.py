@@ -53,20 +53,20 @@ def make_samples(task: Denoising, count: int, seed: int) -> Samples:
     def uniform() -> Tensor:
         return torch.rand(count, task.length, generator=generator)
 
-    place = torch.arange(task.length)[None]
+    position = torch.arange(task.length)[None]
     motif = torch.randint(task.vocabulary, (count, task.period[1]), generator=generator)
-    targets = motif.gather(1, place % between(task.period))
+    targets = motif.gather(1, position % between(task.period))
 
     span = between(task.copied)
     source, target = start_of(span), start_of(span)
-    inside = (place >= target) & (place < target + span)
-    targets = torch.where(inside, targets.gather(1, (place - target + source).clamp(0, task.length - 1)), targets)
+    inside = (position >= target) & (position < target + span)
+    targets = torch.where(inside, targets.gather(1, (position - target + source).clamp(0, task.length - 1)), targets)
 
     kind = uniform()
     masked, replaced = kind < task.masked, (kind >= task.masked) & (kind < task.masked + task.replaced)
     span = between(task.burst)
     start = start_of(span)
-    burst = (place >= start) & (place < start + span)
+    burst = (position >= start) & (position < start + span)
     masked_there = uniform() < task.masked_in_burst
     masked = torch.where(burst, masked_there, masked)
     replaced = torch.where(burst, ~masked_there, replaced)

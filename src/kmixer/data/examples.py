@@ -43,10 +43,10 @@ def find_file(what: str, pattern: str, data_dir: Path | None, otherwise: str) ->
     Raises InputError where there is none: that `what` is not there, and what to do `otherwise`.
     """
     folders = [folder for folder in (data_dir, user_cache() / "data") if folder is not None]
-    found = [path for folder in folders for path in sorted(folder.glob(f"**/{pattern}"))]
-    if not found:
+    paths = [path for folder in folders for path in sorted(folder.glob(f"**/{pattern}"))]
+    if not paths:
         raise InputError(f"{what} is not in {' nor in '.join(map(str, folders))}; {otherwise}")
-    return found[0]
+    return paths[0]
 
 
 def split_examples(

@@ -54,9 +54,9 @@ def _digits() -> tuple[Tensor, Tensor]:
         raise InputError(
             "dataset digits comes with scikit-learn, which is not installed: pip install 'kmixer[vision]'"
         ) from None
-    found = load_digits()
-    pixels = torch.from_numpy(found.images.astype(np.uint8))[:, None]  # 0 to 16
-    return pixels, torch.from_numpy(found.target.astype(np.int64))
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.images.astype(np.uint8))[:, None]  # 0 to 16
+    return pixels, torch.from_numpy(digits.target.astype(np.int64))
 
 
 def find_arrays(name: str, data_dir: Path | None) -> Path:

@@ -81,10 +81,10 @@ def _read_kept(data: Path) -> dict[str, Section]:
     if not isinstance(values, dict):
         raise InputError(f"{data} is not a file of results; remove it, or choose another --out")
     kept: dict[str, Section] = {}
-    for name, found in values.items():
+    for name, value in values.items():
         source = f"{data}: {name}"
         kept[name] = (
-            DenoiseSection.read(found, source) if isinstance(found, list) else SweepSection.parse(found, source=source)
+            DenoiseSection.read(value, source) if isinstance(value, list) else SweepSection.parse(value, source=source)
         )
     return kept
 

@@ -118,14 +118,14 @@ def runs_by_arm(paths: list[Path]) -> list[tuple[str, list[Path]]]:
     names = [path.name for path in paths]  # whose bytes need not be UTF-8
     arms: list[tuple[str, list[Path]]] = []
     for path in paths:
-        place = plain_text(path.name if names.count(path.name) == 1 else str(path))
+        prefix = plain_text(path.name if names.count(path.name) == 1 else str(path))
         if not is_regular_file(path / SWEEP):
             RunFolder(path).read_recipe()
-            arms.append((place, [path]))
+            arms.append((prefix, [path]))
             continue
         sweep = Sweep.read(path)
         for name in sweep.arms:
-            full = name if len(paths) == 1 else f"{place}/{name}"
+            full = name if len(paths) == 1 else f"{prefix}/{name}"
             arms.append((full, [run_path(path, name, seed) for seed in sweep.seeds]))
     return arms
 
@@ -229,7 +229,7 @@ def command_of(sweep: Sweep) -> str:
             grid[key].append(value)
     if math.prod(map(len, grid.values())) != len(sweep.arms) or arms_of_grid(grid) != sweep.arms:
         return "kmixer sweep FILE.toml"  # an ablation of its own: its arms stand beside its table
-    values = [f"{key}={','.join(found)}" for key, found in grid.items()]
+    values = [f"{key}={','.join(choices)}" for key, choices in grid.items()]
     words += [] if sweep.begins_with_own_recipe else [sweep.recipe]
     words += [] if sweep.begin_from is None else ["--from", sweep.begin_from]
     return shlex.join([*words, *seeds, *_options("--grid", values), *_options("--set", sweep.settings)])

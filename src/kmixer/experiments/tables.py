@@ -104,7 +104,7 @@ def describe(rows: list[ComparedArm]) -> str:
         what = "Cross-entropy in nats per token"
         if first.metric == "bits_per_byte":
             what = "Bits per byte, because the tokenizers differ, and cross-entropy in nats per token"
-        said = " and ".join(_protocol(*each) for each in protocols)
+        said = " and ".join(_protocol(*protocol) for protocol in protocols)
         measured = f"{what} on the {first.part} part, {said}"
         measured += " (not the same for all rows)" if len(protocols) > 1 else ""
     last = first.metric.replace("_", " ")
@@ -121,7 +121,7 @@ def _protocol(protocol: str, window: int | None) -> str:
 
 def describe_reach(rows: list[ComparedArm], reaches: list[Reach]) -> list[str]:
     """A line per arm: when it reached a loss, and what that is of the training of the first arm."""
-    return [_reached(row.arm, row.unit, each, reaches[0]) for row, each in zip(rows, reaches, strict=True)]
+    return [_reached(row.arm, row.unit, reach, reaches[0]) for row, reach in zip(rows, reaches, strict=True)]
 
 
 def _reached(name: str, unit: str, reach: Reach, baseline: Reach) -> str:

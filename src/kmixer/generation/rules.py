@@ -154,8 +154,8 @@ def spent(gamma: Masses, q: Masses) -> Masses:
 def _largest_gamma(q: Masses, delta: float) -> Masses:
     """The root in [q, 1] of kl(gamma, q) = delta; 1 where all may go to one token, and 0 where q is 0."""
     q_last = q[..., None]
-    found = _largest_within(lambda gamma: spent(gamma, q_last.expand_as(gamma)), q_last, torch.ones_like(q_last), delta)
-    return torch.where(q == 0, 0.0, torch.where(-q.log() <= delta, 1.0, found[..., 0]))
+    gamma = _largest_within(lambda gamma: spent(gamma, q_last.expand_as(gamma)), q_last, torch.ones_like(q_last), delta)
+    return torch.where(q == 0, 0.0, torch.where(-q.log() <= delta, 1.0, gamma[..., 0]))
 
 
 def nearest_within(p: Rows, q: Rows, bound: float) -> Rows:

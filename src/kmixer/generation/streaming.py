@@ -186,21 +186,21 @@ class StoppedText:
             return piece
         held = self._held + piece
         begun = len(held) - _possible_start(held, self._stop)
-        found = self._first(held)
-        self.stopped = found < len(held) and found <= begun
+        end = self._first(held)
+        self.stopped = end < len(held) and end <= begun
         if self.stopped:
             self._held = ""
-            return held[:found]
-        ready = min(begun, found)
+            return held[:end]
+        ready = min(begun, end)
         self._held = held[ready:]
         return held[:ready]
 
     def end(self) -> str:
         """What is left when nothing follows."""
         held, self._held = self._held, ""
-        found = self._first(held)
-        self.stopped = self.stopped or found < len(held)
-        return held[:found]
+        end = self._first(held)
+        self.stopped = self.stopped or end < len(held)
+        return held[:end]
 
     def _first(self, held: str) -> int:
         """Where the first stop string begins; the length where there is none."""

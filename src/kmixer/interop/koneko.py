@@ -92,8 +92,8 @@ def convert(
     decay = recipe.model.decay
     checkpoint = read_checkpoint(file)
     tensors = translate(checkpoint["model"], recipe.model, str(file))
-    place = RunFolder(out)
-    place.check_free(force=force)
+    target = RunFolder(out)
+    target.check_free(force=force)
     model = CausalLM(recipe.model, recipe.tokenizer.vocabulary_size)
     put_weights(model, tensors, f"{file} does not fit recipe {recipe.name}")
     tokenizer: Tokenizer = ByteTokenizer()
@@ -111,14 +111,14 @@ def convert(
         "koneko_step": checkpoint["step"],
         "koneko_perplexity": checkpoint["best_ppl"],
     }
-    with place.held():
-        place.check_free(force=force)  # again: another process may have made a run there meanwhile
-        run = place.staged()
+    with target.held():
+        target.check_free(force=force)  # again: another process may have made a run there meanwhile
+        run = target.staged()
         run.write_recipe(recipe.with_whole_path())
         save_config(run.path, model, tokenizer)
         save_weights(run.path, model, tokenizer, about | {RUN: run.identity()})
         run.write_environment(torch.device("cpu"), 1, corpus_sha256)
-        run.publish(place)
+        run.publish(target)
     return [
         f"{file}: {sum(p.numel() for p in model.parameters()):,} parameters, saved at step {checkpoint['step']}, "
         f"perplexity {checkpoint['best_ppl']:.4f} by its own account",
@@ -192,12 +192,12 @@ def _translate_key(key: str, layers: int) -> str | None:
         return None
     index, rest = int(match[1]), match[2]
     if index in (0, layers + 1):
-        place, table = "first" if index == 0 else "last", _K1
+        prefix, table = "first" if index == 0 else "last", _K1
     elif index == layers + 2:
-        place, table = "read_out", _K0
+        prefix, table = "read_out", _K0
     else:
-        place, table = f"blocks.{index - 1}", _K2
-    return f"stack.{place}.{table[rest]}" if rest in table and index <= layers + 2 else None
+        prefix, table = f"blocks.{index - 1}", _K2
+    return f"stack.{prefix}.{table[rest]}" if rest in table and index <= layers + 2 else None
 
 
 class Inert:
@@ -253,8 +253,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             with torch.serialization.safe_globals([(Inert, name) for name in NUMPY_NAMES]):
                 checkpoint = torch.load(opened, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-            what = shown_name(found[1]) if found else "something else"
+            named = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+            what = shown_name(named[1]) if named else "something else"
             raise InputError(f"{file} holds more than tensors ({what}): refused, nothing in it was run") from None
         # What torch's unpickler raises on bytes that are no pickle of a checkpoint.
         except _UNREADABLE as error:
@@ -288,17 +288,17 @@ def _check_archive(opened: BufferedReader, file: Path) -> int:
     try:
         with zipfile.ZipFile(opened) as archive:
             entries = archive.infolist()
-            if any(each.compress_type != zipfile.ZIP_STORED for each in entries) or (
-                sum(each.file_size for each in entries) > size
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
+                sum(entry.file_size for entry in entries) > size
             ):
                 raise InputError(f"{file} is not a checkpoint torch has written (its parts are compressed or overlap)")
-            if len({each.filename for each in entries}) < len(entries):
+            if len({entry.filename for entry in entries}) < len(entries):
                 raise InputError(f"{file} is damaged: two of its parts have one name; restore it from a copy")
             damaged = archive.testzip()
             if damaged is None:
-                for each in entries:
-                    if each.filename.endswith("data.pkl"):
-                        _check_texts(archive, each, file)
+                for entry in entries:
+                    if entry.filename.endswith("data.pkl"):
+                        _check_texts(archive, entry, file)
     # zipfile raises all of these on damage: of a header, a flag, a method, a name; pickletools a ValueError.
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, InputError):

@@ -207,7 +207,7 @@ class FastWeights(nn.Module):
         """The state with no more room for an unfinished chunk than its rows have read of one."""
         if self.chunk == 1:
             return state
-        most = max((place % self.chunk for place in state.position.tolist()), default=0)
+        most = max((at % self.chunk for at in state.position.tolist()), default=0)
         kept, sources = (owned(part[:, part.shape[1] - most :]) for part in (state.hidden, state.targets))
         return state._replace(hidden=kept, targets=sources)
 
@@ -216,38 +216,38 @@ class FastWeights(nn.Module):
     ) -> tuple[Tensor, Any]:
         """Rows at one place of their chunk together: those that differ, one group after the other."""
         groups: dict[int, list[int]] = {}
-        for row, place in enumerate(state.position.tolist()):
-            groups.setdefault(place if self.reset_every else place % self.chunk, []).append(row)
+        for row, at in enumerate(state.position.tolist()):
+            groups.setdefault(at if self.reset_every else at % self.chunk, []).append(row)
         if len(groups) <= 1:
             return self._until_resets(hidden, targets, fixed, state, next(iter(groups), 0), trail=trail)
         members = [*groups.values()]
         answers = [
-            self._until_resets(hidden[chosen], targets[chosen], fixed, rows(state, chosen), place, trail=trail)
-            for place, chosen in groups.items()
+            self._until_resets(hidden[chosen], targets[chosen], fixed, rows(state, chosen), at, trail=trail)
+            for at, chosen in groups.items()
         ]
         y, after = zip(*answers, strict=True)
         return in_order(y, members), joined(after, members, trail=trail)
 
     def _until_resets(
-        self, hidden: Tensor, targets: Tensor, fixed: _Fixed, state: FastState, place: int, *, trail: bool
+        self, hidden: Tensor, targets: Tensor, fixed: _Fixed, state: FastState, at: int, *, trail: bool
     ) -> tuple[Tensor, Any]:
         """Rows that have read equally much since their chunk, or with `reset_every` their sequence, began."""
         advance = self._by_token if self.chunk == 1 else self._by_chunk
         until, t = self.reset_every, hidden.shape[1]
-        if until is None or place + t < until:
-            return advance(hidden, targets, fixed, state, place % self.chunk, trail=trail)
+        if until is None or at + t < until:
+            return advance(hidden, targets, fixed, state, at % self.chunk, trail=trail)
         anew = self.initial_state(len(hidden))
-        if place >= until:  # from a state of a longer interval
-            state, place = anew, 0
+        if at >= until:  # from a state of a longer interval
+            state, at = anew, 0
         read: list[Tensor] = []
         pieces: list[tuple[Any, int]] = []
-        for first, last in itertools.pairwise([0, *range(until - place, t, until), t]):
+        for first, last in itertools.pairwise([0, *range(until - at, t, until), t]):
             part = slice(first, last)
-            y, after = advance(hidden[:, part], targets[:, part], fixed, state, place % self.chunk, trail=trail)
+            y, after = advance(hidden[:, part], targets[:, part], fixed, state, at % self.chunk, trail=trail)
             read.append(y)
             pieces.append((after, last - first))
-            state, place = anew, 0 if last < t else place + last - first
-        if place == until:
+            state, at = anew, 0 if last < t else at + last - first
+        if at == until:
             pieces.append((unmoved(anew) if trail else anew, 0))
         final, _ = pieces.pop()
         for after, length in reversed(pieces if trail else []):

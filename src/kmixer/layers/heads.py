@@ -38,10 +38,10 @@ def heads_apart(
     if projected.dtype == torch.float32 and of_all_rows and native.usable(projected):
         apart: tuple[Tensor, ...] = _HeadsApart.apply(projected, heads, parts, rotated, *(angles or (None, None)))
         return apart
-    each = [split_heads(part, heads) for part in projected.chunk(parts, dim=-1)]
+    projections = [split_heads(part, heads) for part in projected.chunk(parts, dim=-1)]
     if rotated == 0 or angles is None:
-        return tuple(each)
-    return *rotate(torch.stack(each[:rotated]), angles).unbind(0), *each[rotated:]
+        return tuple(projections)
+    return *rotate(torch.stack(projections[:rotated]), angles).unbind(0), *projections[rotated:]
 
 
 class _HeadsApart(HandWritten):
@@ -163,8 +163,8 @@ def in_groups(
     torch.compile cannot hold it in one graph.
     """
     groups: dict[int, list[int]] = {}
-    for row, place in enumerate(position.tolist()):
-        groups.setdefault(place, []).append(row)
+    for row, at in enumerate(position.tolist()):
+        groups.setdefault(at, []).append(row)
     members = [*groups.values()]
     answers = [
         layer(x[chosen], rows(state, chosen), added=None if added is None else added[chosen], trail=trail)

@@ -202,7 +202,7 @@ class SoftmaxAttention(nn.Module):
         heads = heads_apart(projected, self.heads, parts, rotated=rotated, angles=angles)
         queries, keys = heads[query], heads[key]
         if self.query_key_norm:
-            queries, keys = (F.rms_norm(each, (self.head_width,), eps=NORM_EPS) for each in (queries, keys))
+            queries, keys = (F.rms_norm(tensor, (self.head_width,), eps=NORM_EPS) for tensor in (queries, keys))
         if value is not None:
             return queries, keys, heads[value], tail
         # A view, where a caller may fill the same memory again, which autograd would not allow.

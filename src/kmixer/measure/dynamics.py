@@ -50,17 +50,17 @@ def measure_dynamics(model: CausalLM, tokens: Tensor) -> dict[str, Any]:
     recorder = None
     if isinstance(stack, KStack) and stack.refined:
         recorder = _Residuals(stack)
-    found = measure_mixers(model, tokens, locality=(LOCALITY_WINDOWS, LOCALITY_POSITIONS))
+    measured = measure_mixers(model, tokens, locality=(LOCALITY_WINDOWS, LOCALITY_POSITIONS))
     if recorder is not None and isinstance(stack, KStack):
         recorder.remove()
-        found["eta"] = float(stack.eta())
-        found["residuals"] = recorder.residuals
+        measured["eta"] = float(stack.eta())
+        measured["residuals"] = recorder.residuals
     if model.copy_memory is not None:
-        (found["copy_gate"],) = found["copy_gate"]  # one module has those of all layers
-        found["copies"] = measure_copies(model, tokens)
+        (measured["copy_gate"],) = measured["copy_gate"]  # one module has those of all layers
+        measured["copies"] = measure_copies(model, tokens)
     if model.config.fast_weights is not None and tokens.shape[1] > 1:
-        found["fast_weights"] = measure_fast_weights(model, tokens)
-    return found
+        measured["fast_weights"] = measure_fast_weights(model, tokens)
+    return measured
 
 
 @torch.no_grad()
@@ -99,8 +99,8 @@ def measure_mixers(model: Any, inputs: Tensor, locality: tuple[int, int] | None 
     if residuals:
         measured["column_residual"] = residuals
     if weights:
-        places = model.patch_places() if isinstance(model, VisionTransformer) else None
-        measured["locality"] = measure_locality(weights, places)
+        patches = model.patch_places() if isinstance(model, VisionTransformer) else None
+        measured["locality"] = measure_locality(weights, patches)
     return measured
 
 

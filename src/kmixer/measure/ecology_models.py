@@ -47,11 +47,11 @@ def model_followers(
         for of_source, at in zip(tokens, shared.at, strict=True):
             laws, positions = [], []
             for part in starts.split(BATCH):
-                places = part[:, None] + torch.arange(window)
-                logits = model(of_source[places]).logits
+                windows = part[:, None] + torch.arange(window)
+                logits = model(of_source[windows]).logits
                 assert logits is not None
                 laws.append(logits[:, window - half - 1 : -1].float().softmax(-1).flatten(0, 1))
-                positions.append(places[:, window - half :].flatten())
+                positions.append(windows[:, window - half :].flatten())
                 if not followers and len(laws) == 1:
                     took((time.monotonic() - begun) * calls)
             position = torch.cat(positions)

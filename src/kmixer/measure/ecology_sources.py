@@ -87,9 +87,9 @@ def shared_contexts(tokens: Sequence[Tensor], vocabulary: int, context: Context,
     if context.kind == "suffix":
         numbers = _suffixes(tokens, vocabulary, context.lengths[0])
     else:
-        place = torch.full((CHUNK,), -1)
-        place[list(context.lengths)] = torch.arange(len(context.lengths))
-        numbers = [place.repeat(len(x) // CHUNK + 1)[: len(x)] for x in tokens]
+        index_of = torch.full((CHUNK,), -1)
+        index_of[list(context.lengths)] = torch.arange(len(context.lengths))
+        numbers = [index_of.repeat(len(x) // CHUNK + 1)[: len(x)] for x in tokens]
     size = 1 + max(int(of_source.max()) for of_source in numbers)
     counts = torch.stack([torch.bincount(of_source[of_source >= 0], minlength=size) for of_source in numbers])
     kept = (counts >= min_count).all(0)

@@ -34,7 +34,7 @@ class Moves:
     def __init__(self, model: CausalLM) -> None:
         self.model = model
         self.layers: list[str] = []
-        self.places: list[tuple[int, list[float]]] = []
+        self.points: list[tuple[int, list[float]]] = []
         self.told, self.every = 0, 1
 
     def __call__(self, read: int, state: State) -> None:
@@ -43,16 +43,16 @@ class Moves:
             return
         moves = relative_moves(self.model, state)
         self.layers = [name for name, _ in moves]
-        self.places.append((read, [float(move.mean()) for _, move in moves]))
-        if len(self.places) > KEPT:
-            self.places, self.every = self.places[1::2], 2 * self.every
+        self.points.append((read, [float(move.mean()) for _, move in moves]))
+        if len(self.points) > KEPT:
+            self.points, self.every = self.points[1::2], 2 * self.every
 
     def to_json(self) -> dict[str, Any]:
         """Names of the layers, how many tokens were read, and there the move of every layer."""
         return {
             "layers": self.layers,
-            "tokens": [read for read, _ in self.places],
-            "moves": [moves for _, moves in self.places],
+            "tokens": [read for read, _ in self.points],
+            "moves": [moves for _, moves in self.points],
         }
 
 

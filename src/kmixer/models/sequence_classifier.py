@@ -114,9 +114,9 @@ class SequenceClassifier(nn.Module):
     def _classify(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         t = tokens.shape[1]
         x = self.embedding(tokens) + self.positions[:t]
-        places = torch.arange(t + 1, device=x.device)
+        positions = torch.arange(t + 1, device=x.device)
         if self.class_token is not None:
-            after = (places == lengths[:, None]).unsqueeze(-1)  # (b, t + 1, 1)
+            after = (positions == lengths[:, None]).unsqueeze(-1)  # (b, t + 1, 1)
             x = torch.where(after, self.class_token.to(x.dtype), torch.cat([x, x[:, :1]], dim=1))
         if self.embedding_scale is not None:  # of the class token and the positions too
             x = self.embedding_scale * x
@@ -126,7 +126,7 @@ class SequenceClassifier(nn.Module):
         if self.class_token is not None:
             pooled = x[torch.arange(len(x), device=x.device), lengths]
         else:
-            counts = (places[:t] < lengths[:, None]).unsqueeze(-1)
+            counts = (positions[:t] < lengths[:, None]).unsqueeze(-1)
             pooled = (x * counts).sum(1) / lengths.unsqueeze(-1)
         logits: Tensor = self.head(pooled)
         return logits

@@ -19,8 +19,8 @@ from kmixer.ops.linear import MAX_WEIGHTS
 
 def lag(x: Float[Tensor, "b n d"], taps: int, r: int) -> Float[Tensor, "b m d"]:
     """The rows x[2k + K - 1 - r], k = 0 to (n - K) / 2: a view."""
-    place = taps - 1 - r
-    return x[:, place : x.shape[1] - r : 2]
+    begin = taps - 1 - r
+    return x[:, begin : x.shape[1] - r : 2]
 
 
 def filter_and_halve(

@@ -86,19 +86,19 @@ def unpack(archive: Path, run: Path) -> None:
         InputError: the archive cannot be read, is larger unpacked than any run, holds anything but the plain files of
             a run (a link, a path with `..`, a pickle), the run in it is damaged, or the folder holds something already.
     """
-    place = RunFolder(run)
-    place.check_free(force=False)
+    target = RunFolder(run)
+    target.check_free(force=False)
     with open_to_read(archive, ARCHIVE_BYTES) as file:
         names = [name for name, _ in _entries(archive, file)]
         if not set(names) >= NEEDED or len(set(names)) != len(names):
             raise InputError(f"{archive} is not a run archive: it needs {', '.join(sorted(NEEDED))}, each once")
-        with _folder_beside(place.path) as beside, place.held():
-            place.check_free(force=False)
+        with _folder_beside(target.path) as beside, target.held():
+            target.check_free(force=False)
             whole = RunFolder(beside / "run")
             for name, blocks in _entries(archive, file):
-                with atomic_write(whole.path / name) as target:
+                with atomic_write(whole.path / name) as output:
                     for block in blocks:
-                        target.write(block)
+                        output.write(block)
             try:
                 missing = _needed(whole.read_recipe()) - set(names)
                 if not missing:
@@ -108,7 +108,7 @@ def unpack(archive: Path, run: Path) -> None:
                 raise InputError(f"{archive} holds a damaged run: {inside}") from None
             if missing:
                 raise InputError(f"{archive} is not a run archive: {', '.join(sorted(missing))} is missing")
-            _put(whole.path, place.path)
+            _put(whole.path, target.path)
 
 
 def _put(whole: Path, run: Path) -> None:

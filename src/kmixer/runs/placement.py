@@ -13,27 +13,27 @@ class Placement:
     fails or is stopped before, the old run is as it was.
     """
 
-    def __init__(self, place: RunFolder, folder: RunFolder) -> None:
-        self.place, self.folder = place, folder
-        self.replaces = folder.path != place.path and place.exists()
+    def __init__(self, target: RunFolder, folder: RunFolder) -> None:
+        self.target, self.folder = target, folder
+        self.replaces = folder.path != target.path and target.exists()
 
     @classmethod
-    def of_new_run(cls, place: RunFolder) -> Placement:
+    def of_new_run(cls, target: RunFolder) -> Placement:
         """A staged run. For who holds the place."""
-        return cls(place, place.staged())
+        return cls(target, target.staged())
 
     @property
     def published(self) -> bool:
-        return self.folder.path == self.place.path
+        return self.folder.path == self.target.path
 
     def saved(self, *, evaluated_after: int) -> None:
         """A checkpoint was written, and the last evaluation was after so many steps."""
         if not self.published and (evaluated_after > 0 or not self.replaces):
-            self.folder.publish(self.place)
-            self.folder = self.place
+            self.folder.publish(self.target)
+            self.folder = self.target
 
     def keeps(self) -> str:
         """What a user has there when training fails now, in a few words; empty where it is nothing."""
         if self.published:
-            return f"{self.place.path} keeps the best weights and the last good checkpoint"
-        return f"{self.place.path} keeps the run that was there" if self.replaces else ""
+            return f"{self.target.path} keeps the best weights and the last good checkpoint"
+        return f"{self.target.path} keeps the run that was there" if self.replaces else ""

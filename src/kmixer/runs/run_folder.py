@@ -106,9 +106,9 @@ class RunFolder:
         """
         return RunFolder(publishing.stage(self.path))
 
-    def publish(self, place: RunFolder) -> None:
+    def publish(self, target: RunFolder) -> None:
         """Move this staged run to its place; a run that is there is replaced, other files there are not touched."""
-        publishing.publish(self.path, place.path)
+        publishing.publish(self.path, target.path)
 
     def remove_leftovers(self) -> None:
         """Remove what writes of a killed process left behind, and the word of a divergence."""
@@ -255,4 +255,4 @@ class RunFolder:
     def made_with(self, key: str) -> list[str]:
         """Values of this key of the environment: at the start, and every time the run was resumed."""
         there = self.environment()
-        return [str(each[key]) for each in (there, *there.get("resumed", []))]
+        return [str(start[key]) for start in (there, *there.get("resumed", []))]

@@ -129,10 +129,10 @@ def refusal(error: InputError) -> ApiError:
 
 def _refused(error: pydantic.ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
-    place = [str(part) for part in first["loc"]]
-    if not place:
+    path = [str(part) for part in first["loc"]]
+    if not path:
         return ApiError(400, f"body: {one_line(first['msg'], 200)}; give a JSON object")
-    name = place[0]
+    name = path[0]
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{shown(name)}: this server has no such setting; leave it out", param=name[:100])
     if first["type"] == "missing":

@@ -109,7 +109,7 @@ class LanguageTask(Task):
         """
         recipe, dataset = self.recipe, self.dataset
         parts = {"validation": dataset.validation, "test": dataset.test if recipe.evaluation.test else None}
-        found: dict[str, Any] = {}
+        measured: dict[str, Any] = {}
         for name, split in parts.items():
             if split is None:
                 continue
@@ -121,9 +121,9 @@ class LanguageTask(Task):
             measures |= {("windows", window): None for window in windows}
             if model.config.max_positions is None and not model.config.state_grows and forgets(model):
                 measures["stream", None] = None
-            found[name] = [evaluate(model, split, protocol, window or 0).to_json() for protocol, window in measures]
-        found["loss_by_position"] = loss_by_position(model, dataset.validation, recipe.evaluation_window)
-        return found
+            measured[name] = [evaluate(model, split, protocol, window or 0).to_json() for protocol, window in measures]
+        measured["loss_by_position"] = loss_by_position(model, dataset.validation, recipe.evaluation_window)
+        return measured
 
     def forward_flops(self, model: CausalLM) -> float:
         return self.recipe.units_per_step * count_flops(model, self.recipe.training.window)

@@ -64,62 +64,62 @@ def train(
         DivergedError: a loss or gradient that is not finite; the last checkpoint is kept.
     """
     processes = open_processes(cpu=cpu, unused_parameters=recipe.leaves_parameters_unused)
-    place = RunFolder(out)
+    target = RunFolder(out)
     if resume:
         with processes.main_first():
-            recipe = _with_data_of(place, recipe, corpus)
+            recipe = _with_data_of(target, recipe, corpus)
             if begin_from is not None:
-                check_same_origin(place, begin_from)
+                check_same_origin(target, begin_from)
     else:
         recipe = recipe if corpus is None else recipe.with_data_at(corpus)
         recipe.check_schedule()
         if processes.is_main:
-            place.check_free(force=force)
+            target.check_free(force=force)
     processes.wait()
     origin = None if begin_from is None or resume else open_origin(begin_from, recipe)
 
     with processes.main_first():
-        task = open_task(recipe, tokenizer=_tokenizer_of(place, resume, origin), data_dir=data_dir)
+        task = open_task(recipe, tokenizer=_tokenizer_of(target, resume, origin), data_dir=data_dir)
     task.check()
     check_sharing(task.recipe, processes.count)
 
-    with random_state_kept(processes.device), place.held() if processes.is_main else contextlib.nullcontext():
+    with random_state_kept(processes.device), target.held() if processes.is_main else contextlib.nullcontext():
         if processes.is_main:
-            _check_place(place, task.recipe, resume=resume, force=force)
-        return _train(task, place, processes, origin, resume=resume, reporter=reporter or Reporter())
+            _check_target(target, task.recipe, resume=resume, force=force)
+        return _train(task, target, processes, origin, resume=resume, reporter=reporter or Reporter())
 
 
-def _with_data_of(place: RunFolder, recipe: AnyRecipe, corpus: str | None) -> AnyRecipe:
+def _with_data_of(target: RunFolder, recipe: AnyRecipe, corpus: str | None) -> AnyRecipe:
     """The recipe that a run is resumed with, its data where it is now: as given, as the recipe says, or the run."""
-    there = place.read_recipe()
+    there = target.read_recipe()
     if type(there) is not type(recipe):
-        place.check_recipe(recipe)
+        target.check_recipe(recipe)
     if corpus is not None:
         return recipe.with_data_at(corpus)
     if recipe.data_path is None or recipe.data_path.exists():
         return recipe
-    path = place.recipe_with_data().data_path
+    path = target.recipe_with_data().data_path
     return recipe if path is None else recipe.with_data_at(str(path))
 
 
-def _tokenizer_of(place: RunFolder, resume: bool, origin: Origin | None) -> Tokenizer | None:
+def _tokenizer_of(target: RunFolder, resume: bool, origin: Origin | None) -> Tokenizer | None:
     """The tokenizer that there is already."""
     if origin is not None:
         return origin.tokenizer
-    return load_tokenizer(place.path) if resume and (place.path / TOKENIZER).is_file() else None
+    return load_tokenizer(target.path) if resume and (target.path / TOKENIZER).is_file() else None
 
 
-def _check_place(place: RunFolder, recipe: AnyRecipe, *, resume: bool, force: bool) -> None:
+def _check_target(target: RunFolder, recipe: AnyRecipe, *, resume: bool, force: bool) -> None:
     """Raises InputError where a run cannot be made or resumed there; it is held, so that this stays true."""
     if not resume:
-        place.check_free(force=force)  # again: another process may have made a run there while the data was read
+        target.check_free(force=force)  # again: another process may have made a run there while the data was read
         return
-    place.check_recipe(recipe, but_for=PATHS)
-    place.check_files()
+    target.check_recipe(recipe, but_for=PATHS)
+    target.check_files()
 
 
 def _train(
-    task: Task, place: RunFolder, processes: Processes, origin: Origin | None, *, resume: bool, reporter: Reporter
+    task: Task, target: RunFolder, processes: Processes, origin: Origin | None, *, resume: bool, reporter: Reporter
 ) -> Result:
     """The training itself, in a folder that no other process trains into."""
     recipe = task.recipe
@@ -135,22 +135,22 @@ def _train(
 
     average = None if recipe.training.average is None else WeightAverage(model, recipe.training.average)
 
-    placement = Placement(place, place)
+    placement = Placement(target, target)
     progress = Progress(corpus_sha256=task.corpus_sha256)
     if resume:
-        progress = load_checkpoint(place, model, optimizers, average)
+        progress = load_checkpoint(target, model, optimizers, average)
         if progress.corpus_sha256 != task.corpus_sha256:
             raise InputError(
-                f"cannot resume {place.path}: the data is not what it was; --corpus FILE says where that is now"
+                f"cannot resume {target.path}: the data is not what it was; --corpus FILE says where that is now"
             )
-        load_weights(place.path)  # they may be the best there will be: damage is to be known now
+        load_weights(target.path)  # they may be the best there will be: damage is to be known now
         if processes.is_main:
-            place.remove_leftovers()
-            place.rewind_metrics(progress.metrics)
+            target.remove_leftovers()
+            target.rewind_metrics(progress.metrics)
             if progress.step < recipe.training.steps:
-                place.note_resumption(processes.device, processes.count, progress.step)
+                target.note_resumption(processes.device, processes.count, progress.step)
     elif processes.is_main:
-        placement = Placement.of_new_run(place)
+        placement = Placement.of_new_run(target)
         run = placement.folder
         run.write_recipe(recipe)
         task.save_config(run.path, model)
@@ -168,7 +168,7 @@ def _train(
         return trainer.run_to_the_end()
     except DivergedError as error:
         if processes.is_main and placement.published:
-            write_json(place.path / DIVERGED, {"step": progress.step, "why": str(error)})
+            write_json(target.path / DIVERGED, {"step": progress.step, "why": str(error)})
         raise
 
 

@@ -92,7 +92,7 @@ class Trainer:
     def run_to_the_end(self) -> Result:
         progress, config = self.progress, self.config
         parameters = sum(p.numel() for p in self.model.parameters())
-        self.reporter.started(self.task, self.placement.place.path, parameters, progress.step)
+        self.reporter.started(self.task, self.placement.target.path, parameters, progress.step)
         with interrupts() as interrupted, fast_exact_matmuls(self.processes.device):
             if progress.best is None:
                 self._evaluate()
@@ -110,7 +110,7 @@ class Trainer:
                 write_results(self.placement.folder, self.model, self.task, progress)
         self.processes.wait()
         return Result(
-            self.placement.place.path,
+            self.placement.target.path,
             progress.step,
             finished,
             progress.best,

@@ -11,7 +11,7 @@ from torch import Tensor
 from kmixer.generation.decoder import EagerDecoder
 from kmixer.huggingface import KMixerForCausalLM
 from kmixer.interop.huggingface import model as wrapping
-from kmixer.interop.huggingface.read_state import ReadState, after, found
+from kmixer.interop.huggingface.read_state import ReadState, after, resumable
 from tests.interop.huggingface.models import KINDS, filled_up, make_tokens, wrapped
 
 NEW = 5
@@ -123,10 +123,10 @@ def test_rows_are_found_by_what_they_have_read() -> None:
     state = read_state(read)
 
     def places(rows: list[list[int]], filled: list[int] | None = None) -> tuple[list[int], int] | None:
-        known = found(state, torch.tensor(rows), filled or [0] * len(rows))
+        known = resumable(state, torch.tensor(rows), filled or [0] * len(rows))
         return None if known is None else (known[0].state.tolist(), known[1])  # type: ignore[union-attr]
 
-    in_place = found(state, torch.tensor([[1, 2, 9], [3, 4, 9], [1, 2, 8]]), [0, 0, 0])
+    in_place = resumable(state, torch.tensor([[1, 2, 9], [3, 4, 9], [1, 2, 8]]), [0, 0, 0])
     assert in_place == (state, 2)
     assert places([[3, 4, 5], [1, 2, 5], [3, 4, 6], [3, 4, 7]]) == ([1, 0, 1, 1], 2)
     assert places([[3, 4, 5, 6]]) == ([1], 2)
@@ -139,7 +139,7 @@ def test_rows_are_found_by_what_they_have_read() -> None:
 
 def test_rows_of_several_lengths_are_found() -> None:
     state = read_state(torch.tensor([[9, 1, 2], [5, 3, 4]]), [1, 0])
-    known = found(state, torch.tensor([[5, 3, 4, 0], [9, 1, 2, 0]]), [0, 1])
+    known = resumable(state, torch.tensor([[5, 3, 4, 0], [9, 1, 2, 0]]), [0, 1])
     assert known is not None
     assert (known[0].state.tolist(), known[1]) == ([1, 0], 3)  # type: ignore[union-attr]
     assert [row.length for row in known[0].read] == [3, 2]

@@ -18,18 +18,18 @@ def draw_geometry(record: GeometryRecord) -> Figure:
     """D with its band, and D_k; columns are perturbations."""
     figure, (left, right) = begin_figure(title_of("Geometry", record), "perturbed", "", columns=2)
     figure.set_figheight(HEIGHT + 0.4)
-    places = np.arange(len(record.perturbations))
+    centres = np.arange(len(record.perturbations))
     for index, curve in enumerate(record.curves):
         color, offset = f"C{index}", 0.12 * (index - (len(record.curves) - 1) / 2)
-        moves, x = curve.trained, places + offset
+        moves, x = curve.trained, centres + offset
         error = BAND * np.array(curve.distance_error)
         left.errorbar(x, moves.distance, error, fmt="o", markersize=4, color=color, label=label_of(curve.name))
         right.plot(x, moves.shared, "o", markersize=4, color=color)
         _draw_references(left, x, [one.distance for one in curve.untrained], moves.null, color, named=index == 0)
         _draw_references(right, x, [one.shared for one in curve.untrained], moves.shared_null, color, named=False)
     for axes, name in ((left, "D"), (right, f"D of the first {record.directions} directions")):
-        axes.set(ylabel=name, ylim=(0, 1.03), xlim=(-0.5, len(places) - 0.5))
-        axes.set_xticks(places, record.perturbations)
+        axes.set(ylabel=name, ylim=(0, 1.03), xlim=(-0.5, len(centres) - 0.5))
+        axes.set_xticks(centres, record.perturbations)
         axes.grid(visible=False, axis="x")
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure

@@ -108,7 +108,7 @@ def draw_norms(arm: Arm) -> Figure:
     updates = [line.update_norms or {} for line in lines]
     for axes, norms, name in zip(both, (gradients, updates), ("gradient norm", "update norm"), strict=True):
         for group in norms[0]:
-            axes.plot(steps, [each.get(group, np.nan) for each in norms], label=group, linewidth=1.2)
+            axes.plot(steps, [norms_at_step.get(group, np.nan) for norms_at_step in norms], label=group, linewidth=1.2)
         axes.set_ylabel(name)
         axes.set_yscale("log")
     add_legend(both[0])

@@ -152,11 +152,11 @@ def import_folder(folder: Path, out: Path, *, force: bool = False) -> str:
     content = read_folder(folder)
     model = CausalLM(content.config.model, content.config.vocabulary_size)  # type: ignore[arg-type]
     put_weights(model, content.tensors, str(folder / WEIGHTS))
-    place, records = RunFolder(out), folder / RECORDS
-    place.check_free(force=force)
-    with place.held():
-        place.check_free(force=force)  # again: another process may have made a run there meanwhile
-        run = place.staged()
+    target, records = RunFolder(out), folder / RECORDS
+    target.check_free(force=force)
+    with target.held():
+        target.check_free(force=force)  # again: another process may have made a run there meanwhile
+        run = target.staged()
         if is_regular_file(records / HEADER):
             for name in COPIED:
                 if is_regular_file(records / name):
@@ -167,7 +167,7 @@ def import_folder(folder: Path, out: Path, *, force: bool = False) -> str:
             save_config(run.path, model, content.tokenizer)
             save_weights(run.path, model, content.tokenizer, content.about)
         whole = run.exists()
-        run.publish(place)
+        run.publish(target)
     return "run folder" if whole else "model folder"
 
 

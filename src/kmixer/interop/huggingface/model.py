@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from kmixer.errors import InputError
 from kmixer.generation.decoder import Decoder, open_decoder
 from kmixer.interop.huggingface.config import KMixerConfig, config_of
-from kmixer.interop.huggingface.read_state import ReadState, after, found
+from kmixer.interop.huggingface.read_state import ReadState, after, resumable
 from kmixer.interop.huggingface.reading import filled_at_the_left, loss, read
 from kmixer.interop.huggingface.values import generation_values, padding_token
 from kmixer.models.causal_lm import CausalLM
@@ -186,7 +186,7 @@ class KMixerForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             inputs["logits_to_keep"] = kwargs["logits_to_keep"]
         if state is not None and inputs["use_cache"]:
             filling = padding_token(self.model.vocabulary_size)
-            known = found(state, input_ids, filled_at_the_left(mask, input_ids, filling))
+            known = resumable(state, input_ids, filled_at_the_left(mask, input_ids, filling))
             if known is not None:
                 inputs["state"], columns = known
                 inputs["input_ids"], inputs["attention_mask"] = input_ids[:, columns:], None

@@ -59,7 +59,7 @@ def after(tokens: Tensor, filled: list[int], read: list[RowRead] | None) -> list
     ]
 
 
-def found(state: ReadState, tokens: Tensor, filled: list[int]) -> tuple[ReadState, int] | None:
+def resumable(state: ReadState, tokens: Tensor, filled: list[int]) -> tuple[ReadState, int] | None:
     """The state with its rows as these tokens have them, and how many columns of the tokens it has read.
 
     None where a row begins with what no row of the state has read, or nothing is left to read.
@@ -70,21 +70,23 @@ def found(state: ReadState, tokens: Tensor, filled: list[int]) -> tuple[ReadStat
     numbers = tokens.cpu().numpy()
     known = {row.key(): index for index, row in reversed(list(enumerate(state.read)))}
     for columns in {filled[0] + length for length, _ in known}:
-        if columns < tokens.shape[1] and (places := _places(state, known, numbers[:, :columns], filled)) is not None:
-            if places == list(range(len(state.read))):
+        if columns < tokens.shape[1] and (sources := _sources(state, known, numbers[:, :columns], filled)) is not None:
+            if sources == list(range(len(state.read))):
                 return state, columns
-            return ReadState(rows(state.state, places), [state.read[place] for place in places]), columns
+            return ReadState(rows(state.state, sources), [state.read[source] for source in sources]), columns
     return None
 
 
-def _places(state: ReadState, known: dict[tuple[int, bytes], int], numbers: Any, filled: list[int]) -> list[int] | None:
+def _sources(
+    state: ReadState, known: dict[tuple[int, bytes], int], numbers: Any, filled: list[int]
+) -> list[int] | None:
     """The row of the state that has read each of these rows; None where there is none for one of them."""
-    places = []
+    sources = []
     for index, (own, skipped) in enumerate(zip(numbers, filled, strict=True)):
         key = NOTHING_READ.then(own[skipped:].tobytes(), len(own) - skipped).key()
         if key not in known:
             return None
         # Of rows that have read the same, its own: then nothing has to be copied.
         same = index < len(state.read) and state.read[index].key() == key
-        places.append(index if same else known[key])
-    return places
+        sources.append(index if same else known[key])
+    return sources

@@ -148,12 +148,12 @@ def hierarchical_scores(
     t: int,
 ) -> Float[Tensor, "b h t s"]:
     """The scores S of `hierarchical_attention`, before the mask."""
-    positions, places = torch.arange(s - t, s, device=weights.device), torch.arange(s, device=weights.device)
+    positions, columns = torch.arange(s - t, s, device=weights.device), torch.arange(s, device=weights.device)
     scores = None
     for level, (q, k) in enumerate(zip(queries, keys, strict=True)):
         rows = (positions >> level) - ((s - t) >> level)
         small = weights[:, level, None, None] * (q @ k.mT) / q.shape[-1] ** 0.5
-        spread = small[:, :, rows][:, :, :, places >> level]
+        spread = small[:, :, rows][:, :, :, columns >> level]
         scores = spread if scores is None else scores + spread
     assert scores is not None
     return scores
@@ -172,8 +172,8 @@ def _check(queries: list[Tensor], keys: list[Tensor], values: Tensor, weights: T
         raise InputError(f"weights: got {tuple(weights.shape)}; allowed: {(like[1], len(keys))}, heads and levels")
     for level, (q, k) in enumerate(zip(queries, keys, strict=True)):
         for what, tensor in (("queries", q), ("keys", k)):
-            if (found := (*tensor.shape[:2], tensor.shape[3])) != like:
-                raise InputError(f"level {level}: got {what} {found}; allowed: {like}, batch, heads and head width")
+            if (shape := (*tensor.shape[:2], tensor.shape[3])) != like:
+                raise InputError(f"level {level}: got {what} {shape}; allowed: {like}, batch, heads and head width")
         rows = ((s - 1) >> level) - ((s - t) >> level) + 1 if t else 0
         if (q.shape[2] != rows and t) or k.shape[2] != -(-s >> level):
             raise InputError(

@@ -59,9 +59,9 @@ def _backward(
 
         # Every term carries g to the power of its lag, so d/dlog g multiplies it by the lag.
         # Lags are taken inside a chunk: sums over global positions would cancel to nothing.
-        place = scales.position
-        inner = (place * (part.q * dq_inner - part.k * dk_inner).sum(0)).sum(0)
-        outer = ((place + 1) * (part.q * dq_outer).sum(0) + (c - 1 - place) * (part.k * dk_outer).sum(0)).sum(0)
+        position = scales.position
+        inner = (position * (part.q * dq_inner - part.k * dk_inner).sum(0)).sum(0)
+        outer = ((position + 1) * (part.q * dq_outer).sum(0) + (c - 1 - position) * (part.k * dk_outer).sum(0)).sum(0)
         dlog_decay += inner + outer + c * scales.whole[:, 0] * (part.starts * ends).sum((0, 2))
     dq, dk, dv = (_join(list(chunks), b) for chunks in zip(*gradients, strict=True))
     return dq, dk, dv, dlog_decay, dstate

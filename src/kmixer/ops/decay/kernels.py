@@ -85,16 +85,16 @@ def segment_updates(
     segment = slot + 1 if REVERSE else slot
     start = batch * t + segment * LENGTH
     length = tl.minimum(t - segment * LENGTH, LENGTH)
-    place = tl.arange(0, CHUNK)
+    offset = tl.arange(0, CHUNK)
     ranks = tl.arange(0, RANK)
     log_g = _load_log_decay(log_decay, ranks, r)
     whole = tl.exp(log_g * CHUNK)[:, None]
     # Forward segments are never cut short. A reversed one may be: its weights count from the chunk's start.
-    weights = _power(log_g, place + 1 if REVERSE else CHUNK - 1 - place)
+    weights = _power(log_g, offset + 1 if REVERSE else CHUNK - 1 - offset)
     total = tl.zeros((RANK, D), tl.float32)
     chunks = tl.cdiv(length, CHUNK)
     for step in range(chunks):
-        positions = (chunks - 1 - step if REVERSE else step) * CHUNK + place
+        positions = (chunks - 1 - step if REVERSE else step) * CHUNK + offset
         key = _load(keys + start * r, positions, length, ranks, r, r) * weights
         value = _load(values + start * d, positions, length, columns, d, d)
         total = tl.dot(tl.trans(key), value, total * whole, input_precision=PRECISION)
@@ -119,13 +119,13 @@ def scan_segments(
     batch = (program // tiles // r).to(tl.int64)
     base = interior + batch * slots * (r * d) + rank * d + columns[None, :]
     step = tl.load(log_decay + rank) * LENGTH
-    place = tl.arange(0, GROUP)
-    lag = place[:, None] - place[None, :]
+    offset = tl.arange(0, GROUP)
+    lag = offset[:, None] - offset[None, :]
     weights = tl.where(lag >= 0, tl.exp(step * tl.maximum(lag, 0)), 0.0)
-    from_before = tl.exp(step * (place + 1))[:, None]
+    from_before = tl.exp(step * (offset + 1))[:, None]
     carry = tl.zeros((D,), tl.float32)
     for first in range(0, slots, GROUP):
-        order = first + place
+        order = first + offset
         slot = (slots - 1 - order if REVERSE else order).to(tl.int64)
         mask = (order[:, None] < slots) & (columns[None, :] < d)
         pointers = base + slot[:, None] * (r * d)
@@ -133,7 +133,7 @@ def scan_segments(
         # The state is float32 whatever the inputs are: never less than three products here.
         states = tl.dot(weights, updates, from_before * carry[None, :], input_precision="tf32x3")
         tl.store(pointers, states, mask=mask)
-        carry = tl.sum(tl.where((place == GROUP - 1)[:, None], states, 0.0), 0)
+        carry = tl.sum(tl.where((offset == GROUP - 1)[:, None], states, 0.0), 0)
 
 
 @triton.jit(do_not_specialize=["t", "segments"])
@@ -144,16 +144,16 @@ def outputs(
 ):  # fmt: skip
     """y, and the state after the last position."""
     batch, segment, start, length, _, columns = _place(t, segments, d, LENGTH, D)
-    place = tl.arange(0, CHUNK)
+    offset = tl.arange(0, CHUNK)
     ranks = tl.arange(0, RANK)
     log_g = _load_log_decay(log_decay, ranks, r)
     carried = _load_boundary(state, interior, segment == 0, batch, segments - 1, segment - 1, ranks, columns, r, d)
-    causal = place[:, None] >= place[None, :]
-    to_middle = _power(log_g, place - (CHUNK - 1) / 2)
-    from_middle = _power(log_g, (CHUNK - 1) / 2 - place)
-    from_start = _power(log_g, place + 1)
+    causal = offset[:, None] >= offset[None, :]
+    to_middle = _power(log_g, offset - (CHUNK - 1) / 2)
+    from_middle = _power(log_g, (CHUNK - 1) / 2 - offset)
+    from_start = _power(log_g, offset + 1)
     for first in range(0, length, CHUNK):
-        positions = first + place
+        positions = first + offset
         count = tl.minimum(length - first, CHUNK)
         query = _load(queries + start * r, positions, length, ranks, r, r)
         key = _load(keys + start * r, positions, length, ranks, r, r)
@@ -164,7 +164,7 @@ def outputs(
         result = tl.dot(query * from_start, carried, input_precision=PRECISION)
         result = tl.dot(scores, value, result, input_precision=PRECISION)
         _store(y + start * d, result, positions, length, columns, d, d)
-        to_end = _power(log_g, tl.maximum(count - 1 - place, 0))
+        to_end = _power(log_g, tl.maximum(count - 1 - offset, 0))
         whole = tl.exp(log_g * count)[:, None]
         carried = tl.dot(tl.trans(key * to_end), value, carried * whole, input_precision=PRECISION)
     _store_edge(final, carried, segment == segments - 1, batch, ranks, columns, r, d)
@@ -185,18 +185,18 @@ def query_gradients(
     """
     batch, segment, start, length, tile, columns = _place(t, segments, d, LENGTH, D)
     tiles: tl.constexpr = (d + D - 1) // D
-    place = tl.arange(0, CHUNK)
+    offset = tl.arange(0, CHUNK)
     ranks = tl.arange(0, RANK)
     log_g = _load_log_decay(log_decay, ranks, r)
     carried = _load_boundary(state, interior, segment == 0, batch, segments - 1, segment - 1, ranks, columns, r, d)
     lagged = tl.zeros((RANK, D), tl.float32)
     by_decay = tl.zeros((RANK,), tl.float32)
-    lag = place[:, None] - place[None, :]
-    to_middle = _power(log_g, place - (CHUNK - 1) / 2)
-    from_middle = _power(log_g, (CHUNK - 1) / 2 - place)
-    from_start = _power(log_g, place + 1)
+    lag = offset[:, None] - offset[None, :]
+    to_middle = _power(log_g, offset - (CHUNK - 1) / 2)
+    from_middle = _power(log_g, (CHUNK - 1) / 2 - offset)
+    from_start = _power(log_g, offset + 1)
     for first in range(0, length, CHUNK):
-        positions = first + place
+        positions = first + offset
         count = tl.minimum(length - first, CHUNK)
         query = _load(queries + start * r, positions, length, ranks, r, r)
         key = _load(keys + start * r, positions, length, ranks, r, r)
@@ -209,10 +209,10 @@ def query_gradients(
         inner_by_decay = tl.dot(dscores * lag, scaled_key, input_precision=PRECISION) * to_middle
         outer = tl.dot(gradient, tl.trans(carried), input_precision=PRECISION) * from_start
         outer_by_decay = tl.dot(gradient, tl.trans(lagged), input_precision=PRECISION) * from_start
-        outer_by_decay += (place + 1)[:, None] * outer
+        outer_by_decay += (offset + 1)[:, None] * outer
         by_decay += tl.sum(query * (inner_by_decay + outer_by_decay), 0)
         _store(dq + (start * tiles + tile) * r, inner + outer, positions, length, ranks, r, tiles * r)
-        to_end = _power(log_g, tl.maximum(count - 1 - place, 0))
+        to_end = _power(log_g, tl.maximum(count - 1 - offset, 0))
         whole = tl.exp(log_g * count)[:, None]
         lagged = whole * (lagged + count * carried)
         carried = tl.dot(tl.trans(key * to_end), value, carried * whole, input_precision=PRECISION)
@@ -232,7 +232,7 @@ def key_value_gradients(
     """dv, dstate, this tile's part of dk, and of the gradient of the log decays for lags that end a key's chunk."""
     batch, segment, start, length, tile, columns = _place(t, segments, d, LENGTH, D)
     tiles: tl.constexpr = (d + D - 1) // D
-    place = tl.arange(0, CHUNK)
+    offset = tl.arange(0, CHUNK)
     ranks = tl.arange(0, RANK)
     log_g = _load_log_decay(log_decay, ranks, r)
     carried = _load_boundary(
@@ -240,14 +240,14 @@ def key_value_gradients(
     )
     by_decay = tl.zeros((RANK,), tl.float32)
     # Keys are rows here and queries columns.
-    causal = place[:, None] <= place[None, :]
-    to_middle = _power(log_g, place - (CHUNK - 1) / 2)
-    from_middle = _power(log_g, (CHUNK - 1) / 2 - place)
-    from_start = _power(log_g, place + 1)
+    causal = offset[:, None] <= offset[None, :]
+    to_middle = _power(log_g, offset - (CHUNK - 1) / 2)
+    from_middle = _power(log_g, (CHUNK - 1) / 2 - offset)
+    from_start = _power(log_g, offset + 1)
     chunks = tl.cdiv(length, CHUNK)
     for step in range(chunks):
         first = (chunks - 1 - step) * CHUNK
-        positions = first + place
+        positions = first + offset
         count = tl.minimum(length - first, CHUNK)
         query = _load(queries + start * r, positions, length, ranks, r, r)
         key = _load(keys + start * r, positions, length, ranks, r, r)
@@ -258,14 +258,14 @@ def key_value_gradients(
         scores = tl.where(causal, scores, 0.0)
         dscores = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
         dscores = tl.where(causal, dscores, 0.0)
-        places_to_end = tl.maximum(count - 1 - place, 0)
-        to_end = _power(log_g, places_to_end)
+        offsets_to_end = tl.maximum(count - 1 - offset, 0)
+        to_end = _power(log_g, offsets_to_end)
         result = tl.dot(key * to_end, carried, input_precision=PRECISION)
         result = tl.dot(scores, gradient, result, input_precision=PRECISION)
         _store(dv + start * d, result, positions, length, columns, d, d)
         inner = tl.dot(dscores, scaled_query, input_precision=PRECISION) * from_middle
         outer = tl.dot(value, tl.trans(carried), input_precision=PRECISION) * to_end
-        by_decay += tl.sum(places_to_end[:, None] * key * outer, 0)
+        by_decay += tl.sum(offsets_to_end[:, None] * key * outer, 0)
         _store(dk + (start * tiles + tile) * r, inner + outer, positions, length, ranks, r, tiles * r)
         whole = tl.exp(log_g * count)[:, None]
         carried = tl.dot(tl.trans(query * from_start), gradient, carried * whole, input_precision=PRECISION)
