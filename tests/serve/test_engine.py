@@ -248,6 +248,6 @@ def test_memory_does_not_grow(model: kmixer.LanguageModel) -> None:
             for one in [ask(LONG[turn + seed :], 30, seed, stop=("zz",)) for seed in range(12)]:
                 one.wait()
         assert engine.prefixes.nbytes <= 200_000
-        kept = (engine._choices, engine._began, engine._standings, engine._texts, engine._open, engine._reading)
+        kept = (engine._choices, engine._began, engine._standings, engine._texts, engine._open, engine._prompts.jobs)
         assert not any(kept)
         assert len(engine._turns) == engines.MOST_TURNS

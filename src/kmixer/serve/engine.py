@@ -13,27 +13,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from kmixer.data.tokenizers import Tokenizer
 from kmixer.errors import InputError, one_line
-from kmixer.generation.reading import PromptReader
 from kmixer.generation.rows import EagerRow, RowDecoder, Rows, why_not_rows
 from kmixer.generation.streaming import seeded_generator
 from kmixer.models.causal_lm import CausalLM
-from kmixer.serve.jobs import Choice, Ended, Event, Job, Likeliest, Piece, PromptRead, Scored, tail_of
-from kmixer.serve.prefix_states import BLOCK, PrefixStates, block_hashes
+from kmixer.serve.jobs import Choice, Ended, Event, Job, Likeliest, Piece, PromptRead, tail_of
+from kmixer.serve.prompts import READ_IN_A_ROW, Prompt, Prompts, scores_of
 from kmixer.serve.row_draws import RowDraws
 from kmixer.serve.sessions import Standing
-from kmixer.state import State
 
 # Tokens of prompts that are read in a turn while answers are written: so many take about the time of a full step.
 READ_A_TURN = 64
-# Tokens after which another prompt has its turn, where several are read.
-READ_IN_A_ROW = 256
 # Turns after which texts are looked at where some end before a stop text.
 TURNS_TO_STOP = 8
 # Events are sent after this time, and with many answers at once after as much as makes so many a second.
@@ -58,26 +53,6 @@ class Meter:
     def first(self, seconds: float) -> None: ...
     def pace(self, seconds: float) -> None: ...
     def step(self, seconds: float) -> None: ...
-
-
-@dataclass(eq=False)
-class _Reading:
-    """A job whose prompt is read."""
-
-    job: Job
-    tokens: Tensor
-    state: State
-    position: int  # of the state
-    read: int = 0  # of the tokens
-    cached: int = 0
-    hashes: list[bytes] = field(default_factory=list)
-    scores: list[tuple[float, Likeliest]] = field(default_factory=list)
-    begun: float = field(default_factory=time.perf_counter)
-
-    @property
-    def last(self) -> int:
-        """Tokens that are to be read: what nobody needs the logits after stays unread."""
-        return len(self.tokens) if self.job.max_tokens else max(0, len(self.tokens) - 1)
 
 
 class Engine:
@@ -110,10 +85,8 @@ class Engine:
         self.alone = why_not_rows(model)  # why one row at a time
         self._decoder: Rows = RowDecoder(model, rows) if self.alone is None else EagerRow(model)
         self.rows = self._decoder.capacity
-        self._initial = model.initial_state(1)
-        self._reader = PromptReader(model, self._initial, prepared=self.alone is None)
-        self._reads: _Reading | None = None  # where the reader stands
-        self.prefixes = PrefixStates(prefix_memory if self.alone is None else 0)
+        self._prompts = Prompts(model, prepared=self.alone is None, prefix_memory=prefix_memory)
+        self.prefixes = self._prompts.prefixes
         self._draws = RowDraws(self.rows, model.vocabulary_size)
         self._logits = torch.zeros(self.rows, model.vocabulary_size)
         self._turns = torch.zeros(MOST_TURNS, self.rows, dtype=torch.int64)
@@ -127,7 +100,6 @@ class Engine:
         self.closed = False
         self.error: str | None = None
         # Of the thread alone:
-        self._reading: deque[_Reading] = deque()
         self._choices: list[Choice] = []  # of the rows
         self._began: list[tuple[float, float]] = []  # of the rows: first token, last look
         self._standings: dict[Job, Standing] = {}  # after the prompts, of sessions
@@ -180,7 +152,7 @@ class Engine:
     @property
     def active(self) -> int:
         """Choices that are read or written."""
-        return len(self._choices) + sum(len(reading.job.seeds) for reading in list(self._reading))
+        return len(self._choices) + sum(len(job.seeds) for job in self._prompts.jobs)
 
     @property
     def waiting(self) -> int:
@@ -206,7 +178,8 @@ class Engine:
         try:
             with torch.inference_mode(False), torch.no_grad():
                 while self._take():
-                    self._read()
+                    for prompt in self._prompts.read(READ_A_TURN if self._choices else READ_IN_A_ROW):
+                        self._begin_writing(prompt)
                     if self._choices:
                         self._write()
                     self._send()
@@ -223,7 +196,7 @@ class Engine:
     def _take(self) -> bool:
         """Wait for work, drop what was cancelled, and let in what has room; False when the thread is to end."""
         with self._lock:
-            while not (self._news or self._stopping or self._reading or self._choices):
+            while not (self._news or self._stopping or self._prompts or self._choices):
                 self._lock.wait()
             if self._stopping:
                 return False
@@ -237,77 +210,25 @@ class Engine:
                 if self._choices[row].job.cancelled:
                     self._forget(self._choices[row].job)
                     self._free(row)
-        self._reading = deque(reading for reading in self._reading if not reading.job.cancelled)
+        self._prompts.drop_cancelled()
         room = self.rows - self.active
         while self._line and len(self._line[0].seeds) <= room:
             with self._lock:
                 job = self._line.popleft()
             room -= len(job.seeds)
-            begin = job.begin or Standing(self._initial)
-            tokens = torch.tensor((*begin.unread, *job.tokens), dtype=torch.int64)
-            reading = _Reading(job, tokens, begin.state, begin.position)
-            if not begin.tokens and self.alone is None and not job.score:
-                reading.hashes = block_hashes(tokens[: max(0, len(tokens) - 1)])
-            self._reading.append(reading)
+            self._prompts.add(job)
         return True
 
-    def _read(self) -> None:
-        """Read some tokens of the prompts whose turn it is."""
-        left = READ_A_TURN if self._choices else READ_IN_A_ROW
-        while self._reading and left > 0:
-            reading = self._reading[0]
-            if self._reads is not reading:
-                self._known(reading)
-                self._reader.decoder.restore(reading.state)
-                self._reads = reading
-            while left > 0 and reading.read < reading.last:
-                left -= self._piece(reading)
-                if reading.position % READ_IN_A_ROW == 0:
-                    break
-            if reading.read >= reading.last:
-                self._reading.popleft()
-                self._begin_writing(reading)
-                self._reads = None
-            elif reading.position % READ_IN_A_ROW == 0 and len(self._reading) > 1:
-                reading.state = self._reader.decoder.state()
-                self._reads = None
-                self._reading.rotate(-1)
-
-    def _known(self, reading: _Reading) -> None:
-        """Go to where somebody has read already."""
-        count, state = self.prefixes.longest(reading.hashes)
-        if count * BLOCK > reading.read:
-            reading.cached += count * BLOCK - reading.read
-            reading.read = reading.position = count * BLOCK
-            reading.state = state
-
-    def _piece(self, reading: _Reading) -> int:
-        """Read one piece; how many tokens it had."""
-        n = self._reader.length(reading.position, reading.last - reading.read)
-        tokens = reading.tokens[reading.read : reading.read + n]
-        logits = self._reader.read(tokens[None])[0]
-        if reading.job.score:
-            following = reading.tokens[reading.read + 1 : reading.read + n + 1]
-            reading.scores += _scores(logits[: len(following)], following, reading.job.top or 0)
-        reading.read += n
-        reading.position += n
-        if reading.read == len(reading.tokens):
-            self._last_logits = logits[-1:].float()
-        if reading.hashes and reading.position % BLOCK == 0 and reading.position // BLOCK <= len(reading.hashes):
-            self.prefixes.put(reading.hashes[reading.position // BLOCK - 1], self._reader.decoder.state())
-        return n
-
-    def _begin_writing(self, reading: _Reading) -> None:
+    def _begin_writing(self, prompt: Prompt) -> None:
         """The prompt is read: tell so, and let the choices take rows."""
-        job, tokens = reading.job, tuple(reading.tokens.tolist())
-        self._meter.read(reading.last - reading.cached, reading.cached)
+        job, tokens = prompt.job, tuple(prompt.tokens.tolist())
+        self._meter.read(prompt.last - prompt.cached, prompt.cached)
         before = () if job.begin is None else job.begin.tail
         tail = tail_of(before, job.tokens)
-        self._post(job, PromptRead(len(job.tokens), reading.cached, self._scored_prompt(reading)))
+        self._post(job, PromptRead(len(job.tokens), prompt.cached, prompt.scored(self._tokenizer)))
         standing = None
         if job.begin is not None or not job.max_tokens:
-            state = self._reader.decoder.state() if reading.read else reading.state
-            standing = Standing(state, reading.position, tokens[reading.read :], tail)
+            standing = Standing(prompt.state, prompt.position, tokens[prompt.read :], tail)
         if not job.max_tokens:
             for index in range(len(job.seeds)):
                 self._post(job, Piece(index, finish="length"))
@@ -315,35 +236,20 @@ class Engine:
             return
         if standing is not None:
             self._standings[job] = standing
-        state = self._reader.decoder.state()
+        assert prompt.logits is not None
         self._look()
         self._open[job] = len(job.seeds)
         for index, seed in enumerate(job.seeds):
             row = len(self._choices)
-            self._decoder.put(row, state)
+            self._decoder.put(row, prompt.state)
             self._draws.put(row, job.sampling, seeded_generator(torch.device("cpu"), seed))
-            self._logits[row] = self._last_logits[0]
+            self._logits[row] = prompt.logits
             choice = Choice(job, index, self._tokenizer, tail)
             self._choices.append(choice)
-            self._began.append((reading.begun, 0.0))
+            self._began.append((prompt.begun, 0.0))
             if job.begin is not None:
                 self._texts[choice] = []
         self._plan()
-
-    def _scored_prompt(self, reading: _Reading) -> tuple[Scored, ...]:
-        """The prompt's own tokens, with what they score."""
-        if not reading.job.score:
-            return ()
-        own = reading.job.tokens
-        scores: list[tuple[float | None, Likeliest]] = [(None, ()), *reading.scores]
-        decoder = self._tokenizer.decoder()
-        for token in () if reading.job.begin is None else reading.job.begin.tail:
-            decoder(token)
-        scored, offset = [], 0
-        for token, (logprob, top) in zip(own, scores[len(scores) - len(own) :], strict=True):
-            scored.append(Scored(token, offset, logprob, top))
-            offset += len(decoder(token))
-        return tuple(scored)
 
     def _write(self) -> None:
         """One token for every row."""
@@ -370,7 +276,7 @@ class Engine:
     def _score(self, logits: Tensor) -> dict[int, tuple[float, Likeliest]]:
         """Of the rows that ask for it, what the drawn tokens score."""
         return {
-            row: _scores(logits[row : row + 1], self._draws.tokens[row : row + 1], choice.job.top)[0]
+            row: scores_of(logits[row : row + 1], self._draws.tokens[row : row + 1], choice.job.top)[0]
             for row, choice in enumerate(self._choices)
             if choice.job.top is not None
         }
@@ -473,10 +379,10 @@ class Engine:
     def _end_all(self, error: str) -> None:
         with self._lock:
             self.closed = True
-            left = {*self._line, *(reading.job for reading in self._reading)}
+            left = {*self._line, *self._prompts.jobs}
             self._line.clear()
         left |= {choice.job for choice in self._choices}
-        self._reading.clear()
+        self._prompts.clear()
         self._choices.clear()
         for job in left:
             self._post(job, Ended(error=error))
@@ -493,14 +399,3 @@ def _turns_of(choice: Choice) -> int:
     if not choice.tokens:
         return 1
     return min(choice.left, TURNS_TO_STOP) if choice.job.stop else choice.left
-
-
-def _scores(logits: Tensor, tokens: Tensor, top: int | None) -> list[tuple[float, Likeliest]]:
-    """Of tokens (n,) after logits (n, v): log-probability, and the likeliest tokens."""
-    logprobs = torch.log_softmax(logits.double(), -1)
-    chosen = logprobs.gather(-1, tokens[:, None])[:, 0].tolist()
-    if not top:
-        return [(logprob, ()) for logprob in chosen]
-    likeliest = logprobs.topk(min(top, logprobs.shape[-1]), -1)
-    pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-    return [(logprob, tuple(zip(*pair, strict=True))) for logprob, pair in zip(chosen, pairs, strict=True)]
