@@ -83,7 +83,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    print("| stack | parameters | weights | ms a token | over float32 | over reading them |\n|---|---|---|---|---|---|")
+    print(
+        "| stack | parameters | weights | ms per token | over float32 | over reading them |\n|---|---|---|---|---|---|"
+    )
     for width in map(int, given.widths.split(",")):
         for kind in given.kinds.split(","):
             for row in measure(kind, width, given.context, given.rounds):

@@ -1,5 +1,5 @@
-"""What `kmixer serve` makes of a core: tokens a second of many streams beside the prepared step alone, in the same run,
-and the time to the first token of a prompt whose beginning is known.
+"""What `kmixer serve` makes of a core: tokens per second of many streams beside the prepared step alone, in the
+same run, and the time to the first token of a prompt whose beginning is known.
 
     python benchmarks/serving.py [--model shakespeare-small] [--streams 64] [--tokens 512] [--rounds 3] [--json]
 
@@ -29,7 +29,7 @@ SETTLED = 30  # steps before the clock
 
 
 def step_alone(model: kmixer.LanguageModel, rows: int, steps: int) -> tuple[float, float]:
-    """Tokens a second of the prepared step, without drawing, by the clock and by processor time."""
+    """Tokens per second of the prepared step, without drawing, by the clock and by processor time."""
     decoder, begun, used = RowDecoder(model, rows), 0.0, 0.0
     tokens = torch.zeros(rows, dtype=torch.int64)
     for index in range(SETTLED + steps):
@@ -74,7 +74,7 @@ class Client:
 
 
 async def many(client: Client, streams: int, tokens: int) -> tuple[float, list[str]]:
-    """Tokens a second of so many streams at once, and their texts."""
+    """Tokens per second of so many streams at once, and their texts."""
     begun = time.perf_counter()
     answers = await asyncio.gather(*(client.complete("KING RICHARD:\n", tokens, seed) for seed in range(streams)))
     return streams * tokens / (time.perf_counter() - begun), [text for _, text in answers]

@@ -3,7 +3,7 @@
     python benchmarks/training_gpu.py --json training.json
     python benchmarks/training_gpu.py --device cpu --sizes trial        # tries every line, on any machine
 
-bfloat16 autocast, AdamW, windows of 2,048, 65,536 tokens a step. A step is forward, backward, clipping and optimiser;
+bfloat16 autocast, AdamW, windows of 2,048, 65,536 tokens per step. A step is forward, backward, clipping and optimiser;
 its time is the median of steps after three. The roof is the measured rate of a large bfloat16 product. GPT-2 of
 transformers, with torch's attention, stands beside them where it is installed.
 """

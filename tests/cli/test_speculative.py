@@ -34,7 +34,7 @@ def test_a_draft_changes_no_letter(kmixer_command: Run, run: Path, tmp_path: Pat
         and lines[0].endswith(" a second without a draft")
         and lines[1].startswith("kept ")
     )
-    assert "nats a token" in lines[2] and lines[3].startswith("seconds: draft ")
+    assert "nats per token" in lines[2] and lines[3].startswith("seconds: draft ")
     lossy = kmixer_command(
         *options, "--draft", run, "--draft-tokens", 3, "--accept", "cactus", "--delta", 0.5, "--stats"
     )

@@ -71,7 +71,7 @@ def test_the_page_paints_what_is_typed_and_writes_on(browser: Any) -> None:
         strength = [float(ground.rpartition(",")[2].rstrip(")")) for *_, ground in spans[1:]]
         assert strength[odd - 1] == max(strength)
         assert re.fullmatch(
-            r"[\d.]+ bits a token, [\d.]+ bits in all, 50 tokens", browser.find_element("id", "said").text
+            r"[\d.]+ bits per token, [\d.]+ bits in all, 50 tokens", browser.find_element("id", "said").text
         )
         text.send_keys(" ever")
         wait_for(lambda: shown(browser) == TEXT + " ever")

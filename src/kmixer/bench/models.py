@@ -129,7 +129,7 @@ def bench_train(
 
 @torch.inference_mode()
 def bench_decode(recipe: LanguageRecipe, model: ModelName, batch_size: int, context: int, tokens: int) -> DecodingSpeed:
-    """Tokens a second of greedy decoding after a context, and the time to the first token of it."""
+    """Tokens per second of greedy decoding after a context, and the time to the first token of it."""
     network = build(recipe, model).eval()
     prompt = torch.randint(network.vocabulary_size, (batch_size, context))
     first = time_calls(lambda: network(prompt), 3).median

@@ -222,7 +222,7 @@ def bench_peers(
     roofs: Roofs,
     without: tuple[str, ...] = (),
 ) -> Iterator[dict[str, Any]]:
-    """A row for every size, kind of work and model: tokens a second, and this over that of ours.
+    """A row for every size, kind of work and model: tokens per second, and this over that of ours.
 
     Where torch cannot train a model so, the row has no figures, and why under `refused`.
 
@@ -291,7 +291,7 @@ def _rows(
 
 
 def draw_peers(rows: list[dict[str, Any]]) -> Figure:
-    """Tokens a second over ours against parameters, a panel for each kind of work."""
+    """Tokens per second over ours against parameters, a panel for each kind of work."""
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row["of_ours"] is not None]
@@ -315,6 +315,6 @@ def draw_peers(rows: list[dict[str, Any]]) -> Figure:
         axes.set_xlabel("parameters")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(f"tokens a second, of {OURS}")
+    panels[0].set_ylabel(f"tokens per second, of {OURS}")
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right center", fontsize=8)
     return figure

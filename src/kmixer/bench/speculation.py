@@ -153,7 +153,7 @@ def bench_gain(
     costs: Costs,
     right: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Tokens a second by m beside plain decoding, timed in turn; predicted from costs and from a first run's draft."""
+    """Tokens per second by m beside plain decoding, timed in turn; predicted from costs and a first run's draft."""
     _decode(model, make_draft(), prompt, _with(speculation, FIRST), sampling, FIRST)  # warms up
     first = _decode(model, make_draft(), prompt, _with(speculation, FIRST), sampling, sizes.tokens)
     draft = first.seconds.draft / max(1, first.drafted)

@@ -62,7 +62,7 @@ def statistics_of(result: SpeculationResult) -> list[str]:
     if result.spent_max:
         lines.append(f"spent by a drafted token: {result.spent_mean:.3f} nats, at most {result.spent_max:.3f}")
     if result.verifier_nll is not None:
-        lines.append(f"under the model at temperature 1: {result.verifier_nll:.3f} nats a token")
+        lines.append(f"under the model at temperature 1: {result.verifier_nll:.3f} nats per token")
     lines.append(
         f"seconds: draft {seconds.draft:.3f}, model {seconds.verification:.3f}, rule {seconds.rule:.3f}, "
         f"going back {seconds.rollback:.3f}"

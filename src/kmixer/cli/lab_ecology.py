@@ -118,7 +118,7 @@ def _print(measured: dict[str, Any]) -> None:
         f"{measured['contexts']:,} contexts that each has {measured['min_count']} times or more, {low:.1%} to "
         f"{high:.1%} of the text; {measured['followers']:,} kinds of {unit} follow"
     )
-    print(f"nats a token, {measured['splits']} splits into halves of {measured['blocks']} blocks\n")
+    print(f"nats per token, {measured['splits']} splits into halves of {measured['blocks']} blocks\n")
     width = max(len(_pair(names, 0, 1)), *(len(_pair(names, row["first"], row["second"])) for row in measured["pairs"]))
     print(f"{'two halves of one source':<{width}}  JS, mean  largest    beta*, largest")
     for name, null in zip(names, measured["null"], strict=True):

@@ -19,7 +19,7 @@ KINDS = {
     "separated": "brackets put in, 6 characters or more apart",
 }
 MEANING = """\
-Loss of texts with unbalanced brackets less that of balanced ones, nats a character; nothing was trained on balance.
+Loss of texts with unbalanced brackets less that of balanced ones, nats per character; nothing was trained on balance.
 A counter of n-grams tells chunks apart too: what a model has beyond it may be nesting, what it has within it is
 patterns of neighbours. Where brackets are separated, counters have nothing, and what is told apart is tracked over a
 distance. It says nothing about why training finds it."""
@@ -83,7 +83,7 @@ def _print_evaluation(evaluation: dict[str, Any]) -> None:
         print(_line(f"{curve['mixer']}, {curve['parameters']:,} parameters", means))
         print(_line("  over seeds", [_range(share["discrimination"]) for share in shares]))
         print(_line("  error over pairs", [f"{max(share['error']):.4f}" for share in shares]))
-        print(_line("  nats a bracket", [f"{statistics.fmean(share['at_brackets']):.3f}" for share in shares]))
+        print(_line("  nats per bracket", [f"{statistics.fmean(share['at_brackets']):.3f}" for share in shares]))
         if evaluation["null"]:
             print(_line("  pairs ranked right", [_range(share["right"]) for share in shares]))
     for counter in evaluation["counters"]:

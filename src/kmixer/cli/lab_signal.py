@@ -114,7 +114,7 @@ def _print(measured: dict[str, Any]) -> None:
 
 
 def _print_curve(curve: dict[str, Any]) -> None:
-    """A line a layer, and what they say together."""
+    """A line per layer, and what they say together."""
     theory = curve["log_theory"]
     print(f"\n{curve['name']}")
     print("layer         q   cosine      J(L, l)    error   J(l, l-1)" + ("      theory   ratio" if theory else ""))

@@ -143,7 +143,7 @@ def _duration(seconds: float) -> str:
 
 
 class SweepReporter:
-    """How a sweep shows itself: a live bar a running run on a terminal, a line a minute elsewhere."""
+    """How a sweep shows itself: a live bar per running run on a terminal, a line per minute elsewhere."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -2,7 +2,7 @@
 
 A share alpha of the training texts keeps its brackets, the others have blanks in their place. What is measured is
 
-    discrimination = mean over pairs of (loss of the unbalanced twin - loss of the balanced text)    nats a character
+    discrimination = mean over pairs of (loss of the unbalanced twin - loss of the balanced text)    nats per character
 
 on held-out pairs, though no training ever asked for balance. Beside it stand counters of n-grams with the same training
 texts: what they tell apart is how usual a pattern of neighbours is, not nesting. See `kmixer.data.brackets`.
@@ -79,8 +79,8 @@ EVALUATIONS = (
 class Told(NamedTuple):
     """How well twins are told apart."""
 
-    differences: Tensor  # of every pair, nats a character (n,)
-    at_brackets: float  # nats a bracket
+    differences: Tensor  # of every pair, nats per character (n,)
+    at_brackets: float  # nats per bracket
 
     def numbers(self) -> dict[str, float]:
         n = len(self.differences)
@@ -145,7 +145,7 @@ def run_rescue(
                     left -= 1
                     minutes = left * (time.monotonic() - begun) / 60
                     value = told[-1][-1].numbers()["discrimination"]
-                    what = f"{evaluation.name}, {mixer}, alpha {alpha:g}, seed {seed}: {value:+.3f} nats a character"
+                    what = f"{evaluation.name}, {mixer}, alpha {alpha:g}, seed {seed}: {value:+.3f} nats per character"
                     report(f"{what}; {left} trainings left, about {minutes:.1f} minutes")
             with torch.device("meta"):
                 parameters = size_of(CausalLM(config, VOCABULARY))
@@ -180,7 +180,7 @@ def _shares(told: list[Told]) -> dict[str, list[float]]:
 
 
 def _beyond(told: list[Told], counter: Told) -> dict[str, float | None]:
-    """What models tell apart more than a counter, nats a character, with its interval: the wider of two.
+    """What models tell apart more than a counter, nats per character, with its interval: the wider of two.
 
     Over seeds it is Student's, over pairs 2 standard errors of the mean over seeds.
     """

@@ -93,7 +93,7 @@ class RecallingArm(Record):
     steps: int
     n: int  # seeds
     seeds: list[int]
-    loss: float  # nats a value
+    loss: float  # nats per value
     loss_deviation: float | None
     accuracy: float  # part of the values
     accuracy_deviation: float | None

@@ -166,7 +166,7 @@ def coupled_acceptance(p: Rows, q: Rows) -> Float[Tensor, "*places"]:
 def emitted(rule: Rule, p: Rows, q: Rows) -> Rows:
     """The law of the token that comes out: sum_n p_n (a_n e_n + (1 - a_n) r^(n)), r^(n) the residual after n.
 
-    Of v^2 numbers a row, in pieces.
+    Of v^2 numbers per row, in pieces.
     """
     law = torch.zeros_like(p)
     for p_all, q_all, tokens in _every_token(p, q):

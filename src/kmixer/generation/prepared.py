@@ -112,7 +112,7 @@ class PreparedDecoder:
         )
         self._where = ctypes.addressof(self._decoding)
         self._memory: LiveMemory | None = None
-        self._read: int | None = None  # tokens a row, since the sequences moved last
+        self._read: int | None = None  # tokens per row, since the sequences moved last
         self.rows = self._width = -1  # no room yet
         self._room: float = 0  # positions
         self._left: float = 0  # tokens until it is full
@@ -236,7 +236,7 @@ class PreparedDecoder:
         decoding.rows = rows
 
     def _make_room(self, n: int) -> None:
-        """Room for n tokens a row, which stand where they stood."""
+        """Room for n tokens per row, which stand where they stood."""
         self._stand_at([live.state() for live in self._live], self.rows, n)
 
     def _other_tokens(self, tokens: Tensor) -> InputError:

@@ -30,7 +30,7 @@ class Speculation:
     mix: of "interp", which has to say it: the draft's part, 0 to 1.
     epsilon, alpha: of "typical".
     max_match, min_match: tokens that a look-up draft compares, at most and at least.
-    measure: "law" measures the divergence of what is emitted too, which takes v^2 operations a position.
+    measure: "law" measures the divergence of what is emitted too, which takes v^2 operations per position.
     pace: "lockstep" lets all rows of a batch advance as far as the shortest, "own" every row by itself.
     """
 

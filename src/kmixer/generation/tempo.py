@@ -1,6 +1,6 @@
 """How many tokens a round drafts: as many as were asked for, or as many as pay by measured costs.
 
-A round of m tokens that reads m + 1 costs read(m + 1) + m c + o seconds and emits E tokens a row:
+A round of m tokens that reads m + 1 costs read(m + 1) + m c + o seconds and emits E tokens per row:
 
     E = 1 + a + ... + a^m,    gain = E plain / (read(m + 1) + m c + o)
 

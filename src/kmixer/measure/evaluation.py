@@ -66,9 +66,9 @@ def evaluate(
 
     "windows": windows of `window` tokens that do not overlap, state reset at each, every position
     counted, tail dropped. "stream": all tokens in one sequence, state carried.
-    Bits a character and a byte, and perplexity per word, use the counts of the whole split. `seen` is told of a stream
-    how many tokens were read, and the state after them, every STREAM_CHUNK tokens, where the model reads it itself and
-    not a `reader`.
+    Bits per character and per byte, and perplexity per word, use the counts of the whole split. `seen` is told of a
+    stream how many tokens were read, and the state after them, every STREAM_CHUNK tokens, where the model reads it
+    itself and not a `reader`.
 
     Raises:
         InputError: text shorter than a window, or a stream asked of a model that has none.

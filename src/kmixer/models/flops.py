@@ -66,8 +66,8 @@ def state_bytes(model: CausalLM, number_bytes: int = NUMBER_BYTES) -> tuple[floa
     """Bytes of a sequence's state: (a token more, in all layers that keep it; whatever the length).
 
     Layers with a window keep their tokens only for as long as it reaches. A copy memory of M tokens is counted at its
-    fullest, 8 M bytes; one without end grows by 8 bytes a token. Fast weights are float32, and counted with the fullest
-    chunk that is not finished. Counts of positions are left out.
+    fullest, 8 M bytes; one without end grows by 8 bytes per token. Fast weights are float32, and counted with the
+    fullest chunk that is not finished. Counts of positions are left out.
 
     Args:
         model: the model; one on the meta device will do.

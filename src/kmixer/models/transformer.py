@@ -41,7 +41,7 @@ class BlocksConfig(MixersConfig, LayersConfig):
     """Blocks of a mixer and a feed-forward layer.
 
     Blocks "plain": norms with weights, GELU feed-forward with biases. Blocks "nanochat": norms
-    without weights (of the embedding too), relu^2 feed-forward without biases, and two scalars a layer
+    without weights (of the embedding too), relu^2 feed-forward without biases, and two scalars per layer
     that weigh the stream and the embedding it began with.
     """
 

@@ -89,7 +89,7 @@ class EcologyRecord(LabResult):
 class RescueShare(Record):
     """What is told apart with one share of training texts."""
 
-    discrimination: Annotated[list[Number], Field(min_length=1)]  # nats a character, by seed
+    discrimination: Annotated[list[Number], Field(min_length=1)]  # nats per character, by seed
 
 
 class RescueCurve(Record):

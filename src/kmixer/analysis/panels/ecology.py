@@ -26,7 +26,7 @@ def draw_ecology(record: EcologyRecord) -> Figure:
     figure, [left, *rest] = begin_figure(title, "", "", columns=2 + of_model)
     figure.set_size_inches(8.0 + 3.0 * of_model, 3.6)
     pairs = {(pair.first, pair.second): "" if pair.differs else "none\nfound" for pair in record.pairs}
-    _draw_map(left, "JS of texts, nats a token; diagonal: the null", names, record, pairs)
+    _draw_map(left, "JS of texts, nats per token; diagonal: the null", names, record, pairs)
     if record.model is not None:
         says = {(pair.first, pair.second): pair.says for pair in record.model.pairs}
         _draw_map(rest[0], "JS of the model's laws", names, record.model, says)

@@ -21,7 +21,7 @@ def draw_rescue(record: RescueRecord) -> Figure:
         "Unbalanced brackets against balanced ones", "share of training texts with brackets", "", columns=columns
     )
     figure.set_size_inches(4.3 * columns, 4.3)
-    all_axes[0].set_ylabel("loss of twin less that of text, nats a character", fontsize=8.5)
+    all_axes[0].set_ylabel("loss of twin less that of text, nats per character", fontsize=8.5)
     for axes, evaluation in zip(all_axes, record.evaluations, strict=True):
         alphas = np.array(evaluation.alphas)
         axes.set_title(f"{WHAT.get(evaluation.name, evaluation.name)}, {evaluation.characters} characters", fontsize=9)

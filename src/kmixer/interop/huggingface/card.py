@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kmixer.data.corpora import CORPORA
 
-FIGURES = {"loss": "loss, nats a token", "perplexity": "perplexity", "bits_per_byte": "bits a byte"}
+FIGURES = {"loss": "loss, nats per token", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 
 
 class Facts(NamedTuple):

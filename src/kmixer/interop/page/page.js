@@ -95,9 +95,9 @@ function openPage() {
   function report(rate) {
     const counted = reader.bits.filter((bits) => bits !== null);
     const sum = counted.reduce((total, bits) => total + bits, 0);
-    const mean = counted.length ? `${(sum / counted.length).toFixed(2)} bits a token` : "";
+    const mean = counted.length ? `${(sum / counted.length).toFixed(2)} bits per token` : "";
     const count = `${reader.tokens.length.toLocaleString()} tokens`;
-    status.textContent = [count, mean, rate && `${Math.round(rate).toLocaleString()} tokens a second`].filter(Boolean).join(" · ");
+    status.textContent = [count, mean, rate && `${Math.round(rate).toLocaleString()} tokens per second`].filter(Boolean).join(" · ");
     status.className = "";
   }
 
