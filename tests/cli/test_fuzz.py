@@ -44,7 +44,7 @@ def test_damage_is_one_line_or_changes_nothing(command: str, bench: Bench, right
         kind=st.sampled_from(KINDS),
         seed=st.integers(0, 1 << 32),
     )
-    examples = 3 if command in ("report", "export") else 25
+    examples = 3 if command in ("report", "export") else 15
 
     @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
     @given(cases)
