@@ -7,10 +7,6 @@ comes from, so that a figure depends on its own text alone, to the last bit, not
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +16,11 @@ from torch import Tensor
 from kmixer.data.tokenizers import Tokens
 from kmixer.errors import InputError
 from kmixer.generation.decoder import open_decoder
+from kmixer.generation.kept_states import BLOCK, KeptStates, names_at
 from kmixer.measure.evaluation import sequence_losses
 from kmixer.models.causal_lm import CausalLM
-from kmixer.state import State, nbytes
+from kmixer.state import State
 
-BLOCK = 256  # tokens
 KEPT_BYTES = 64 << 20  # of states
 
 
@@ -54,8 +50,7 @@ class ContextStates:
         self._device = model.embedding.weight.device
         self._window = model.config.max_positions
         self._limited_by = model.config.limited_by
-        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
-        self._bytes, self._most = 0, kept_bytes
+        self._kept: KeptStates[_Kept] = KeptStates(kept_bytes, at_least=1)  # of a context with many continuations
         self.tokens_read = 0
         self.contexts_cut = 0  # to the positions that the model has
 
@@ -93,18 +88,15 @@ class ContextStates:
     def _after(self, context: Tokens) -> _Kept:
         """The state after a context, from that of the longest part of it which was read before."""
         ends = [*range(BLOCK, len(context), BLOCK), len(context)]
-        names = list(_names(context, ends))
-        known = next((index for index in reversed(range(len(ends))) if names[index] in self._kept), -1)
-        kept = self._kept[names[known]] if known >= 0 else None
-        if known >= 0:
-            self._kept.move_to_end(names[known])
-        if kept is None or known < len(ends) - 1:
+        names = names_at(context, ends)
+        known, kept = self._kept.longest(names)
+        if known < len(ends):
             self._decoder.restore(self._initial if kept is None else kept.state)
-        begin = ends[known] if known >= 0 else 0
-        for name, end in list(zip(names, ends, strict=True))[known + 1 :]:
+        begin = ends[known - 1] if known else 0
+        for name, end in zip(names[known:], ends[known:], strict=True):
             logits = self._advance(context[begin:end])[-1].clone()
             kept, begin = _Kept(self._decoder.state(), logits), end
-            self._keep(name, kept)
+            self._kept.put(name, kept)
         assert kept is not None
         return kept
 
@@ -112,24 +104,6 @@ class ContextStates:
         """Logits (n, v) after each of the tokens."""
         self.tokens_read += len(tokens)
         return self._decoder.advance(torch.from_numpy(tokens).to(self._device)[None])[0]
-
-    def _keep(self, name: bytes, kept: _Kept) -> None:
-        self._kept[name] = kept
-        self._bytes += _size(kept)
-        while self._bytes > self._most and len(self._kept) > 1:
-            self._bytes -= _size(self._kept.popitem(last=False)[1])
-
-
-def _names(tokens: Tokens, ends: Sequence[int]) -> Iterator[bytes]:
-    """What the tokens before every end are known by."""
-    digest = hashlib.blake2b(digest_size=16)
-    for begin, end in itertools.pairwise((0, *ends)):
-        digest.update(tokens[begin:end].tobytes())
-        yield digest.digest()
-
-
-def _size(kept: _Kept) -> int:
-    return nbytes((kept.state, kept.logits))
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from kmixer.data.tokenizers import Tokenizer
+from kmixer.generation.kept_states import BLOCK, KeptStates, names_of_blocks
 from kmixer.generation.reading import PromptReader
 from kmixer.models.causal_lm import CausalLM
 from kmixer.serve.jobs import Job, Likeliest, Scored
-from kmixer.serve.prefix_states import BLOCK, PrefixStates, block_hashes
 from kmixer.serve.sessions import Standing
 from kmixer.state import State
 
@@ -32,7 +32,7 @@ class Prompt:
     position: int  # of the state
     read: int = 0  # of the tokens
     cached: int = 0
-    hashes: list[bytes] = field(default_factory=list)
+    blocks: list[bytes] = field(default_factory=list)  # names of what is kept or to be kept
     scores: list[tuple[float, Likeliest]] = field(default_factory=list)
     logits: Tensor | None = None  # (v,), after the last token; None where nothing is to be drawn
     begun: float = field(default_factory=time.perf_counter)
@@ -71,7 +71,7 @@ class Prompts:
         self._initial = model.initial_state(1)
         self._reader = PromptReader(model, self._initial, prepared=prepared)
         self._prepared = prepared
-        self.prefixes = PrefixStates(prefix_memory if prepared else 0)
+        self.prefixes: KeptStates[State] = KeptStates(prefix_memory if prepared else 0)
         self._line: deque[Prompt] = deque()
         self._at: Prompt | None = None  # where the reader stands
 
@@ -88,7 +88,7 @@ class Prompts:
         tokens = torch.tensor((*begin.unread, *job.tokens), dtype=torch.int64)
         prompt = Prompt(job, tokens, begin.state, begin.position)
         if not begin.tokens and self._prepared and not job.score:
-            prompt.hashes = block_hashes(tokens[: max(0, len(tokens) - 1)])
+            prompt.blocks = names_of_blocks(tokens[: max(0, len(tokens) - 1)].numpy())
         self._line.append(prompt)
 
     def drop_cancelled(self) -> None:
@@ -120,7 +120,7 @@ class Prompts:
 
     def _go_on_from_known(self, prompt: Prompt) -> None:
         """Go to where somebody has read already."""
-        count, state = self.prefixes.longest(prompt.hashes)
+        count, state = self.prefixes.longest(prompt.blocks)
         if count * BLOCK > prompt.read:
             prompt.cached += count * BLOCK - prompt.read
             prompt.read = prompt.position = count * BLOCK
@@ -138,8 +138,8 @@ class Prompts:
         prompt.position += n
         if prompt.read == len(prompt.tokens):
             prompt.logits = logits[-1].float()
-        if prompt.hashes and prompt.position % BLOCK == 0 and prompt.position // BLOCK <= len(prompt.hashes):
-            self.prefixes.put(prompt.hashes[prompt.position // BLOCK - 1], self._reader.decoder.state())
+        if prompt.blocks and prompt.position % BLOCK == 0 and prompt.position // BLOCK <= len(prompt.blocks):
+            self.prefixes.put(prompt.blocks[prompt.position // BLOCK - 1], self._reader.decoder.state())
         return n
 
 
