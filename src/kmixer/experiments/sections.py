@@ -103,7 +103,7 @@ class SweepSection(StrictConfig):
             said = ", ".join(f"{name} {value:,.1f}" for name, value in self.words.items())
             lines.append(f"Perplexity per word, which a perplexity per piece is not: {said}.")
         lines.append(
-            f"`{self.command}`; {self.machine}, {self.threads} thread(s) a run, {self.minutes:,.0f} "
+            f"`{self.command}`; {self.machine}, {self.threads} thread(s) per run, {self.minutes:,.0f} "
             f"minutes in all; commit{'s' * (len(self.commits) > 1)} {', '.join(self.commits)}."
         )
         changed = {name: settings for name, settings in self.arms.items() if settings}
