@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from kmixer.analysis.recall import draw_recall
 from kmixer.data.recall import Recall, make_recall
 from kmixer.errors import InputError
 from kmixer.experiments.recall import CEILING, Setting, arms_of, config_of, run_recall
+from kmixer.experiments.rows import TrainedRecall
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.matched import size_of
 from kmixer.models.mixers.registry import CARDS, CAUSAL_NAMES
@@ -58,7 +60,7 @@ def test_a_window_sees_no_shown_pair_and_fast_weights_do() -> None:
 def test_runs_repeat_and_say_what_they_are() -> None:
     arms = arms_of([*CARDS][:1], fast=True)
     seen: list[tuple[str, int]] = []
-    rows = run_recall(arms, [TASK], [0, 1], SMALL, lambda _, arm, seed, trained: seen.append((arm.name, seed)))
+    rows = run_recall(arms, [TASK], [0, 1], SMALL, lambda one: seen.append((one.arm, one.seed)))
     assert seen == [(arm.name, seed) for arm in arms for seed in (0, 1)]
     assert run_recall(arms, [TASK], [0, 1], SMALL, lambda *_: None) == rows
     for row, arm in zip(rows, arms, strict=True):
@@ -73,6 +75,32 @@ def test_runs_repeat_and_say_what_they_are() -> None:
         recalled = sum(at.asked * at.accuracy for at in trained_at) / (SMALL.validation * TASK.pairs)
         assert recalled == pytest.approx(row.accuracy)
     assert rows[1].difference == pytest.approx(rows[1].accuracy - rows[0].accuracy)
+
+
+def test_what_was_trained_is_kept_and_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms, out = arms_of([*CARDS][:1], fast=True), tmp_path / "recall.json"
+    rows = run_recall(arms, [TASK], [0, 1], SMALL, lambda _: None)
+    ended: list[TrainedRecall] = []
+
+    def stop(one: TrainedRecall) -> None:
+        ended.append(one)
+        if len(ended) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_recall(arms, [TASK], [0, 1], SMALL, stop, out)
+    seen: list[TrainedRecall] = []
+    assert run_recall(arms, [TASK], [0, 1], SMALL, seen.append, out) == rows
+    assert seen[:3] == ended
+    monkeypatch.setattr("kmixer.experiments.recall._train", lambda *_: pytest.fail("trained again"))
+    assert run_recall(arms, [TASK], [0, 1], SMALL, lambda _: None, out) == rows
+    with pytest.raises(InputError, match=r"steps is 6 there and 7 now; give its setting, or another --out$"):
+        run_recall(arms, [TASK], [0], dataclasses.replace(SMALL, steps=7), lambda _: None, out)
+    with pytest.raises(InputError, match="matched is True there and False now"):
+        run_recall(arms_of([*CARDS][:1], fast=False), [TASK], [0], SMALL, lambda _: None, out)
+    out.write_text('{"setting": {}}')
+    with pytest.raises(InputError, match=r"recall.json: trained: .*missing|recall.json.*trained"):
+        run_recall(arms, [TASK], [0], SMALL, lambda _: None, out)
 
 
 def test_a_pair_within_the_reach_of_the_window_is_refused() -> None:

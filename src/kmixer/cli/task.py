@@ -14,10 +14,11 @@ from kmixer.analysis.figure_files import check_figure, write_figure
 from kmixer.cli import experiments
 from kmixer.cli.options import Cpu, DataDir, FigureFile, Json, Settings
 from kmixer.data.denoising import Denoising
-from kmixer.data.recall import Recall, usual_task
+from kmixer.data.recall import usual_task
 from kmixer.errors import InputError, check_choice, shown
 from kmixer.experiments.denoise import Budget, Score, run_denoising
-from kmixer.experiments.recall import Arm, Setting, Trained, arms_of, run_recall
+from kmixer.experiments.recall import Setting, arms_of, run_recall
+from kmixer.experiments.rows import TrainedRecall
 from kmixer.experiments.tables import DENOISE_HEAD, RECALL_HEAD, denoise_cells, recall_cells, text_table
 from kmixer.models.mixers.registry import CAUSAL_NAMES
 
@@ -71,6 +72,10 @@ def recall(
     rate: Annotated[float, typer.Option(help="Of fast weights, of the write of a token.")] = Setting.rate,
     init: Annotated[Literal["next", "zero"], typer.Option(help="How fast weights begin.")] = "next",
     gaps: Annotated[str, typer.Option(help="Measure with so much filler too, a list; training has 64.")] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep every training that has ended here; the same command goes on."),
+    ] = None,
     figure: FigureFile = None,
     as_json: Json = False,
 ) -> None:
@@ -88,11 +93,10 @@ def recall(
         steps=steps, batch_size=batch_size, rate=rate, init=init, gaps=tuple(_numbers("--gaps", gaps)) if gaps else ()
     )
 
-    def report(task: Recall, arm: Arm, seed: int, trained: Trained) -> None:
-        accuracy = float(trained.score.right.double().mean())
-        print(f"{task.pairs} pairs, {arm.name}, seed {seed}: accuracy {accuracy:.4f}", file=sys.stderr)
+    def report(one: TrainedRecall) -> None:
+        print(f"{one.pairs} pairs, {one.arm}, seed {one.seed}: accuracy {one.accuracy:.4f}", file=sys.stderr)
 
-    rows = run_recall(arms_of(names, fast=fast_weights), tasks, list(range(seeds)), setting, report)
+    rows = run_recall(arms_of(names, fast=fast_weights), tasks, list(range(seeds)), setting, report, out)
     if figure is not None:
         write_figure(draw_recall(rows, setting.reach), figure)
     if as_json:

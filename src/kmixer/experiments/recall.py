@@ -7,8 +7,11 @@ in every layer, which two layers make 2 (window - 1) before a position; the near
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +21,9 @@ from torch import Tensor
 from kmixer.data.recall import Asked, Recall, make_recall
 from kmixer.errors import InputError
 from kmixer.experiments.descent import descend
-from kmixer.experiments.rows import AtDistance, RecallingArm
+from kmixer.experiments.rows import AtDistance, RecallingArm, RecallTrainings, TrainedRecall
 from kmixer.experiments.statistics import paired_difference, summarize
+from kmixer.files import read_json, write_json
 from kmixer.models.causal_lm import CausalLM
 from kmixer.models.matched import size_of
 from kmixer.models.mixers.registry import BASELINE, CARDS
@@ -74,13 +78,9 @@ class Score(NamedTuple):
     loss: float
     right: Tensor
 
-
-class Trained(NamedTuple):
-    """What a model did after its last step, and after how many steps it first recalled; None where it never did."""
-
-    score: Score
-    at_gaps: list[tuple[int, Score, Asked]]
-    reached: int | None
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.double().mean())
 
 
 def arms_of(mixers: list[str], *, fast: bool) -> list[Arm]:
@@ -121,21 +121,58 @@ def _config(arm: Arm, setting: Setting, hidden_width: int) -> TransformerConfig:
     return TransformerConfig.parse(values, source=f"task recall, {arm.name}")
 
 
+class Trainings:
+    """What was trained already, in a file where there is one.
+
+    Args:
+        path: of the file; made with the first training. None keeps nothing.
+        setting: of all of them.
+        matched: whether arms without fast weights have the parameters of those with them.
+
+    Raises:
+        InputError: the file is no such file, or holds trainings of another setting.
+    """
+
+    def __init__(self, path: Path | None, setting: Setting, *, matched: bool) -> None:
+        self._path = path
+        asked = {**asdict(setting), "gaps": list(setting.gaps), "matched": matched}
+        self._content = RecallTrainings(setting=asked, trained=[])
+        if path is not None and path.exists():
+            self._content = RecallTrainings.parse(read_json(path), source=str(path))
+        kept = self._content.setting
+        differs = [
+            f"{key} is {kept.get(key)} there and {new} now" for key, new in asked.items() if kept.get(key) != new
+        ]
+        if differs:
+            said = ", ".join(differs)
+            raise InputError(f"{path} holds trainings of another setting: {said}; give its setting, or another --out")
+
+    def get(self, pairs: int, arm: str, seed: int) -> TrainedRecall | None:
+        asked = (pairs, arm, seed)
+        return next((one for one in self._content.trained if (one.pairs, one.arm, one.seed) == asked), None)
+
+    def add(self, trained: TrainedRecall) -> None:
+        self._content.trained.append(trained)
+        if self._path is not None:
+            write_json(self._path, self._content.model_dump())
+
+
 def run_recall(
     arms: list[Arm],
     tasks: list[Recall],
     seeds: list[int],
     setting: Setting,
-    report: Callable[[Recall, Arm, int, Trained], None],
+    report: Callable[[TrainedRecall], None],
+    out: Path | None = None,
 ) -> list[RecallingArm]:
     """Train every arm on every task with every seed; a row per task and arm.
 
     Validation sequences are the same for all; a seed gives weights and training sequences, these the same for every
     arm. What is reported is what the last step left, not the best of several looks. Differences in accuracy are from
-    the arm before without fast weights, paired by seed.
+    the arm before without fast weights, paired by seed. What has ended is kept in the file `out` and not trained again.
 
     Raises:
-        InputError: a task whose nearest pair the layers with a window could see.
+        InputError: a task whose nearest pair the layers with a window could see, or a file of other trainings.
     """
     for task in tasks:
         nearest = min([task.gap, *setting.gaps]) + 1
@@ -145,23 +182,24 @@ def run_recall(
                 f"of {setting.window} see so many positions back"
             )
     matched = any(arm.fast for arm in arms)
+    trainings = Trainings(out, setting, matched=matched)
     rows = []
     for task in tasks:
         baseline: dict[int, float] = {}
         for arm in arms:
             config = config_of(arm, setting, task.vocabulary, matched=matched)
-            trained: dict[int, Trained] = {}
-            parameters = 0
+            trained: list[TrainedRecall] = []
             for seed in seeds:
-                torch.manual_seed(seed)
-                model = CausalLM(config, task.vocabulary)
-                parameters = size_of(model)
-                trained[seed] = _train(model, task, setting, seed)
-                report(task, arm, seed, trained[seed])
-            accuracies = {seed: float(one.score.right.double().mean()) for seed, one in trained.items()}
+                one = trainings.get(task.pairs, arm.name, seed)
+                if one is None:
+                    one = _train(config, task, arm, setting, seed)
+                    trainings.add(one)
+                trained.append(one)
+                report(one)
+            accuracies = {one.seed: one.accuracy for one in trained}
             difference = paired_difference(accuracies, baseline) if arm.fast else None
             baseline = baseline if arm.fast else accuracies
-            loss, accuracy = summarize([one.score.loss for one in trained.values()]), summarize([*accuracies.values()])
+            loss, accuracy = summarize([one.loss for one in trained]), summarize([*accuracies.values()])
             rows.append(
                 RecallingArm(
                     arm=arm.name,
@@ -170,7 +208,7 @@ def run_recall(
                     pairs=task.pairs,
                     keys=task.keys,
                     length=task.length,
-                    parameters=parameters,
+                    parameters=trained[0].parameters,
                     steps=setting.steps,
                     n=len(seeds),
                     seeds=seeds,
@@ -180,16 +218,19 @@ def run_recall(
                     accuracy_deviation=accuracy.deviation,
                     accuracies=[*accuracies.values()],
                     chance=task.chance,
-                    reached=[one.reached for one in trained.values()],
+                    reached=[one.reached for one in trained],
                     difference=None if difference is None else difference.mean,
                     interval=None if difference is None else difference.interval,
-                    by_distance=_by_distance([*trained.values()]),
+                    by_distance=_over_seeds([one.by_distance for one in trained]),
                 )
             )
     return rows
 
 
-def _train(model: CausalLM, task: Recall, setting: Setting, seed: int) -> Trained:
+def _train(config: TransformerConfig, task: Recall, arm: Arm, setting: Setting, seed: int) -> TrainedRecall:
+    began = time.perf_counter()
+    torch.manual_seed(seed)
+    model = CausalLM(config, task.vocabulary)
     generator = torch.Generator().manual_seed(seed)
     validation = make_recall(task, setting.validation, torch.Generator().manual_seed(VALIDATION_SEED))
     reached, score = None, None
@@ -200,14 +241,24 @@ def _train(model: CausalLM, task: Recall, setting: Setting, seed: int) -> Traine
     for step in descend(model.parameters(), loss, setting):
         if step % setting.evaluate_every == 0 or step == setting.steps:
             score = _score(model, validation)
-            if reached is None and float(score.right.double().mean()) >= RECALLED:
+            if reached is None and score.accuracy >= RECALLED:
                 reached = step
     assert score is not None
-    at_gaps = [(task.gap, score, validation)]
+    by_distance = _by_distance(task.gap, score, validation)
     for gap in setting.gaps:
         farther = make_recall(task.with_gap(gap), setting.validation, torch.Generator().manual_seed(VALIDATION_SEED))
-        at_gaps.append((gap, _score(model, farther), farther))
-    return Trained(score, at_gaps, reached)
+        by_distance += _by_distance(gap, _score(model, farther), farther)
+    return TrainedRecall(
+        pairs=task.pairs,
+        arm=arm.name,
+        seed=seed,
+        parameters=size_of(model),
+        loss=score.loss,
+        accuracy=score.accuracy,
+        reached=reached,
+        by_distance=by_distance,
+        seconds=time.perf_counter() - began,
+    )
 
 
 @torch.no_grad()
@@ -226,21 +277,24 @@ def _measure(model: CausalLM, asked: Asked) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(answers.flatten(0, 1), asked.values.flatten()), answers.argmax(-1) == asked.values
 
 
-def _by_distance(trained: list[Trained]) -> list[AtDistance]:
-    """Accuracy by gap and by bucket of distances, over all seeds."""
-    measured = []
-    for index, (gap, _, asked) in enumerate(trained[0].at_gaps):
-        right = torch.stack([one.at_gaps[index][1].right for one in trained]).double().mean(0)
-        buckets = asked.distances // BUCKET
-        for bucket in buckets.unique().tolist():
-            chosen = buckets == bucket
-            measured.append(
-                AtDistance(
-                    gap=gap,
-                    nearest=bucket * BUCKET,
-                    farthest=(bucket + 1) * BUCKET - 1,
-                    asked=int(chosen.sum()),
-                    accuracy=float(right[chosen].mean()),
-                )
-            )
-    return measured
+def _by_distance(gap: int, score: Score, asked: Asked) -> list[AtDistance]:
+    """Accuracy by bucket of distances."""
+    buckets = asked.distances // BUCKET
+    return [
+        AtDistance(
+            gap=gap,
+            nearest=bucket * BUCKET,
+            farthest=(bucket + 1) * BUCKET - 1,
+            asked=int((buckets == bucket).sum()),
+            accuracy=float(score.right[buckets == bucket].double().mean()),
+        )
+        for bucket in buckets.unique().tolist()
+    ]
+
+
+def _over_seeds(of_seeds: list[list[AtDistance]]) -> list[AtDistance]:
+    """Means over seeds, which were all asked the same."""
+    return [
+        same_asked[0].model_copy(update={"accuracy": statistics.fmean(at.accuracy for at in same_asked)})
+        for same_asked in zip(*of_seeds, strict=True)
+    ]

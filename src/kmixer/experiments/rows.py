@@ -80,6 +80,27 @@ class AtDistance(Record):
     accuracy: float
 
 
+class TrainedRecall(Record):
+    """What one model of the recall task did after its last step."""
+
+    pairs: int
+    arm: str
+    seed: int
+    parameters: int
+    loss: float  # nats per value
+    accuracy: float  # part of the values
+    reached: int | None  # after how many steps 99 % were recalled first
+    by_distance: list[AtDistance]
+    seconds: float
+
+
+class RecallTrainings(Record):
+    """A file of them: the same command goes on where it was stopped."""
+
+    setting: dict[str, Any]
+    trained: list[TrainedRecall]
+
+
 class RecallingArm(Record):
     """One arm of the recall task; means over the seeds, and deviations, None for one seed."""
 
