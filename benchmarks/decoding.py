@@ -1,10 +1,12 @@
-"""A prepared decoding step of one sequence beside the time that reading its weights takes, by precision of these.
+"""A prepared decoding step of one sequence beside the time that reading its weights takes, by precision of these; and a
+prompt beside the roof of matrix products.
 
     python benchmarks/decoding.py --rounds 11
 
 K-Stacks and softmax transformers of about 4, 25 and 87 million fresh weights, after 2,048 tokens. Steps of all
 precisions, of the model called token by token, and a sum over as many bytes as the float32 matrices have, are timed in
-turn; a row is the median of the steps, and the medians of the ratios of the same round. Prints a table, and JSON.
+turn; a row is the median of the steps, and the medians of the ratios of the same round. So are a prompt of as many
+tokens, read by the model, and a large product. Prints tables, and JSON.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from typing import Any, get_args
 
 import torch
 
-from kmixer.bench.measure import time_in_turn
+from kmixer.bench.measure import MATRIX, time_in_turn
 from kmixer.generation.decoder import Decoder, EagerDecoder
 from kmixer.generation.prepared import PreparedDecoder
 from kmixer.models import CausalLM, ModelConfig, TransformerConfig
 from kmixer.models.causal_lm import DecodedIn
+from kmixer.models.flops import count_flops
 from kmixer.runs.environment import environment
 
 VOCABULARY = 256
@@ -74,6 +77,28 @@ def measure(kind: str, width: int, context: int, rounds: int) -> list[dict[str, 
     ]
 
 
+def measure_prompt(kind: str, width: int, context: int, rounds: int) -> dict[str, Any]:
+    """How long a prompt takes, and which share that is of the operations of large matrix products."""
+    model = build(kind, width)
+    prompt = torch.randint(VOCABULARY, (1, context))
+    square = torch.randn(MATRIX, MATRIX)
+
+    @torch.inference_mode()
+    def read() -> object:
+        return model(prompt)
+
+    timed = time_in_turn({"product": lambda: square @ square, "prompt": read}, rounds)
+    operations = count_flops(model, context) * context
+    return {
+        "kind": kind,
+        "width": width,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": timed["prompt"]["seconds"],
+        "operations": operations,
+        "part_of_roof": operations / (2 * MATRIX**3) / timed["prompt"]["relative"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", default=",".join(map(str, SIZES)))
@@ -95,11 +120,20 @@ def main() -> None:
                     f"{row['over_float32']:.2f} | {row['over_reading']:.2f} |",
                     flush=True,
                 )
+    prompts = []
+    print(f"\n| stack | parameters | prompt of {given.context:,}, s | part of roof |\n|---|---|---|---|")
+    for width in map(int, given.widths.split(",")):
+        for kind in given.kinds.split(","):
+            row = measure_prompt(kind, width, given.context, given.rounds)
+            prompts.append(row)
+            figures = f"{row['parameters']:,} | {row['seconds']:.2f} | {row['part_of_roof']:.2f}"
+            print(f"| {kind}, d {width} | {figures} |", flush=True)
     report = {
         "environment": environment(torch.device("cpu")),
         "context": given.context,
         "rounds": given.rounds,
         "rows": rows,
+        "prompts": prompts,
     }
     print(json.dumps(report))
 
