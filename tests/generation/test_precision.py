@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from kmixer.generation.panels import PANEL, STEPS, panels, whole
 from kmixer.generation.prepared import PreparedDecoder
-from kmixer.layers import K2Mixer
+from kmixer.layers import K2Mixer, gaussian_attention, softmax_attention
+from kmixer.layers.heads import after
 from kmixer.layers.linear import Linear
 from kmixer.models.causal_lm import DecodedIn
+from kmixer.state import tensors
 from tests.generation.test_prepared import MODELS, compiled, make_model, make_tokens
 
 ROUNDED: tuple[DecodedIn, ...] = ("bfloat16", "int8")
@@ -50,15 +52,27 @@ def round_matrices(model: nn.Module, precision: DecodedIn) -> None:
                 matrix.copy_(rounded(matrix.T, precision).T)
 
 
+def round_keys_and_values(patch: pytest.MonkeyPatch) -> None:
+    """What attention of the model itself keeps, and looks at, has 16 bits."""
+    for module in (softmax_attention, gaussian_attention):
+        patch.setattr(module, "after", lambda past, new: after(past, new.bfloat16().to(new.dtype)))
+
+
 @compiled
 @pytest.mark.parametrize("precision", ROUNDED)
 @pytest.mark.parametrize("kind", UNFOLDED)
 @torch.no_grad()
-def test_a_step_is_that_of_the_model_with_rounded_matrices(kind: str, precision: DecodedIn) -> None:
+def test_a_step_is_that_of_the_model_with_rounded_matrices(
+    kind: str, precision: DecodedIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with rounded keys and values."""
     model, exact = make_model(UNFOLDED[kind]), make_model(UNFOLDED[kind])
     round_matrices(exact, precision)
     tokens = make_tokens(3, 40)
-    expected, unrounded = exact.double()(tokens).logits, model(tokens).logits
+    unrounded = model(tokens).logits
+    with monkeypatch.context() as patch:
+        round_keys_and_values(patch)
+        expected = exact.double()(tokens).logits
     assert expected is not None
     assert unrounded is not None
     decoder = PreparedDecoder(model, model.initial_state(3), precision=precision)
@@ -121,3 +135,19 @@ def test_threads_that_share_the_outputs_of_large_matrices_change_no_bit(precisio
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*answers)
+
+
+@compiled
+@pytest.mark.parametrize("precision", ROUNDED)
+@pytest.mark.parametrize("kind", ["softmax", "nanochat, k2 and gaussian"])
+@torch.no_grad()
+def test_a_state_in_float32_holds_the_rounded_keys_and_values(kind: str, precision: DecodedIn) -> None:
+    """Taken out and put back, rows go on bit for bit, and a state of full precision is rounded once."""
+    model, tokens = make_model(UNFOLDED[kind]), make_tokens(2, 30)
+    decoder = PreparedDecoder(model, model(tokens[:, :9]).state, precision=precision)
+    decoder.advance(tokens[:, 9:20])
+    state = decoder.state()
+    assert all(tensor.dtype != torch.bfloat16 for tensor in tensors(state))
+    again = PreparedDecoder(model, state, precision=precision)
+    torch.testing.assert_close(again.state(), state, rtol=0, atol=0)
+    assert torch.equal(again.advance(tokens[:, 20:]), decoder.advance(tokens[:, 20:]))

@@ -40,7 +40,7 @@ class Attending(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("source", "gates", "added")),
         *((name, ctypes.c_int64) for name in ("gaussian", "normalise", "normalise_values", "exclude_self")),
         ("eps", ctypes.c_float),
-        ("unused", ctypes.c_float),
+        ("bf16", ctypes.c_int32),
     )
 
 
@@ -54,6 +54,7 @@ class LiveCache(Live):
         reach: positions that are seen, the own included; None is all.
         rotary: turn queries and keys by their positions.
         apart: whether values are other vectors than the keys.
+        dtype: in which keys and values are kept; states have float32.
         options: the other fields of `Attending`.
     """
 
@@ -67,9 +68,10 @@ class LiveCache(Live):
         *,
         rotary: bool,
         apart: bool,
+        dtype: torch.dtype,
         **options: int,
     ) -> None:
-        self._make, self._apart, self.reach = make, apart, reach
+        self._make, self._apart, self.reach, self._dtype = make, apart, reach, dtype
         self._scales = scales.contiguous()
         self._frequencies = rotary_frequencies(head_width) if rotary else None
         self.layer = Attending(
@@ -80,6 +82,7 @@ class LiveCache(Live):
             wide=whole(head_width, LANES),
             reach=reach or 0,
             eps=NORM_EPS,
+            bf16=dtype == torch.bfloat16,
             **{"gates": -1, "added": -1, **options},
         )
         self.where = ctypes.addressof(self.layer)
@@ -101,8 +104,8 @@ class LiveCache(Live):
         layer.room = whole(needed, BLOCK)
         self.room = layer.room if self.reach is None else math.inf
         shape = (rows, layer.heads, layer.room, layer.wide)
-        self._keys = torch.zeros(shape)
-        self._values = torch.zeros(shape) if self._apart else self._keys
+        self._keys = torch.zeros(shape, dtype=self._dtype)
+        self._values = torch.zeros_like(self._keys) if self._apart else self._keys
         self._positions = torch.zeros(rows, dtype=torch.int64)
         for name in ("keys", "values", "positions"):
             setattr(layer, name, getattr(self, f"_{name}").data_ptr())
@@ -120,10 +123,9 @@ class LiveCache(Live):
             row, slots = first + index, self._slots(position)
             self._positions[row] = position
             for ring, kept in rings:
-                ring[row] = (
-                    0  # what other sequences left: a number that overflowed would spoil what it is weighed with 0
-                )
-                ring[row, :, slots, : self.layer.e] = kept[index, :, kept.shape[2] - len(slots) :]
+                # What other sequences left goes: a number that overflowed would spoil what it is weighed with 0.
+                ring[row] = 0
+                ring[row, :, slots, : self.layer.e] = kept[index, :, kept.shape[2] - len(slots) :].to(ring.dtype)
 
     def move(self, source: int, target: int) -> None:
         for part in (self._keys, self._values, self._positions):
@@ -133,10 +135,10 @@ class LiveCache(Live):
         """The last positions (b, h, s, e) of rows, padded where they have seen fewer."""
         positions: list[int] = position.tolist()
         most = self._kept(max(positions, default=0))
-        last = ring.new_zeros(len(ring), self.layer.heads, most, self.layer.e)
+        last = torch.zeros(len(ring), self.layer.heads, most, self.layer.e)
         for row, seen in enumerate(positions):
             slots = self._slots(seen)
-            last[row, :, most - len(slots) :] = ring[row, :, slots, : self.layer.e]
+            last[row, :, most - len(slots) :] = ring[row, :, slots, : self.layer.e].float()
         return last
 
     def _slots(self, position: int) -> Tensor:

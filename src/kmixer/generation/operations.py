@@ -82,7 +82,7 @@ class Program:
     """Operations in their order, the buffers that they read and write, and what its layers carry.
 
     Args:
-        precision: of the matrices of linear maps.
+        precision: of the matrices of linear maps; with fewer bits, keys and values of attention have 16.
     """
 
     def __init__(self, precision: DecodedIn = "float32") -> None:
@@ -94,6 +94,11 @@ class Program:
         self.logits = -1  # the number of their buffer
         self._scratch: dict[str, int] = {}
         self._tensors: dict[int, Tensor] = {}  # keeps alive what the operations point to, by its address
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """In which keys and values are kept."""
+        return torch.float32 if self.precision == "float32" else torch.bfloat16
 
     def strides(self) -> list[int]:
         """Of the rows of every buffer: whole panels, and one line of memory more, as rows a power of two apart share

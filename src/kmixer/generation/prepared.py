@@ -88,7 +88,8 @@ class PreparedDecoder:
         model: a model for which `can_prepare` holds.
         state: where the sequences stand, as the model returned it; copied.
         precision: of the matrices of linear maps, which are rounded; what is computed with them is float32. A step of
-            one row takes the time that reading them does, and less of it in 16 or 8 bits. `model.decoded_in` when None.
+            one row takes the time that reading them does, and less of it in 16 or 8 bits, where keys and values of
+            attention have 16 bits too. `model.decoded_in` when None.
 
     Raises InputError for another model, and for a state that is not of this one.
     """

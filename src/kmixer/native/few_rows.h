@@ -43,15 +43,7 @@ struct Rows {
 
 enum Precision : int64_t { kFloat32, kBFloat16, kInt8 };
 
-// Weights as floats.
-INLINE Vector load_weights(const float* x) { return load(x); }
-INLINE Vector load_weights(const BFloat16* x) {
-  typedef uint16_t Halves __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
-  typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
-  const Bits bits = __builtin_convertvector(*(const Halves*)x, Bits) << 16;
-  return (Vector)bits;
-}
-INLINE Vector load_weights(const int8_t* x) {  // of eight bits, GCC 12 would convert one after the other
+INLINE Vector load(const int8_t* x) {  // which GCC 12 would convert one after the other
 #if defined(__AVX512F__)
   return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)x)));
 #elif defined(__AVX2__)
@@ -110,7 +102,7 @@ INLINE void multiply_part(const Product<Weight>& p, int64_t part) {
     Vector weight[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       if (where != kAgain) __builtin_prefetch(from + v * kLanes + (where == kOnce ? kAhead : kPanel));
-      weight[v] = load_weights(from + v * kLanes);
+      weight[v] = load(from + v * kLanes);
     }
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < kVectors; ++v) sum[c][r][v] += weight[v] * in[r * in_stride + i];

@@ -33,6 +33,7 @@ def softmax_operations(program: Program, mixer: SoftmaxAttention, normed: int, m
         torch.full((mixer.heads,), 1 / math.sqrt(mixer.head_width)),
         mixer.reach,
         rotary=mixer.rotary,
+        dtype=program.cache_dtype,
         apart=True,
         query=query * width,
         key=key * width,
