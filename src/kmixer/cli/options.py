@@ -40,7 +40,8 @@ ExactGamma = Annotated[bool, typer.Option("--exact-gamma", help="Of cactus: solv
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
 RunOrPackaged = Annotated[Path, typer.Argument(help="A run folder, or a packaged model: shakespeare-small-copy.")]
 Weights = Annotated[
-    DecodedIn, typer.Option(help="Of matrices that are decoded with: of fewer bits they are rounded, keys and values too, and read faster.")
+    DecodedIn,
+    typer.Option(help="Of matrices as they are decoded with: of fewer bits they are read faster, keys and values too."),
 ]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")]
 Threads = Annotated[int, typer.Option(help="Threads of this process.")]

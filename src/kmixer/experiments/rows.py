@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kmixer.runs.records import Figure, Part, Record, Unit
+from kmixer.runs.record import Record
+from kmixer.runs.records import Figure, Part, Unit
 
 Metric = Literal["loss", "bits_per_byte", "accuracy"]
 Interval = Annotated[tuple[float, float], Field(strict=False)]  # JSON has lists

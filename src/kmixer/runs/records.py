@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from kmixer.config import StrictConfig
 from kmixer.errors import InputError
 from kmixer.files import read_json, read_json_lines
+from kmixer.runs.dynamics import Dynamics
+from kmixer.runs.record import Count, Number, Record, Seconds, check_even, shape_of
 
 Unit = Literal["tokens", "images", "sequences"]
 UNITS: tuple[Unit, ...] = ("tokens", "images", "sequences")
@@ -25,21 +26,8 @@ Weights = Literal["best", "last"]
 Protocol = int | Literal["stream"] | None
 Figure = Literal["loss", "perplexity", "perplexity_per_word", "bits_per_byte", "accuracy"]
 
-# Any measured number; what is larger is no measurement, and axes of figures overflow on it.
-Number = Annotated[float, Field(ge=-1e30, le=1e30)]
-Count = Annotated[int, Field(ge=0, le=10**15)]
-Seconds = Annotated[float, Field(ge=0, le=1e12)]
 # exp of a loss may be as large as a float64, and is left out (None) beyond.
 Perplexity = Annotated[float, Field(ge=0)] | None
-PerHead = Annotated[list[Annotated[list[Number], Field(min_length=1)]], Field(min_length=1)]
-# (layers, heads, levels)
-PerLevel = Annotated[list[PerHead], Field(min_length=1)]
-
-
-class Record(StrictConfig):
-    """Base of the records: what is read has its type, what a later version added is passed over."""
-
-    model_config = ConfigDict(extra="ignore")
 
 
 class Measurement(Record):
@@ -95,8 +83,8 @@ class ClassToken(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _check_even(self.images, "images")
-        _check_even(self.rollout, "rollout")
+        check_even(self.images, "images")
+        check_even(self.rollout, "rollout")
         patches = len(self.rollout[0])
         if len(self.images) != len(self.rollout) or patches < 1 or math.isqrt(patches) ** 2 != patches:
             raise ValueError("class_token: its pictures and patches do not fit together")
@@ -156,119 +144,6 @@ class Results(Record):
 
     def weights(self, which: Weights) -> MeasuredWeights:
         return self.best if which == "best" else self.last
-
-
-class Levels(Record, extra="allow"):
-    """What was measured on one hierarchical layer, a list per level."""
-
-    reciprocity: PerHead
-    smallest_eigenvalue: PerHead
-    kurtosis: list[list[Number]]
-    fit_error: list[list[Number]]
-    remainder: PerHead
-
-
-class Locality(Record, extra="allow"):
-    """Where the heads of the attention layers look."""
-
-    effective_keys: PerHead
-    distance: PerHead
-    self_weight: PerHead | None = None
-
-
-class Copies(Record, extra="allow"):
-    """What a copy memory is worth, a number for every bucket of lengths of matches."""
-
-    layers: list[Count]  # that take copies
-    lengths: Annotated[list[str], Field(min_length=1)]  # as the buckets are called
-    positions: list[Count]
-    right: list[Number | None]
-    loss: list[Number | None]
-    loss_without: list[Number | None]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        for name in ("positions", "right", "loss", "loss_without"):
-            if len(getattr(self, name)) != len(self.lengths):
-                raise ValueError(f"copies.{name}: it has another length than copies.lengths")
-        return self
-
-
-class FastWeightsWorth(Record, extra="allow"):
-    """How far fast weights moved by layer, and the loss with adapting and without by stretch of positions."""
-
-    layers: Annotated[list[str], Field(min_length=1)]
-    moves: list[Number]
-    positions: Annotated[list[Count], Field(min_length=1)]  # the last of every stretch
-    loss: list[Number]
-    loss_without: list[Number]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        for name, like in (("moves", "layers"), ("loss", "positions"), ("loss_without", "positions")):
-            if len(getattr(self, name)) != len(getattr(self, like)):
-                raise ValueError(f"fast_weights.{name}: it has another length than fast_weights.{like}")
-        return self
-
-
-class Norms(Record, extra="allow"):
-    """How norms that are functions of every number alone are used, a number for each."""
-
-    names: Annotated[list[str], Field(min_length=1)]
-    alpha: list[Number]
-    shift: list[Number]
-    saturation: list[Number]
-    input: list[Number]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        for name in ("alpha", "shift", "saturation", "input"):
-            if len(getattr(self, name)) != len(self.names):
-                raise ValueError(f"norms.{name}: it has another length than norms.names")
-        return self
-
-
-class Dynamics(Record, extra="allow"):
-    """What an evaluation recorded of a model, see `kmixer.measure.dynamics`; mixers of others may record more."""
-
-    gate: list[Number] | None = None
-    base_share: list[Number] | None = None
-    base_kernel: list[Annotated[list[Number], Field(min_length=1)]] | None = None
-    alpha: PerHead | None = None
-    decay: PerHead | None = None
-    eta: Number | None = None
-    residuals: list[Number] | None = None
-    sigma: PerHead | None = None
-    locality: Locality | None = None
-    level_weights: PerLevel | None = None
-    levels: Annotated[list[Levels], Field(min_length=1)] | None = None
-    copy_gate: list[Number] | PerHead | None = None  # by layer, and by length of the match where the gate knows it
-    copies: Copies | None = None
-    fast_weights: FastWeightsWorth | None = None
-    norms: Norms | None = None
-    column_residual: Annotated[list[Number], Field(min_length=1)] | None = None
-    temperature: PerHead | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        for name in ("sigma", "level_weights"):
-            _check_even(getattr(self, name), name)
-        if self.locality is not None:
-            _check_even(self.locality.effective_keys, "effective_keys")
-            _check_even(self.locality.distance, "distance")
-        if (self.eta is None) != (self.residuals is None):
-            raise ValueError("eta without residuals")
-        if (self.levels is None) != (self.level_weights is None):
-            raise ValueError("levels without level_weights")
-        if self.levels is not None and self.level_weights is not None and len(self.levels) != len(self.level_weights):
-            raise ValueError("levels and level_weights are of different layers")
-        if (self.copies is None) != (self.copy_gate is None):
-            raise ValueError("copies without copy_gate")
-        if self.copies is not None and self.copy_gate is not None:
-            layers, lengths = len(self.copies.layers), len(self.copies.lengths)
-            if shape_of(self.copy_gate) not in ((layers,), (layers, lengths)):
-                raise ValueError("copy_gate and copies are of different layers or lengths")
-        return self
 
 
 class MetricsLine(Record):
@@ -338,21 +213,6 @@ class Diverged(Record):
 
     step: Count
     why: str
-
-
-def _check_even(value: Any, name: str) -> None:
-    """Raises ValueError for nested lists that make no array."""
-    if value is not None and not isinstance(shape_of(value), tuple):
-        raise ValueError(f"{name}: its lists have different lengths")
-
-
-def shape_of(value: Any) -> Any:
-    """The shape of nested lists: a tuple of lengths where they make an array, otherwise a list of shapes."""
-    if not isinstance(value, list):
-        return ()
-    shapes = [shape_of(part) for part in value] if value and isinstance(value[0], list) else [()] * len(value)
-    alike = all(shape == shapes[0] for shape in shapes) and all(isinstance(shape, tuple) for shape in shapes)
-    return (len(value), *(shapes[0] if shapes else ())) if alike else shapes
 
 
 def read_results(path: Path) -> dict[str, Any]:
