@@ -75,7 +75,7 @@ def time_decoding(plain: LanguageRecipe, fast: LanguageRecipe, rows: int, count:
         "unit": "us",
         "prepared": isinstance(decoders[1], PreparedDecoder),
         "median": [statistics.median(without), statistics.median(adapting)],
-        "mean": [statistics.fmean(medians) for medians in (by_place(without), by_place(adapting))],
+        "mean": [statistics.fmean(by_place(times)) for times in (without, adapting)],
         "slowest": max(by_place(adapting)),
         "medians_of_all_decoders": medians,
     }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kmixer.errors import InputError
-from kmixer.runs.record import shape_of
+from kmixer.runs.record_types import shape_of
 from kmixer.runs.records import read_environment, read_metrics, read_results
 
 ENTRY = {"protocol": "windows", "window": 8, "loss": 2.0, "bits_per_byte": 2.9, "stretches": [3.0, 2.0]}

@@ -14,10 +14,18 @@ from typing import Literal
 
 import torch
 
+from kmixer.training.process import settle_process
+
 MATRIX = 1024
 # A product that takes longer is measured once: without instructions for bfloat16 it takes seconds.
 LONGEST_PRODUCT = 0.5
 COPIED_BYTES = 256 * 1024 * 1024
+
+
+def settle(threads: int) -> None:
+    """Make this process ready to time, with so many threads. Roofs take seconds: check the input before them."""
+    settle_process()
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ import sys
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
 
 from kmixer.analysis.figure_files import check_figure, write_figure
 from kmixer.bench.copy import CopySizes, bench_copy
 from kmixer.bench.length import LENGTHS, LengthSpeed, bench_length, draw_length
-from kmixer.bench.measure import roofs
+from kmixer.bench.measure import roofs, settle
 from kmixer.bench.mixer import Shape, add_peaks, bench_mixer
 from kmixer.bench.models import ModelName, Precision, bench_decode, bench_memory, bench_train
 from kmixer.bench.op import bench_op, usable_backends
@@ -24,7 +23,6 @@ from kmixer.data.corpora import find_corpus
 from kmixer.errors import InputError
 from kmixer.models.mixers.registry import BASELINE, CARDS
 from kmixer.runs.recipe import load_language_recipe
-from kmixer.training.process import settle_process
 
 app = typer.Typer(help="Speed and memory on this machine's CPU, beside the baselines.", no_args_is_help=True)
 
@@ -44,7 +42,7 @@ def op(threads: Threads = 1, repeats: Repeats = 7, as_json: Json = False) -> Non
 
     Example: kmixer bench op --threads 1
     """
-    _settle(threads)
+    settle(threads)
     roof = roofs()
     flops = roof.matmul("float32")
     rows = [row.to_json() for shape in SHAPES for row in bench_op(*shape, usable_backends(*shape), repeats, flops)]
@@ -63,7 +61,7 @@ def train(
 
     Example: kmixer bench train --recipe k-operators-local-shakespeare
     """
-    _settle(threads)
+    settle(threads)
     recipes = [load_language_recipe(name, settings) for name in recipe or RECIPES]
     roof = roofs()
     rows = [
@@ -94,7 +92,7 @@ def decode(
 
     Example: kmixer bench decode --recipe k-operators-local-shakespeare
     """
-    _settle(threads)
+    settle(threads)
     rows = [
         asdict(bench_decode(load_language_recipe(name, settings), kind, batch_size, context, tokens))
         for name in recipe or ["k-operators-local-shakespeare"]
@@ -126,7 +124,7 @@ def length(
     Example: kmixer bench length --figure length.svg
     """
     check_figure(figure)
-    _settle(threads)
+    settle(threads)
     lengths = tuple(t for t in LENGTHS if t <= longest)
     if not lengths:
         raise InputError(f"--longest: got {longest}; allowed: {LENGTHS[0]} or more")
@@ -169,7 +167,7 @@ def mixer(
 
     Example: kmixer bench mixer gaussian --t 1024 --t 4096 --window 256
     """
-    _settle(threads)
+    settle(threads)
     rows: list[dict[str, Any]] = []
     windows = (None,) if window is None else (None, window)
     for d, positions in itertools.product(width or (256,), t or (1024,)):
@@ -197,7 +195,7 @@ def copy(
     Example: kmixer bench copy --corpus plays
     """
     text = "".join(str(block) for block in find_corpus(corpus, data_dir).read())
-    _settle(threads)
+    settle(threads)
     columns = {
         "section": "section", "what": "what", "rows": "rows", "t": "t", "vocabulary": "vocabulary", "ms": "seconds",
         "tokens/s": "tokens_per_second", "x text": "token_relative_to_text", "x without": "relative_to_without",
@@ -208,9 +206,3 @@ def copy(
 
 app.command()(bench_speculation.speculate)
 app.command()(bench_peers.peers)
-
-
-def _settle(threads: int) -> None:
-    """Time with so many threads. The roofs, which take seconds, are measured once the input is known to be right."""
-    settle_process()
-    torch.set_num_threads(threads)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Literal
 
-import torch
 import typer
 
 from kmixer.analysis.figure_files import check_figure, write_figure
-from kmixer.bench.measure import roofs
+from kmixer.bench.measure import roofs, settle
 from kmixer.bench.models import Precision
 from kmixer.bench.peers import OURS, PEERS, SIZES, bench_peers, draw_peers, present
 from kmixer.cli.bench_report import print_report
 from kmixer.cli.options import FigureFile, Json, Threads
 from kmixer.errors import InputError, check_choice
-from kmixer.training.process import settle_process
 
 # Beyond this size a round takes minutes.
 USUAL_SIZES = "0.17M,0.84M,4M"
@@ -51,8 +49,7 @@ def peers(
     for peer in PEERS:
         if peer not in present():
             print(f"{peer.name} is left out: pip install {peer.needs}", file=sys.stderr)
-    settle_process()
-    torch.set_num_threads(threads)
+    settle(threads)
     roof, rows = roofs(), []
     for row in bench_peers(names, lengths, precisions, context, rounds, roof, tuple(without or ())):
         rows.append(row)

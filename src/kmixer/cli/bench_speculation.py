@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import typer
 
+from kmixer.bench.measure import settle
 from kmixer.bench.speculation import SpeculationSizes, bench_speculation
 from kmixer.cli.bench_report import print_report, print_table
 from kmixer.cli.drafting import drafts_of, speculation_of
@@ -28,7 +29,6 @@ from kmixer.generation.sampling import Sampling
 from kmixer.language_model import load
 from kmixer.measure.texts import held_out
 from kmixer.runs.run_folder import RunFolder
-from kmixer.training.process import settle_process
 
 SIZES = SpeculationSizes()
 COLUMNS = {
@@ -77,8 +77,7 @@ def speculate(
     sizes.check()
     speculation = speculation_of(accept, delta=delta, bound=bound, mix=mix, exact_gamma=exact_gamma)
     sampling = Sampling(temperature, top_k, top_p)
-    settle_process()
-    torch.set_num_threads(threads)
+    settle(threads)
     model = load(run)
     assert model.tokenizer is not None
     _, held = held_out(RunFolder(run), model.tokenizer, corpus, data_dir)

@@ -86,12 +86,8 @@ def evaluate(
     check_figure(figure)
     adaptation = Adaptation(adapt == "on", reset_every)
     if tasks is not None:
-        if (
-            figure is not None
-            or documents
-            or protocol == "stream"
-            or any(given is not None for given in (text, corpus, window))
-        ):
+        others = (text, corpus, window, figure)
+        if documents or protocol == "stream" or any(given is not None for given in others):
             raise InputError(
                 "--tasks have texts and a protocol of their own: leave --text, --corpus, --protocol, "
                 "--window, --documents, --figure"

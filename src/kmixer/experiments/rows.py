@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kmixer.runs.record import Record
+from kmixer.runs.record_types import Record
 from kmixer.runs.records import Figure, Part, Unit
 
 Metric = Literal["loss", "bits_per_byte", "accuracy"]

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from kmixer.runs.record import Count, Number, PerHead, PerLevel, Record, check_even, shape_of
+from kmixer.runs.record_types import Count, Number, PerHead, PerLevel, Record, check_even, check_lengths, shape_of
 
 
 class Levels(Record, extra="allow"):
@@ -39,9 +39,7 @@ class Copies(Record, extra="allow"):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for name in ("positions", "right", "loss", "loss_without"):
-            if len(getattr(self, name)) != len(self.lengths):
-                raise ValueError(f"copies.{name}: it has another length than copies.lengths")
+        check_lengths(self, "copies", dict.fromkeys(("positions", "right", "loss", "loss_without"), "lengths"))
         return self
 
 
@@ -56,9 +54,8 @@ class FastWeightsWorth(Record, extra="allow"):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for name, like in (("moves", "layers"), ("loss", "positions"), ("loss_without", "positions")):
-            if len(getattr(self, name)) != len(getattr(self, like)):
-                raise ValueError(f"fast_weights.{name}: it has another length than fast_weights.{like}")
+        likes = {"moves": "layers", "loss": "positions", "loss_without": "positions"}
+        check_lengths(self, "fast_weights", likes)
         return self
 
 
@@ -73,9 +70,7 @@ class Norms(Record, extra="allow"):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for name in ("alpha", "shift", "saturation", "input"):
-            if len(getattr(self, name)) != len(self.names):
-                raise ValueError(f"norms.{name}: it has another length than norms.names")
+        check_lengths(self, "norms", dict.fromkeys(("alpha", "shift", "saturation", "input"), "names"))
         return self
 
 

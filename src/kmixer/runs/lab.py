@@ -14,7 +14,7 @@ from kmixer.errors import InputError
 from kmixer.files import is_there, read_json, write_json
 from kmixer.models.model_folder import WEIGHTS
 from kmixer.runs import integrity
-from kmixer.runs.record import Count, Number, Record
+from kmixer.runs.record_types import Count, Number, Record
 from kmixer.runs.run_folder import RunFolder
 from kmixer.tensor_files import read_header
 

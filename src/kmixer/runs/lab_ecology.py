@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from kmixer.runs.lab import LabResult
-from kmixer.runs.record import Count, Number, Record
+from kmixer.runs.record_types import Count, Number, Record
 
 Distance = Annotated[float, Field(ge=-1, le=100)]  # nats; what is corrected may be a little below 0
 Matrix = list[list[Distance]]

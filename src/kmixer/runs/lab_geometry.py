@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from kmixer.runs.lab import LabRecord
-from kmixer.runs.record import Count, Number, Record
+from kmixer.runs.record_types import Count, Number, Record
 
 Distance = Annotated[float, Field(ge=0, le=1)]
 Distances = Annotated[list[Distance], Field(min_length=1)]

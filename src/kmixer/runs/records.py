@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from kmixer.errors import InputError
 from kmixer.files import read_json, read_json_lines
 from kmixer.runs.dynamics import Dynamics
-from kmixer.runs.record import Count, Number, Record, Seconds, check_even, shape_of
+from kmixer.runs.record_types import Count, Number, Record, Seconds, check_even, shape_of
 
 Unit = Literal["tokens", "images", "sequences"]
 UNITS: tuple[Unit, ...] = ("tokens", "images", "sequences")

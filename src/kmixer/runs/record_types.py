@@ -36,3 +36,10 @@ def check_even(value: Any, name: str) -> None:
     """Raises ValueError for nested lists that make no array."""
     if value is not None and not isinstance(shape_of(value), tuple):
         raise ValueError(f"{name}: its lists have different lengths")
+
+
+def check_lengths(record: Record, called: str, likes: dict[str, str]) -> None:
+    """Raises ValueError for a list of the record, by name, that is not as long as the one it goes with."""
+    for name, like in likes.items():
+        if len(getattr(record, name)) != len(getattr(record, like)):
+            raise ValueError(f"{called}.{name}: it has another length than {called}.{like}")
